@@ -1,0 +1,351 @@
+"""The arguments of `train_deit.py`: three dataclasses, and recipes read as command lines written down."""
+
+import difflib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+
+from .errors import InputError
+
+# Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
+REFERENCE_BATCH_SIZE = 512
+DEFAULT_BASE_LEARNING_RATE = 5e-4
+# Paper, section 5.2, "Soft distillation" and "Hard-label distillation": weight of the teacher's term.
+DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
+
+# Naming one of these on the command line replaces all that the recipe says on the same matter.
+REPLACES = {
+    ("dataset_name", "train_dir"): (
+        "dataset_name",
+        "dataset_config_name",
+        "train_dir",
+        "validation_dir",
+        "train_split",
+        "validation_split",
+        "validation_fraction",
+        "image_column",
+        "label_column",
+    ),
+    ("teacher_name_or_path", "teacher_config_name"): (
+        "teacher_name_or_path",
+        "teacher_config_name",
+        "teacher_config_overrides",
+        "train_teacher",
+        "teacher_num_train_epochs",
+        "teacher_learning_rate",
+    ),
+}
+
+
+@dataclass
+class ModelArguments:
+    """Student and teacher. Every field of `DeiTDistillConfig` is an argument of the same name; None keeps its default.
+
+    Raises:
+        InputError: arguments that exclude each other, or overrides that are not a JSON object.
+    """
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Start from this checkpoint of a student."})
+    model_size: Literal["tiny", "small", "base"] | None = field(
+        default=None, metadata={"help": "Named size of a new student (DeiT-Ti, -S, -B); tiny unless given."}
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of a token."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of transformer blocks."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads per block."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width of the MLP's hidden layer."})
+    hidden_act: str | None = field(default=None, metadata={"help": "Activation of the MLP."})
+    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout of embeddings and branches."})
+    attention_probs_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout of attention."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the student's input in pixels."})
+    patch_size: int | None = field(default=None, metadata={"help": "Side of a patch in pixels."})
+    num_channels: int | None = field(default=None, metadata={"help": "Input channels; images are decoded as RGB."})
+    qkv_bias: bool | None = field(default=None, metadata={"help": "Bias on the query-key-value projection."})
+    layer_norm_eps: float | None = field(default=None, metadata={"help": "Epsilon of every LayerNorm."})
+    initializer_range: float | None = field(default=None, metadata={"help": "Deviation of the initialisation."})
+    use_distillation_token: bool | None = field(
+        default=None, metadata={"help": "Two tokens and heads, or one; by default two wherever a teacher is used."}
+    )
+    fusion: Literal["logit_mean", "softmax_mean", "cls", "distillation"] | None = field(
+        default=None, metadata={"help": "How the two heads make one answer."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention kernel of the student: sdpa, eager, flash_attention_2, ..."}
+    )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher: any image classifier that transformers can load."}
+    )
+    teacher_config_name: str | None = field(
+        default=None,
+        metadata={"help": "Architecture of a teacher to train: a folder, a JSON file, a Hub name or a model_type."},
+    )
+    teacher_config_overrides: str | None = field(
+        default=None, metadata={"help": "JSON object of fields that replace those of the teacher's configuration."}
+    )
+    train_teacher: bool = field(
+        default=False, metadata={"help": "Train the teacher on the same data first; kept in <output_dir>/teacher."}
+    )
+    teacher_num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of the teacher's training."})
+    teacher_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the teacher."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the teacher's or the student's checkpoint."}
+    )
+
+    def __post_init__(self):
+        if self.model_name_or_path and self.model_size:
+            raise InputError("model_name_or_path and model_size are both given; a checkpoint has its size already")
+        if self.teacher_name_or_path and self.teacher_config_name:
+            raise InputError(
+                "teacher_name_or_path and teacher_config_name are both given; keep the first for a trained teacher, "
+                "the second for one trained from scratch"
+            )
+        if self.teacher_config_name and not self.train_teacher:
+            raise InputError("teacher_config_name describes a teacher without weights; add --train_teacher true")
+        if self.train_teacher and not (self.teacher_name_or_path or self.teacher_config_name):
+            raise InputError("train_teacher needs --teacher_name_or_path to fine-tune or --teacher_config_name")
+        if isinstance(self.teacher_config_overrides, str):
+            self.teacher_config_overrides = _parse_json_object(
+                "teacher_config_overrides", self.teacher_config_overrides
+            )
+
+
+@dataclass
+class DataArguments:
+    """Where images and labels come from.
+
+    Raises:
+        InputError: no source, two sources, or values outside their range.
+    """
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "'digits' (embedded), a Hub dataset, a local folder or a parquet file."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    train_dir: str | None = field(default=None, metadata={"help": "Training images, one folder per class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Validation images, one folder per class."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; else validation, test, or a cut of the training split."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training split held out where no other split exists."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of images, where several exist."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of labels, where several exist."})
+    crop_pct: float = field(
+        default=0.875, metadata={"help": "Evaluation resizes the shorter side to image_size / crop_pct, then crops."}
+    )
+
+    def __post_init__(self):
+        if self.dataset_name and self.train_dir:
+            raise InputError(
+                f"dataset_name {self.dataset_name!r} and train_dir {self.train_dir!r} are both given; keep one"
+            )
+        if not self.dataset_name and not self.train_dir:
+            raise InputError("no data: give --dataset_name (e.g. digits) or --train_dir with one folder per class")
+        if self.validation_dir and not self.train_dir:
+            raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise InputError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise InputError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1")
+
+
+@dataclass
+class DistillationTrainingArguments(TrainingArguments):
+    """Arguments of [`DistillationTrainer`]: transformers' `TrainingArguments` with the paper's recipe as defaults.
+
+    Where a default differs from transformers': cosine schedule, weight decay 0.05, label smoothing 0.1, no gradient
+    clipping, TensorBoard if installed (paper, Table 9). `learning_rate` is resolved from `base_learning_rate` (per 512
+    images, paper section 6) unless given itself.
+
+    Raises:
+        InputError: arguments that contradict each other or lie outside their range.
+    """
+
+    output_dir: str | None = field(default="outputs/deit", metadata={"help": "Where everything is written."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Train again into an output_dir that holds an earlier run."}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Stop after the summary of what would run."})
+
+    distillation_type: Literal["none", "soft", "hard"] = field(
+        default="hard",
+        metadata={"help": "What the student learns from the teacher: nothing, its scores, its decision."},
+    )
+    distillation_alpha: float | None = field(
+        default=None, metadata={"help": "Weight of the teacher's term; 0.5 for hard, 0.1 for soft unless given."}
+    )
+    distillation_temperature: float = field(default=3.0, metadata={"help": "Temperature of soft distillation."})
+
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate, taken as it is."})
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate per 512 images of the effective batch; 5e-4 by default."}
+    )
+    warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs of linear warm-up; replaces warmup_steps."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Not on biases, norms, tokens and positions."})
+    label_smoothing_factor: float = field(default=0.1, metadata={"help": "Smoothing of the true label alone."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none, as in the recipe."})
+
+    random_crop_scale: list[float] = field(
+        default_factory=lambda: [0.08, 1.0], metadata={"help": "Range of a crop's share of the image's area."}
+    )
+    horizontal_flip_prob: float = field(default=0.5, metadata={"help": "Chance of a mirrored image."})
+    rand_augment_magnitude: float = field(
+        default=9.0, metadata={"help": "Strength of RandAugment's two operations, 0 (off) to 10."}
+    )
+    random_erasing_prob: float = field(default=0.25, metadata={"help": "Chance of an erased box."})
+    mixup_alpha: float = field(default=0.8, metadata={"help": "Beta parameter of mixup; 0 is off."})
+    cutmix_alpha: float = field(default=1.0, metadata={"help": "Beta parameter of cutmix; 0 is off."})
+
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "Where to log; TensorBoard if it is installed, unless given."}
+    )
+
+    def __post_init__(self):
+        if self.learning_rate is not None and self.base_learning_rate is not None:
+            raise InputError(
+                f"learning_rate {self.learning_rate} and base_learning_rate {self.base_learning_rate} are both given; "
+                "keep one: the first is taken as it is, the second scales with the effective batch / 512"
+            )
+        if self.distillation_alpha is None:
+            self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        self._check_ranges()
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn of it
+        if self.learning_rate is None:
+            self.base_learning_rate = self.base_learning_rate or DEFAULT_BASE_LEARNING_RATE
+            self.learning_rate = self.base_learning_rate * self.effective_batch_size / REFERENCE_BATCH_SIZE
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Images per optimiser step: devices × accumulation × batch per device."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    def _check_ranges(self):
+        for name in ("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 0.0 <= self.label_smoothing_factor < 1.0:
+            raise InputError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be in [0, 1)")
+        if self.distillation_temperature <= 0:
+            raise InputError(f"distillation_temperature is {self.distillation_temperature}; it must be positive")
+        if not 0.0 <= self.rand_augment_magnitude <= 10.0:
+            raise InputError(f"rand_augment_magnitude is {self.rand_augment_magnitude}; it must lie between 0 and 10")
+        for name in ("mixup_alpha", "cutmix_alpha", "warmup_epochs", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+        scale = self.random_crop_scale
+        if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
+            raise InputError(f"random_crop_scale is {scale}; give two numbers with 0 < smallest <= largest <= 1")
+
+
+class _ArgumentParser(HfArgumentParser):
+    """Reports a bad value as an `InputError` instead of a page of usage."""
+
+    def error(self, message: str):
+        raise InputError(f"{message} (python train_deit.py --help lists all arguments)")
+
+
+def parse_arguments(
+    arguments: list[str],
+) -> tuple[ModelArguments, DataArguments, DistillationTrainingArguments]:
+    """Read `RECIPE.yaml --key value ...`: the recipe first, the command line over it.
+
+    A recipe is a command line written down, one `key: value` a line, so both go through the same parser: `5e-4` in a
+    recipe is a number because the argument is. Lists become several values, mappings JSON; a null is left out. A data
+    source or a teacher named on the command line replaces the recipe's, with all that the recipe says of it.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a bad value, a recipe that cannot be read.
+    """
+    parser = _ArgumentParser(
+        (ModelArguments, DataArguments, DistillationTrainingArguments),
+        prog="train_deit.py",
+        usage="accelerate launch train_deit.py [RECIPE.yaml] [--key value ...]",
+        allow_abbrev=False,
+    )
+    known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    recipe, command_line = _split_recipe(arguments)
+    given = {argument[2:].split("=")[0].replace("-", "_") for argument in command_line if argument.startswith("--")}
+    _check_keys(recipe, known, "the recipe")
+    _check_keys(given, known, "the command line")
+    for sources, replaced in REPLACES.items():
+        if given & set(sources):
+            recipe = {key: value for key, value in recipe.items() if key not in replaced}
+    try:
+        *parsed, rest = parser.parse_args_into_dataclasses(
+            _as_command_line(recipe) + command_line, return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except ValueError as error:  # transformers' own checks
+        raise InputError(" ".join(str(error).split())) from error
+    if rest:
+        raise InputError(f"unexpected {' '.join(rest)!r}; arguments are written --key value, after the recipe")
+    return tuple(parsed)
+
+
+def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        return {}, arguments
+    path = Path(arguments[0])
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"recipe {str(path)!r} is not a .yaml file; options start with --")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; see examples/recipes") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {str(path)!r} must be a list of 'key: value' lines")
+    return {str(key): value for key, value in recipe.items() if value is not None}, arguments[1:]
+
+
+def _check_keys(keys, known: set[str], where: str):
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "python train_deit.py --help lists all arguments"
+            raise InputError(f"unknown argument {key!r} in {where}; {hint}")
+
+
+def _as_command_line(recipe: dict) -> list[str]:
+    words = []
+    for key, value in recipe.items():
+        words.append(f"--{key}")
+        if isinstance(value, bool):
+            words.append(str(value).lower())
+        elif isinstance(value, dict):
+            words.append(json.dumps(value))
+        elif isinstance(value, list):
+            words.extend(str(item) for item in value)
+        else:
+            words.append(os.path.expanduser(str(value)))
+    return words
+
+
+def _parse_json_object(name: str, text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{name} is not valid JSON ({error}): {text!r}; write e.g. '{{\"depths\": [1, 1]}}'"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be a JSON object, not {text!r}")
+    return value

@@ -1,0 +1,67 @@
+"""The objectives of DeiT (paper, section 3; equations 2 and 3): tensors in, tensor out, no model and no state.
+
+The total loss, ``(1 - alpha) * label_loss + alpha * teacher_loss``, is put together in ``trainer.py``.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def label_loss(student_logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Cross-entropy with the true label, CE(ψ(Z_s), y).
+
+    Args:
+        student_logits: (batch, classes).
+        labels: (batch,) class indices, or (batch, classes) probabilities, as mixup and cutmix make them.
+        label_smoothing: weight ε of the uniform distribution: the target is (1 - ε)·y + ε/classes.
+
+    Returns:
+        Scalar, the mean over the batch.
+    """
+    return F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+
+
+def soft_distillation_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """τ²·KL between the tempered distributions of teacher and student (paper, equation 2; Hinton et al. 2015).
+
+    The target is the teacher: KL(ψ(Z_t/τ) ‖ ψ(Z_s/τ)). τ² keeps the gradient's scale as τ grows.
+
+    Args:
+        student_logits: (batch, classes), Z_s.
+        teacher_logits: (batch, classes), Z_t.
+        temperature: τ > 0; the paper uses 3.0.
+
+    Returns:
+        Scalar, the mean over the batch. (The public code divides by batch × classes instead.)
+
+    Raises:
+        ValueError: a temperature that is not positive, or logits of different shapes.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits have shape {tuple(student_logits.shape)}, teacher logits {tuple(teacher_logits.shape)}; "
+            "both must be (batch, classes) over the same classes"
+        )
+    student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
+    teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    return temperature**2 * kl
+
+
+def hard_distillation_loss(student_logits: torch.Tensor, teacher_labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with the teacher's decision, CE(ψ(Z_s), y_t) with y_t = argmax_c Z_t(c) (paper, equation 3).
+
+    The teacher's label is taken as it is: it gets no label smoothing.
+
+    Args:
+        student_logits: (batch, classes).
+        teacher_labels: (batch,) class indices.
+
+    Returns:
+        Scalar, the mean over the batch.
+    """
+    return F.cross_entropy(student_logits, teacher_labels)

@@ -1,0 +1,60 @@
+"""What evaluation reports: top-1 of each fusion and head, top-5, and agreement with the teacher."""
+
+import numpy as np
+import torch
+
+from .modeling_deit_distill import fuse_logits
+
+TOP_K = 5
+
+
+def predicted_labels(
+    logits: torch.Tensor, cls_logits: torch.Tensor, distillation_logits: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """The decisions of every head and fusion for a batch; small, so that evaluation need not keep logits.
+
+    Args:
+        logits: (batch, classes), the configured fusion.
+        cls_logits, distillation_logits: (batch, classes), the heads; the second is None without the token.
+
+    Returns:
+        (batch,) class indices under `fused`, `cls` and, with two heads, `distillation`, `logit_mean` and
+        `softmax_mean`; (batch, 5) under `top5` where there are more than five classes.
+    """
+    answers = {"fused": logits, "cls": cls_logits}
+    if distillation_logits is not None:
+        answers["distillation"] = distillation_logits
+        for fusion in ("logit_mean", "softmax_mean"):
+            answers[fusion] = fuse_logits(cls_logits, distillation_logits, fusion)
+    decisions = {name: answer.argmax(dim=-1) for name, answer in answers.items()}
+    if logits.shape[-1] > TOP_K:
+        decisions["top5"] = logits.topk(TOP_K, dim=-1).indices
+    return decisions
+
+
+def accuracies(
+    predictions: dict[str, np.ndarray], labels: np.ndarray, teacher_labels: np.ndarray | None = None
+) -> dict[str, float]:
+    """Shares of right answers, from 0 to 1.
+
+    Args:
+        predictions: what [`predicted_labels`] returned, over the whole evaluation set.
+        labels: (images,) true classes.
+        teacher_labels: (images,) the teacher's decisions on the same images in the same order, if known.
+
+    Returns:
+        `accuracy` (the configured fusion), `accuracy_<head or fusion>`, `top5_accuracy`, `teacher_agreement`.
+    """
+    results = {"accuracy": _share(predictions["fused"] == labels)}
+    for name in ("cls", "distillation", "logit_mean", "softmax_mean"):
+        if name in predictions:
+            results[f"accuracy_{name}"] = _share(predictions[name] == labels)
+    if "top5" in predictions:
+        results["top5_accuracy"] = _share((predictions["top5"] == labels[:, None]).any(axis=1))
+    if teacher_labels is not None:
+        results["teacher_agreement"] = _share(predictions["fused"] == teacher_labels)
+    return results
+
+
+def _share(hits: np.ndarray) -> float:
+    return float(np.mean(hits))

@@ -1,0 +1,482 @@
+# Copyright 2026 The modeling_deit_distill authors. Apache License 2.0.
+"""The DeiT student (Touvron et al. 2020, arXiv 2012.12877): a vision transformer with a class and a distillation token.
+
+This file and ``configuration_deit_distill.py`` travel with every checkpoint as remote code: they may import each other
+relatively, and only torch and transformers besides.
+
+Shapes in comments: B batch, N tokens (prefix + patches), P patches, D hidden size, H heads, C classes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_deit_distill import DeiTDistillConfig, as_pair
+
+
+@dataclass
+class DeiTDistillClassifierOutput(ModelOutput):
+    """Output of [`DeiTDistillForImageClassification`]; its type is the same in training and evaluation.
+
+    Attributes:
+        loss: scalar, cross-entropy of `logits` with `labels`, if labels were given.
+        logits: (batch, classes), the fusion of the heads that the configuration names.
+        cls_logits: (batch, classes), the class head.
+        distillation_logits: (batch, classes), the distillation head; None without the distillation token.
+        hidden_states: tuple of (batch, tokens, hidden): the embeddings, then the output of each block.
+        attentions: tuple of (batch, heads, tokens, tokens), one for each block.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    distillation_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor | None, fusion: str) -> torch.Tensor:
+    """One answer from two heads (paper, section 3, "Classification with our approach").
+
+    Args:
+        cls_logits: (batch, classes).
+        distillation_logits: (batch, classes), or None for a model with one head, whose answer is `cls_logits`.
+        fusion: `"logit_mean"`, `"softmax_mean"`, `"cls"` or `"distillation"`. Under `"softmax_mean"` the result is
+            the log of the mean probability, so that its softmax is the mean of the two softmaxes.
+
+    Raises:
+        ValueError: an unknown fusion.
+    """
+    if distillation_logits is None or fusion == "cls":
+        return cls_logits
+    if fusion == "distillation":
+        return distillation_logits
+    if fusion == "logit_mean":
+        return (cls_logits + distillation_logits) / 2
+    if fusion == "softmax_mean":
+        log_probs = torch.stack([F.log_softmax(cls_logits, dim=-1), F.log_softmax(distillation_logits, dim=-1)])
+        return torch.logsumexp(log_probs, dim=0) - torch.log(torch.tensor(2.0, device=cls_logits.device))
+    raise ValueError(f"unknown fusion {fusion!r}; choose one of logit_mean, softmax_mean, cls, distillation")
+
+
+def resize_position_embeddings(
+    position_embeddings: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Resize the patches' position embeddings bicubically and keep those of the prefix tokens (paper, section 5.1).
+
+    Args:
+        position_embeddings: (1, prefix + old_height·old_width, hidden).
+        old_grid, new_grid: patches as (height, width).
+
+    Returns:
+        (1, prefix + new_height·new_width, hidden); the input itself if the grids are equal.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return position_embeddings
+    num_prefix_tokens = position_embeddings.shape[1] - old_grid[0] * old_grid[1]
+    prefix, patches = position_embeddings[:, :num_prefix_tokens], position_embeddings[:, num_prefix_tokens:]
+    patches = patches.unflatten(1, old_grid).permute(0, 3, 1, 2)  # (1, D, height, width)
+    resized = F.interpolate(patches.float(), size=new_grid, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, resized.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+
+
+def drop_path(hidden_states: torch.Tensor, drop_prob: float, training: bool) -> torch.Tensor:
+    """Stochastic depth (Huang et al. 2016): drop a residual branch for whole samples, scaling up those that stay.
+
+    Args:
+        hidden_states: (batch, ...), the branch before it is added to the residual stream.
+        drop_prob: chance to drop a sample's branch.
+        training: nothing is dropped in evaluation.
+    """
+    if drop_prob == 0.0 or not training:
+        return hidden_states
+    keep_prob = 1.0 - drop_prob
+    mask_shape = (hidden_states.shape[0],) + (1,) * (hidden_states.dim() - 1)
+    return hidden_states * hidden_states.new_empty(mask_shape).bernoulli_(keep_prob).div_(keep_prob)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Attention written out (B, H, N, D/H); the one kernel that returns its weights (B, H, N, N)."""
+    weights = (query * scaling) @ key.transpose(-2, -1)
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights  # (B, N, H, D/H), (B, H, N, N)
+
+
+class DeiTDistillDropPath(nn.Module):
+    """`drop_path` as a module, with a rate of its own for each block."""
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return drop_path(hidden_states, self.drop_prob, self.training)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:.3f}"
+
+
+class DeiTDistillEmbeddings(nn.Module):
+    """Class token, distillation token and patches, each plus its learned position."""
+
+    def __init__(self, config: DeiTDistillConfig):
+        super().__init__()
+        self.patch_size = as_pair(config.patch_size)
+        self.image_size = as_pair(config.image_size)
+        self.num_channels = config.num_channels
+        self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.distillation_token = (
+            nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_distillation_token else None
+        )
+        height, width = self.grid(self.image_size)
+        num_prefix_tokens = 2 if config.use_distillation_token else 1
+        self.position_embeddings = nn.Parameter(torch.zeros(1, num_prefix_tokens + height * width, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Patches as (height, width) of an image of `image_size`."""
+        return image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1]
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        self._check_input(pixel_values, interpolate_pos_encoding)
+        patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # (B, P, D)
+        tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
+        prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
+        positions = self.position_embeddings
+        if interpolate_pos_encoding:
+            grid = self.grid(tuple(pixel_values.shape[-2:]))
+            positions = resize_position_embeddings(positions, self.grid(self.image_size), grid)
+        return self.dropout(torch.cat([prefix, patches], dim=1) + positions)  # (B, N, D)
+
+    def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
+        channels, height, width = pixel_values.shape[1:]
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")
+        if interpolate_pos_encoding:
+            if height < self.patch_size[0] or width < self.patch_size[1]:
+                raise ValueError(f"pixel_values of {height}x{width} are smaller than one patch of {self.patch_size}")
+        elif (height, width) != self.image_size:
+            raise ValueError(
+                f"pixel_values are {height}x{width}, the model takes {self.image_size[0]}x{self.image_size[1]}; resize "
+                "the images, pass interpolate_pos_encoding=True, or load the model with another image_size"
+            )
+
+
+class DeiTDistillAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for query, key and value."""
+
+    def __init__(self, config: DeiTDistillConfig):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, self.head_dim))  # (B, N, 3, H, D/H)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        context, weights = self._attention_function(output_attentions)(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.proj(context.flatten(2)), weights  # (B, N, D), (B, H, N, N) or None
+
+    def _attention_function(self, output_attentions: bool):
+        # Fused kernels never materialise the weights, so whoever asks for them gets the eager kernel for that call.
+        if output_attentions:
+            return eager_attention_forward
+        return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+
+
+class DeiTDistillMLP(nn.Module):
+    def __init__(self, config: DeiTDistillConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class DeiTDistillLayer(GradientCheckpointingLayer):
+    """One pre-norm block: x + drop_path(attention(norm(x))), then x + drop_path(mlp(norm(x)))."""
+
+    def __init__(self, config: DeiTDistillConfig, drop_path_rate: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = DeiTDistillAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = DeiTDistillMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DeiTDistillDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions)
+        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        branch = self.mlp(self.norm2(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        return hidden_states, attention_weights
+
+
+class DeiTDistillPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving that both models share."""
+
+    config_class = DeiTDistillConfig
+    base_model_prefix = "deit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DeiTDistillEmbeddings", "DeiTDistillLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, DeiTDistillEmbeddings):
+            init.trunc_normal_(module.cls_token, std=std)
+            init.trunc_normal_(module.position_embeddings, std=std)
+            if module.distillation_token is not None:
+                init.trunc_normal_(module.distillation_token, std=std)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a checkpoint; `image_size=...` other than the checkpoint's resizes its position embeddings.
+
+        Otherwise as in [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: a patch size or a set of tokens other than the checkpoint's: its position embeddings would fit
+                nowhere, and must never be drawn anew in silence.
+        """
+        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        own = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        if not isinstance(config, DeiTDistillConfig):
+            config, kwargs = cls.config_class.from_pretrained(
+                config or pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **hub_kwargs}
+            )
+            kwargs.update(hub_kwargs)
+        _check_positions_fit(own, config)
+        image_size = config.image_size
+        config.image_size = own.image_size  # the size at which the checkpoint's tensors fit
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        finally:
+            config.image_size = image_size
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.image_size = own.image_size
+        model.resize_position_embeddings(image_size)
+        return loaded
+
+    def resize_position_embeddings(self, image_size: int | tuple[int, int]):
+        """Fit the model to another image size, in pixels: bicubic resizing, in place (paper, section 5.1).
+
+        Raises:
+            ValueError: an image size not divisible by the patch size.
+        """
+        config = type(self.config).from_dict({**self.config.to_dict(), "image_size": image_size})  # checks the size
+        embeddings = self.base_model.embeddings
+        old_grid, new_grid = embeddings.grid(embeddings.image_size), embeddings.grid(as_pair(config.image_size))
+        with torch.no_grad():
+            resized = resize_position_embeddings(embeddings.position_embeddings, old_grid, new_grid)
+        if resized is not embeddings.position_embeddings:
+            requires_grad = embeddings.position_embeddings.requires_grad
+            embeddings.position_embeddings = nn.Parameter(resized.clone(), requires_grad=requires_grad)
+        embeddings.image_size = as_pair(image_size)
+        self.config.image_size = image_size
+
+    def get_position_embeddings(self) -> nn.Parameter:
+        """The learned positions, (1, prefix + patches, hidden)."""
+        return self.base_model.embeddings.position_embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch embedding, a convolution."""
+        return self.base_model.embeddings.patch_embeddings
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save weights, configuration and this code, so that every Auto class finds the model again.
+
+        transformers by itself registers the saved class alone, and `AutoModel` would then fail.
+        """
+        if self._auto_class is not None:
+            self.config.auto_map = {"AutoModel": f"{__name__.rsplit('.', 1)[-1]}.{DeiTDistillModel.__name__}"}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+# What a checkpoint's own configuration is found by.
+_HUB_KWARGS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "token",
+    "revision",
+    "subfolder",
+    "_commit_hash",
+)
+
+
+def _check_positions_fit(own: DeiTDistillConfig, wanted: DeiTDistillConfig):
+    for name in ("patch_size", "use_distillation_token"):
+        if getattr(own, name) != getattr(wanted, name):
+            raise ValueError(
+                f"the checkpoint has {name}={getattr(own, name)}, but {name}={getattr(wanted, name)} was asked for; "
+                f"position embeddings cannot be carried over, so leave {name} as it is or train from scratch"
+            )
+
+
+class DeiTDistillModel(DeiTDistillPreTrainedModel):
+    """The transformer without heads.
+
+    Example:
+        >>> model = DeiTDistillModel(DeiTDistillConfig.from_size("tiny"))
+        >>> model(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape
+        torch.Size([1, 198, 192])
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^(cls|distillation)_classifier\."]
+
+    def __init__(self, config: DeiTDistillConfig):
+        super().__init__(config)
+        self.embeddings = DeiTDistillEmbeddings(config)
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(DeiTDistillLayer(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Encode images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised.
+            interpolate_pos_encoding: resize position embeddings to the size of `pixel_values`.
+            output_attentions, output_hidden_states, return_dict: as in transformers; default from the configuration.
+
+        Returns:
+            `last_hidden_state` (batch, 2 + patches, hidden), normalised: class token, distillation token (if the model
+            has one), patches; `pooler_output` (batch, hidden), the class token; `hidden_states` (embeddings and each
+            block's output) and `attentions` if asked for.
+
+        Raises:
+            ValueError: images of another size or number of channels than the model's.
+        """
+        output_attentions = _default(output_attentions, self.config.output_attentions)
+        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
+        return_dict = _default(return_dict, self.config.return_dict)
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        all_hidden_states, all_attentions = [hidden_states], []
+        for layer in self.layers:
+            hidden_states, attention = layer(hidden_states, output_attentions)
+            all_hidden_states.append(hidden_states)
+            all_attentions.append(attention)
+        hidden_states = self.norm(hidden_states)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states[:, 0],
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
+    """DeiT with a class head and, with the distillation token, a distillation head (paper, section 4).
+
+    `config.fusion` is read at each forward, so it can be changed on a loaded model.
+
+    Example:
+        >>> model = DeiTDistillForImageClassification(DeiTDistillConfig.from_size("tiny", num_labels=10))
+        >>> model(torch.zeros(1, 3, 224, 224)).distillation_logits.shape
+        torch.Size([1, 10])
+    """
+
+    def __init__(self, config: DeiTDistillConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.deit = DeiTDistillModel(config)
+        self.cls_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.distillation_classifier = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.use_distillation_token else None
+        )
+        self.post_init()
+
+    # No **kwargs: Trainer would take them as a sign that the loss is already divided by the accumulation steps.
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> DeiTDistillClassifierOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised.
+            labels: (batch,) class indices or (batch, classes) probabilities; `loss` is then the cross-entropy of
+                `logits`. (Training with distillation has its own loss: see `trainer.py`.)
+            interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: as for the base model.
+        """
+        return_dict = _default(return_dict, self.config.return_dict)
+        encoded = self.deit(
+            pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict=True
+        )
+        cls_logits = self.cls_classifier(encoded.last_hidden_state[:, 0])
+        distillation_logits = None
+        if self.distillation_classifier is not None:
+            distillation_logits = self.distillation_classifier(encoded.last_hidden_state[:, 1])
+        logits = fuse_logits(cls_logits, distillation_logits, self.config.fusion)
+        output = DeiTDistillClassifierOutput(
+            loss=None if labels is None else F.cross_entropy(logits, labels),
+            logits=logits,
+            cls_logits=cls_logits,
+            distillation_logits=distillation_logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+def _default(value, default):
+    return default if value is None else value

@@ -1,0 +1,39 @@
+"""What a run prints: the summary of what will happen, and the table of what came of it."""
+
+from collections.abc import Mapping
+
+# Names in the table and in the card, in their order; `all_results.json` uses the keys.
+ACCURACY_NAMES = {
+    "teacher_accuracy": "teacher",
+    "eval_accuracy": "student (configured fusion)",
+    "eval_accuracy_cls": "student, class head",
+    "eval_accuracy_distillation": "student, distillation head",
+    "eval_accuracy_logit_mean": "student, mean of logits",
+    "eval_accuracy_softmax_mean": "student, mean of softmaxes",
+    "eval_top5_accuracy": "student, top-5",
+    "eval_teacher_agreement": "student agrees with teacher",
+}
+
+
+def summary(facts: Mapping[str, object]) -> str:
+    """`facts` as aligned lines, `name   value`."""
+    width = max(len(name) for name in facts)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+
+
+def results_table(results: Mapping[str, float]) -> str:
+    """The accuracies in `results`, in per cent, and the time of training, as a table for a terminal."""
+    rows = [(name, f"{100 * results[key]:.2f} %") for key, name in ACCURACY_NAMES.items() if key in results]
+    if "train_runtime" in results:
+        rows.append(("training time", duration(results["train_runtime"])))
+    width = max(len(name) for name, _ in rows)
+    line = "-" * (width + 14)
+    return "\n".join([line, *(f"  {name:<{width}}  {value:>8}" for name, value in rows), line])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `42 s`."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

@@ -1,0 +1,174 @@
+"""`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import RandomSampler
+from transformers import Trainer, set_seed
+
+from .arguments import DistillationTrainingArguments
+from .data import collate, mixing
+from .errors import InputError
+from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
+from .metrics import accuracies, predicted_labels
+
+# Not decayed besides biases and norms: what is learned per token or position (public code; the distillation token as
+# in timm).
+UNDECAYED = ("cls_token", "distillation_token", "position_embeddings")
+
+
+class DistillationTrainer(Trainer):
+    """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
+
+    With the distillation token the label term reads the class head and the teacher's term the distillation head; a
+    student without it reads both from its one head ("usual distillation"). The teacher sees exactly the pixels that
+    the student sees. It is frozen, replicated on each process, and no part of what is saved.
+
+    Args:
+        model: a [`DeiTDistillForImageClassification`].
+        args: a [`DistillationTrainingArguments`].
+        teacher: a module from `pixel_values` (batch, channels, height, width) to logits (batch, classes), or to an
+            output that has `logits`; classes in the student's order. None for `distillation_type="none"`.
+        kwargs: as for `transformers.Trainer`. Batches hold `pixel_values` and `labels`.
+
+    Raises:
+        InputError: a teacher missing or superfluous, or a student with a distillation head that nothing would train.
+    """
+
+    # `compute_loss` returns a mean over its batch: Trainer divides by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self, model=None, args: DistillationTrainingArguments = None, teacher: nn.Module | None = None, **kwargs
+    ):
+        _check_teacher(model, args, teacher)
+        kwargs.setdefault("data_collator", collate)
+        kwargs.setdefault("compute_metrics", self._compute_metrics)
+        kwargs.setdefault("preprocess_logits_for_metrics", _decide)
+        super().__init__(model=model, args=args, **kwargs)
+        self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
+        self.teacher_labels: np.ndarray | None = None
+        self.mix = mixing(model.config.num_labels, args.mixup_alpha, args.cutmix_alpha)
+        self._terms: dict[str, torch.Tensor] = {}
+        self._num_terms = 0
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`; all draws depend on the seed alone, whatever ran before."""
+        set_seed(self.args.seed)
+        return super().train(*args, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """In training the distillation objective, in evaluation the cross-entropy of the fused logits.
+
+        Args:
+            inputs: `pixel_values` (batch, channels, height, width) and `labels`, (batch,) or (batch, classes).
+
+        Returns:
+            The loss, a scalar; with `return_outputs` also the model's output.
+        """
+        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
+        if not model.training:
+            outputs = model(pixel_values, labels=labels)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        if self.mix is not None and labels.dim() == 1:
+            pixel_values, labels = self.mix(pixel_values, labels)
+        outputs = model(pixel_values)
+        terms = {"label_loss": label_loss(outputs.cls_logits, labels, self.args.label_smoothing_factor)}
+        loss = terms["label_loss"]
+        if self.teacher is not None:
+            teacher_logits = self._ask_teacher(pixel_values)
+            terms["teacher_loss"] = self._teacher_loss(outputs, teacher_logits)
+            agree = outputs.logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
+            terms["teacher_agreement"] = agree.float().mean()
+            alpha = self.args.distillation_alpha
+            loss = (1 - alpha) * terms["label_loss"] + alpha * terms["teacher_loss"]
+        self._remember(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate_teacher(self) -> dict[str, float]:
+        """Ask the teacher once about the evaluation set, and keep its answers for `eval_teacher_agreement`.
+
+        Returns:
+            `teacher_accuracy`, from 0 to 1; empty without a teacher.
+        """
+        if self.teacher is None:
+            return {}
+        answers, labels = [], []
+        for batch in self.get_eval_dataloader():
+            batch = self._prepare_inputs(batch)
+            decided = self._ask_teacher(batch["pixel_values"]).argmax(dim=-1)
+            decided, true = self.accelerator.gather_for_metrics((decided, batch["labels"]))
+            answers.append(decided.cpu().numpy())
+            labels.append(true.cpu().numpy())
+        self.teacher_labels = np.concatenate(answers)
+        return {"teacher_accuracy": float(np.mean(self.teacher_labels == np.concatenate(labels)))}
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.rsplit(".", 1)[-1].startswith(UNDECAYED)]
+
+    def set_initial_training_values(self, args, dataloader, *rest):
+        """As in Trainer; here the number of steps of an epoch is first known, so `warmup_epochs` becomes steps."""
+        values = super().set_initial_training_values(args, dataloader, *rest)
+        if args.warmup_epochs > 0:
+            num_update_steps_per_epoch = values[1]
+            args.warmup_steps = round(args.warmup_epochs * num_update_steps_per_epoch)
+        return values
+
+    def log(self, logs: dict[str, float], *args, **kwargs):
+        """As in Trainer, with the label term, the teacher's term and their agreement since the last log."""
+        if "loss" in logs and self._num_terms:
+            means = torch.stack(list(self._terms.values())) / self._num_terms
+            means = self.accelerator.reduce(means, reduction="mean").tolist()
+            logs.update(zip(self._terms, means, strict=True))
+            self._terms, self._num_terms = {}, 0
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None) -> RandomSampler:
+        # Whole optimiser steps only; `dataloader_drop_last` would cut the evaluation set as well.
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        step = self.args.effective_batch_size
+        return RandomSampler(dataset, num_samples=max(len(dataset) // step * step, min(len(dataset), step)))
+
+    @torch.no_grad()
+    def _ask_teacher(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.teacher(pixel_values)
+        return output.logits if hasattr(output, "logits") else output
+
+    def _teacher_loss(self, outputs, teacher_logits: torch.Tensor) -> torch.Tensor:
+        student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits
+        if self.args.distillation_type == "hard":
+            return hard_distillation_loss(student_logits, teacher_logits.argmax(dim=-1))
+        return soft_distillation_loss(student_logits, teacher_logits, self.args.distillation_temperature)
+
+    def _remember(self, terms: dict[str, torch.Tensor]):
+        # Kept on the device: reading them at each step would make the host wait for it.
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, 0.0) + value.detach()
+        self._num_terms += 1
+
+    def _compute_metrics(self, evaluated) -> dict[str, float]:
+        labels = evaluated.label_ids
+        known = self.teacher_labels is not None and len(self.teacher_labels) == len(labels)
+        return accuracies(evaluated.predictions, labels, self.teacher_labels if known else None)
+
+
+def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    return predicted_labels(*logits)
+
+
+def _check_teacher(model, args: DistillationTrainingArguments, teacher: nn.Module | None):
+    if args.distillation_type == "none":
+        if teacher is not None:
+            raise InputError("distillation_type is 'none' but a teacher was given; choose soft or hard, or drop it")
+        if model.config.use_distillation_token:
+            raise InputError(
+                "distillation_type is 'none' but use_distillation_token is true: nothing would train the distillation "
+                "head, and it would still enter the mean; set use_distillation_token to false"
+            )
+    elif teacher is None:
+        raise InputError(
+            f"distillation_type is {args.distillation_type!r} but there is no teacher; give --teacher_name_or_path, "
+            "--train_teacher true with --teacher_config_name, or --distillation_type none"
+        )

@@ -1,0 +1,40 @@
+"""Set-up of `modeling-deit-distill`; formatting and linting have their settings in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+
+setup(
+    name="modeling-deit-distill",
+    version="0.1.0",
+    description="Distil any image classifier into a small, fast vision transformer (DeiT), in the Hugging Face ecosystem",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=["modeling_deit_distill"],
+    package_data={"modeling_deit_distill": ["*.md"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "transformers>=5.17",
+        "datasets>=4.0",
+        "accelerate>=1.10",
+        "evaluate>=0.4.6",
+        "huggingface-hub>=1.0",
+        "timm>=1.0.20",
+        "scikit-learn>=1.5",
+        "safetensors>=0.6",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"onnx": ONNX, "test": [*ONNX, "pytest>=8", "ruff>=0.14"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

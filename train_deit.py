@@ -1,0 +1,312 @@
+"""Distil an image classifier into a DeiT: `accelerate launch train_deit.py RECIPE.yaml --key value`.
+
+The recipe comes first, the command line over it; `examples/recipes` has some, `--help` lists every argument.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DeiTDistillForImageClassification,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    InputError,
+)
+from modeling_deit_distill.arguments import ModelArguments, parse_arguments
+from modeling_deit_distill.data import (
+    ImageData,
+    ImageDataset,
+    evaluation_processor,
+    evaluation_transform,
+    load_image_data,
+    training_transform,
+)
+from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
+from modeling_deit_distill.report import results_table, summary
+from modeling_deit_distill.teacher import describe_teacher, find_or_train_teacher, load_teacher
+
+# What may differ from the checkpoint a student starts from.
+FREE_FIELDS = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "fusion")
+
+
+def main(arguments: list[str]):
+    model_args, data_args, args = parse_arguments(arguments)
+    if is_finished(args):
+        return
+
+    # Data
+    with args.main_process_first(desc="loading data"):
+        sources = asdict(data_args)
+        crop_pct = sources.pop("crop_pct")
+        data = load_image_data(**sources)
+
+    # What will run
+    config = student_config(model_args, args, data.class_names)
+    processor = evaluation_processor(config.image_size, crop_pct)
+    teacher_config = teacher_description(model_args, args, data)
+    facts = run_facts(model_args, args, data, config, teacher_config)
+    say(args, "What will run", summary(facts))
+    if args.dry_run:
+        return
+    clear_earlier_run(args)
+
+    # Teacher
+    teacher = prepare_teacher(model_args, args, data, teacher_config, config.image_size, crop_pct)
+
+    # Student: its weights depend on the seed alone, whatever the teacher drew.
+    set_seed(args.seed)
+    student = build_student(model_args, config)
+
+    # Distil
+    trainer = DistillationTrainer(
+        student,
+        args,
+        teacher,
+        train_dataset=ImageDataset(data.train, student_transform(args, config.image_size)),
+        eval_dataset=ImageDataset(data.validation, evaluation_transform(processor)),
+        processing_class=processor,
+    )
+    results = distil(trainer, args)
+
+    # Publish
+    say(args, f"Results, kept in {args.output_dir}", results_table(results))
+    if trainer.is_world_process_zero():
+        plot_training_curves(trainer.state.log_history, Path(args.output_dir, CURVES))
+        write_model_card(args.output_dir, facts)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def student_config(
+    model_args: ModelArguments, args: DistillationTrainingArguments, class_names: list[str]
+) -> DeiTDistillConfig:
+    """The student's configuration: a named size or a checkpoint's own, the arguments over it, the data's classes."""
+    fields = DeiTDistillConfig.__annotations__
+    overrides = {name: getattr(model_args, name) for name in fields if getattr(model_args, name, None) is not None}
+    classes = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+    try:
+        if model_args.model_name_or_path:
+            check_fits_checkpoint(model_args.model_name_or_path, overrides)
+            config = DeiTDistillConfig.from_pretrained(model_args.model_name_or_path, **overrides, **classes)
+        else:
+            overrides.setdefault("use_distillation_token", args.distillation_type != "none")
+            config = DeiTDistillConfig.from_size(model_args.model_size or "tiny", **overrides, **classes)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"student: {' '.join(str(error).split())}") from error
+    if config.num_channels != 3:
+        raise InputError(f"num_channels is {config.num_channels}; images are decoded as RGB, so it must be 3")
+    if args.distillation_type == "none" and config.use_distillation_token:
+        raise InputError(
+            "use_distillation_token is true but distillation_type is none: nothing would train the distillation head, "
+            "and it would still enter the mean; drop it or choose soft or hard"
+        )
+    return config
+
+
+def check_fits_checkpoint(name_or_path: str, overrides: dict):
+    """Refuse a checkpoint that is no student of ours, and arguments that its weights would not fit."""
+    own, _ = DeiTDistillConfig.get_config_dict(name_or_path)
+    if own.get("model_type") != DeiTDistillConfig.model_type:
+        raise InputError(
+            f"model_name_or_path {name_or_path!r} holds a {own.get('model_type')!r} model, not a "
+            f"{DeiTDistillConfig.model_type!r} checkpoint as train_deit.py writes it"
+        )
+    own = DeiTDistillConfig.from_dict(own)
+    for name, value in overrides.items():
+        if name not in FREE_FIELDS and value != getattr(own, name):
+            raise InputError(
+                f"{name} is {value}, but the checkpoint {name_or_path!r} has {getattr(own, name)}; leave {name} out"
+            )
+
+
+def teacher_description(model_args: ModelArguments, args: DistillationTrainingArguments, data: ImageData):
+    """The teacher's configuration, checked against the data's classes; None without distillation."""
+    if args.distillation_type == "none":
+        return None
+    return describe_teacher(
+        data.class_names,
+        model_args.teacher_name_or_path,
+        model_args.teacher_config_name,
+        model_args.teacher_config_overrides,
+        model_args.train_teacher,
+        model_args.trust_remote_code,
+    )
+
+
+def prepare_teacher(model_args, args, data: ImageData, teacher_config, image_size: int, crop_pct: float):
+    """The frozen teacher, trained first where the user asked for it; None without distillation."""
+    if teacher_config is None:
+        return None
+    name_or_path = model_args.teacher_name_or_path
+    if model_args.train_teacher:
+        name_or_path = find_or_train_teacher(
+            teacher_config,
+            data,
+            Path(args.output_dir, "teacher"),
+            args,
+            image_size=image_size,
+            crop_pct=crop_pct,
+            num_train_epochs=model_args.teacher_num_train_epochs,
+            learning_rate=model_args.teacher_learning_rate,
+            name_or_path=name_or_path,
+            trust_remote_code=model_args.trust_remote_code,
+        )
+    return load_teacher(str(name_or_path), data.class_names, image_size, model_args.trust_remote_code)
+
+
+def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiTDistillForImageClassification:
+    """A new student, or a checkpoint's with new heads where its classes differ."""
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    if model_args.model_name_or_path is None:
+        return DeiTDistillForImageClassification._from_config(config, **attention)
+    return DeiTDistillForImageClassification.from_pretrained(
+        model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **attention
+    )
+
+
+def student_transform(args: DistillationTrainingArguments, image_size: int):
+    """The training transform of the run."""
+    return training_transform(
+        image_size,
+        args.random_crop_scale,
+        args.horizontal_flip_prob,
+        args.rand_augment_magnitude,
+        args.random_erasing_prob,
+    )
+
+
+def distil(trainer: DistillationTrainer, args: DistillationTrainingArguments) -> dict[str, float]:
+    """Ask the teacher for its accuracy, train, evaluate, save; the results as `all_results.json` holds them."""
+    results = trainer.evaluate_teacher()
+    trained = trainer.train(resume_from_checkpoint=resume_from(args))
+    results |= trained.metrics | trainer.evaluate()
+    results["num_parameters"] = trainer.model.num_parameters()
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        # Written last, beside and renamed: its presence says that the run is complete.
+        path = Path(args.output_dir, "all_results.json")
+        path.with_suffix(".partial").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+        path.with_suffix(".partial").rename(path)
+    return results
+
+
+def is_finished(args: DistillationTrainingArguments) -> bool:
+    """Whether `output_dir` holds a finished run that the user did not ask to replace; says so."""
+    results = Path(args.output_dir, "all_results.json")
+    if not results.exists() or args.overwrite_output_dir or args.dry_run:
+        return False
+    title = f"{args.output_dir} holds a finished run; nothing was touched"
+    remedy = "To train again, choose another --output_dir or add --overwrite_output_dir true."
+    say(args, title, results_table(json.loads(results.read_text())) + "\n" + remedy)
+    return True
+
+
+def clear_earlier_run(args: DistillationTrainingArguments):
+    """Remove what an earlier run left, if the user said so; the teacher stays, it is used again where it fits."""
+    output_dir = Path(args.output_dir)
+    checkpoints = sorted(output_dir.glob("checkpoint-*"))
+    if checkpoints and not args.resume_from_checkpoint and not args.overwrite_output_dir:
+        raise InputError(
+            f"output_dir {args.output_dir!r} holds {len(checkpoints)} checkpoint(s) of an unfinished run; add "
+            "--resume_from_checkpoint true to go on, --overwrite_output_dir true to start again, or choose another"
+        )
+    if args.overwrite_output_dir and not args.resume_from_checkpoint:
+        with args.main_process_first(desc="clearing the earlier run"):
+            if args.process_index == 0:
+                (output_dir / "all_results.json").unlink(missing_ok=True)
+                for checkpoint in checkpoints:
+                    shutil.rmtree(checkpoint)
+
+
+def resume_from(args: DistillationTrainingArguments) -> str | None:
+    """The checkpoint to resume from: the one named, the last one for `true`, or None to start from the beginning."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None or wanted.lower() in ("false", "no"):
+        return None
+    if wanted.lower() not in ("true", "yes"):
+        return wanted
+    last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
+    say(
+        args,
+        f"resuming from {last}" if last else f"no checkpoint in {args.output_dir} yet: starting from the beginning",
+    )
+    return last
+
+
+def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config) -> dict[str, str]:
+    """What will run, in words: for the summary and the card."""
+    with torch.device("meta"):
+        num_parameters = DeiTDistillForImageClassification(config).num_parameters()
+    tokens = "class and distillation token" if config.use_distillation_token else "class token"
+    rate = f"{args.learning_rate:g}"
+    if args.base_learning_rate is not None:
+        rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    return {
+        "data": f"{data.source}: {len(data.train):,} images",
+        "held out": f"{len(data.validation):,} images, {data.validation_source}",
+        "classes": f"{len(data.class_names)}: {names}",
+        "teacher": teacher_in_words(model_args, teacher_config),
+        "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
+        "parameters": f"{num_parameters:,}",
+        "distillation": distillation_in_words(args),
+        "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
+        f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
+        "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
+        "length": length,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "device": str(args.device),
+        "output": str(args.output_dir),
+    }
+
+
+def teacher_in_words(model_args: ModelArguments, teacher_config) -> str:
+    """The teacher and how it comes to be."""
+    if teacher_config is None:
+        return "none"
+    name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
+    if not model_args.train_teacher:
+        return name
+    return f"{name}, trained first for {model_args.teacher_num_train_epochs:g} epochs (or found in the output folder)"
+
+
+def distillation_in_words(args: DistillationTrainingArguments) -> str:
+    """The objective with its figures."""
+    words = {
+        "none": "none: labels alone",
+        "soft": f"soft, weight {args.distillation_alpha:g}, temperature {args.distillation_temperature:g}",
+        "hard": f"hard, weight {args.distillation_alpha:g}",
+    }
+    return words[args.distillation_type]
+
+
+def say(args: DistillationTrainingArguments, title: str, text: str = ""):
+    """Print on the main process alone."""
+    if args.process_index == 0:
+        print(f"\n{title}\n{text}" if text else title, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
