@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -284,7 +284,7 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         own = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        if not isinstance(config, DeiTDistillConfig):
+        if not isinstance(config, PreTrainedConfig):  # our class may exist twice where code is loaded remotely
             config, kwargs = cls.config_class.from_pretrained(
                 config or pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **hub_kwargs}
             )

@@ -71,13 +71,14 @@ class Teacher(nn.Module):
 
     def __init__(self, model: PreTrainedModel, view: InputView, student_view: InputView):
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self.model = model
         self.view = view
         self.student_view = student_view
         own_std, std = torch.tensor(view.std), torch.tensor(student_view.std)
         own_mean, mean = torch.tensor(view.mean), torch.tensor(student_view.mean)
         self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
         self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
+        self.requires_grad_(False).eval()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits (batch, classes) for `pixel_values` (batch, 3, height, width) normalised for the student."""
@@ -268,7 +269,7 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
 
 def _from_pretrained(name_or_path: str, **kwargs) -> PreTrainedModel:
     try:
-        return AutoModelForImageClassification.from_pretrained(name_or_path, **kwargs)
+        return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
     except (OSError, ValueError) as error:
         raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({_one_line(error)})") from error
 

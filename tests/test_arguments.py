@@ -1,0 +1,463 @@
+"""Recipes and command lines: what they say reaches the dataclasses, what they get wrong is one clear line."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from modeling_deit_distill import DeiTDistillConfig, InputError, arguments
+from modeling_deit_distill.arguments import ModelArguments, parse_arguments
+
+RECIPES = sorted(Path(__file__).parents[1].glob("examples/recipes/*.yaml"))
+IMAGENET_RECIPES = [path for path in RECIPES if path.stem.startswith("imagenet")]
+
+
+def parse(*words):
+    """The three dataclasses; `use_cpu` because several devices would multiply the batch."""
+    return parse_arguments([*words, "--use_cpu", "true"])
+
+
+def training(*words):
+    return parse("--dataset_name", "digits", *words)[2]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """`recipe(text)`: the path of a recipe on the digits that holds `text` besides."""
+
+    def write(text: str = "", data: str = "dataset_name: digits\n") -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(data + text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def refusal(*words) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(*words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- recipe and command line ------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_configuration_is_an_argument():
+    known = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
+    for name in DeiTDistillConfig.__annotations__:
+        assert known[name] is None  # None: the configuration's own default holds
+
+
+def test_fields_of_the_configuration_are_parsed_to_their_types():
+    model, _, _ = parse(
+        *("--dataset_name", "digits", "--hidden_size", "96", "--drop_path_rate", "0.2", "--layer_norm_eps", "1e-5"),
+        *("--qkv_bias", "false", "--use_distillation_token", "true", "--fusion", "cls", "--hidden_act", "relu"),
+    )
+    assert (model.hidden_size, model.drop_path_rate, model.layer_norm_eps) == (96, 0.2, 1e-5)
+    assert (model.qkv_bias, model.use_distillation_token) == (False, True)
+    assert (model.fusion, model.hidden_act) == ("cls", "relu")
+
+
+def test_the_command_line_overrides_the_recipe(recipe):
+    path = recipe("seed: 3\nnum_train_epochs: 7\ncrop_pct: 0.9\nhidden_size: 96\n")
+    model, data, args = parse(path, "--seed", "4", "--hidden_size", "192")
+    assert (args.seed, model.hidden_size) == (4, 192)
+    assert (args.num_train_epochs, data.crop_pct) == (7, 0.9)
+
+
+def test_the_recipe_reads_as_the_command_line(recipe):
+    text = "learning_rate: 5e-4\nseed: 3\nbf16: false\nmixup_alpha: 0\nrandom_crop_scale: [0.6, 1.0]\n"
+    words = "--learning_rate 5e-4 --seed 3 --bf16 false --mixup_alpha 0 --random_crop_scale 0.6 1.0".split()
+    from_recipe, from_words = parse(recipe(text)), parse("--dataset_name", "digits", *words)
+    assert [dataclasses.asdict(part) for part in from_recipe] == [dataclasses.asdict(part) for part in from_words]
+
+
+@pytest.mark.parametrize("words", ["--hidden-size 96", "--hidden-size=96", "--hidden_size=96"])
+def test_dashes_and_equal_signs(words):
+    assert parse("--dataset-name=digits", *words.split())[0].hidden_size == 96
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 5e-4", "learning_rate", 5e-4),  # YAML 1.1 reads a string here
+        ("weight_decay: 1E-2", "weight_decay", 1e-2),
+        ("mixup_alpha: 0", "mixup_alpha", 0.0),
+        ("random_crop_scale: [0.6, 1]", "random_crop_scale", [0.6, 1.0]),
+        ("report_to: [none]", "report_to", []),
+        ("dataloader_persistent_workers: true", "dataloader_persistent_workers", True),
+        ("dataloader_drop_last: yes", "dataloader_drop_last", True),
+        ("logging_nan_inf_filter: false", "logging_nan_inf_filter", False),
+        ("optim_args: null", "optim_args", None),
+        ("weight_decay: null", "weight_decay", 0.05),
+        ("lr_scheduler_kwargs: {num_cycles: 0.25}", "lr_scheduler_kwargs", {"num_cycles": 0.25}),
+        ("output_dir: outputs/a run of mine", "output_dir", "outputs/a run of mine"),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint", "true"),
+    ],
+)
+def test_values_of_a_recipe(recipe, text, name, value):
+    parsed = getattr(parse(recipe(text))[2], name)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_a_mapping_of_a_recipe(recipe):
+    text = "train_teacher: true\nteacher_config_name: resnet\nteacher_config_overrides:\n  depths: [1, 1]\n  x: false\n"
+    assert parse(recipe(text))[0].teacher_config_overrides == {"depths": [1, 1], "x": False}
+
+
+def test_a_recipe_knows_the_home_folder(recipe, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert parse(recipe("output_dir: ~/runs"))[2].output_dir == "/home/someone/runs"
+
+
+# --- what a recipe or a command line gets wrong -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "near"),
+    [
+        (["--hiden_size", "96"], "hiden_size", "hidden_size"),
+        (["--hiden_size=96"], "hiden_size", "hidden_size"),
+        (["--hiden-size", "96"], "hiden_size", "hidden_size"),
+        (["--num_train_epoch", "3"], "num_train_epoch", "num_train_epochs"),
+        (["--hidden_siz", "96"], "hidden_siz", "hidden_size"),  # no abbreviations either
+        (["--xyzzy", "3"], "xyzzy", "--help"),
+    ],
+)
+def test_unknown_key_on_the_command_line(words, key, near):
+    message = refusal("--dataset_name", "digits", *words)
+    assert repr(key) in message and near in message and "command line" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("distilation_type: hard", "distilation_type", "distillation_type"),
+        ("patch-size: 8", "patch-size", "patch_size"),
+        ("seeed: null", None, None),  # says nothing, so it is left out as every null is
+        ("xyzzy: 1", "xyzzy", "--help"),
+    ],
+)
+def test_unknown_key_in_the_recipe(recipe, text, key, near):
+    if key is None:
+        assert parse(recipe(text))[1].dataset_name == "digits"
+        return
+    message = refusal(recipe(text))
+    assert repr(key) in message and near in message and "recipe" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read"),
+        (b"- dataset_name\n- digits\n", "key: value"),
+        (b"digits", "key: value"),
+        (b"", "key: value"),
+        (b"seed: [1, 2\n", "not valid YAML"),
+        (b"a: b: c\n", "not valid YAML"),
+        (b"output_dir: caf\xe9\n", "UTF-8"),
+    ],
+    ids=["absent", "list", "word", "empty", "unclosed", "two colons", "latin-1"],
+)
+def test_a_recipe_that_is_none(tmp_path, content, reason, request):
+    if content is not None and b"\xe9" in content:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="UnicodeDecodeError is not caught"))
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    message = refusal(str(path))
+    assert str(path) in message and reason in message
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    assert "folder.yaml' cannot be read" in refusal(str(tmp_path / "folder.yaml"))
+
+
+@pytest.mark.parametrize("words", [["digits", "--seed", "1"], ["recipe.json"]])
+def test_a_first_word_that_is_no_recipe(words):
+    assert repr(words[0]) in refusal(*words)
+
+
+def test_stray_words(recipe):
+    assert "'stray'" in refusal("--dataset_name", "digits", "stray")
+    assert "'stray'" in refusal(recipe(), "--seed", "1", "stray")
+
+
+@pytest.mark.xfail(strict=True, reason="the word joins the list that ends the recipe")
+def test_a_stray_word_after_a_recipe_that_ends_in_a_list(recipe):
+    assert "'stray'" in refusal(recipe("report_to: [none]"), "stray", "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "wide"),
+        ("hidden_size", "96.5"),
+        ("model_size", "huge"),
+        ("fusion", "mean"),
+        ("distillation_type", "medium"),
+        ("bf16", "maybe"),
+        ("weight_decay", "little"),
+        ("random_crop_scale", "all"),
+        ("eval_strategy", "sometimes"),
+        pytest.param("lr_scheduler_type", "cosin", marks=pytest.mark.xfail(strict=True, reason="does not name it")),
+    ],
+)
+def test_a_bad_value_names_its_argument(recipe, name, value):
+    for words in ([recipe(f"{name}: {value}")], ["--dataset_name", "digits", f"--{name}", value]):
+        message = refusal(*words)
+        assert name in message and value in message
+
+
+def test_an_argument_without_its_value():
+    assert "hidden_size" in refusal("--dataset_name", "digits", "--hidden_size")
+
+
+@pytest.mark.xfail(strict=True, reason="says only: unexpected '160'")
+def test_a_list_where_one_value_belongs_names_the_argument(recipe):
+    assert "image_size" in refusal(recipe("image_size: [224, 160]"))
+
+
+@pytest.mark.parametrize(("value", "reason"), [("[1, 1]", "object"), ("{depths", "JSON")])
+def test_overrides_of_the_teacher_are_a_json_object(value, reason):
+    words = ["--train_teacher", "true", "--teacher_config_name", "resnet", "--teacher_config_overrides", value]
+    message = refusal("--dataset_name", "digits", *words)
+    assert "teacher_config_overrides" in message and reason in message and value in message
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--seed 1", ["--dataset_name", "--train_dir"]),
+        ("--dataset_name digits --train_dir photos", ["dataset_name 'digits'", "train_dir 'photos'"]),
+        ("--dataset_name digits --validation_dir photos", ["validation_dir", "train_dir"]),
+        ("--dataset_name digits --model_name_or_path x --model_size tiny", ["model_name_or_path", "model_size"]),
+        (
+            "--dataset_name digits --teacher_name_or_path x --teacher_config_name resnet",
+            ["teacher_name_or_path", "teacher_config_name"],
+        ),
+        ("--dataset_name digits --teacher_config_name resnet", ["teacher_config_name", "--train_teacher true"]),
+        ("--dataset_name digits --train_teacher true", ["train_teacher", "--teacher_name_or_path"]),
+        ("--dataset_name digits --learning_rate 1e-3 --base_learning_rate 5e-4", ["0.001", "0.0005"]),
+    ],
+)
+def test_arguments_that_contradict_each_other(words, named):
+    message = refusal(*words.split())
+    assert all(name in message for name in named)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("validation_fraction", "0"),
+        ("validation_fraction", "1"),
+        ("crop_pct", "0"),
+        ("crop_pct", "1.1"),
+        ("distillation_alpha", "1.5"),
+        ("distillation_alpha", "-0.1"),
+        ("distillation_temperature", "0"),
+        ("horizontal_flip_prob", "1.01"),
+        ("random_erasing_prob", "-0.5"),
+        ("label_smoothing_factor", "1"),
+        ("rand_augment_magnitude", "11"),
+        ("rand_augment_magnitude", "-1"),
+        ("mixup_alpha", "-1"),
+        ("cutmix_alpha", "-1"),
+        ("warmup_epochs", "-1"),
+        ("max_grad_norm", "-1"),
+        pytest.param("learning_rate", "-1", marks=pytest.mark.xfail(strict=True, reason="is not checked")),
+        pytest.param("base_learning_rate", "-1", marks=pytest.mark.xfail(strict=True, reason="is not checked")),
+    ],
+)
+def test_a_value_outside_its_range_names_its_argument(name, value):
+    assert name in refusal("--dataset_name", "digits", f"--{name}", value)
+
+
+@pytest.mark.parametrize("scale", ["0 1", "0.5 1.5", "0.9 0.1", "0.5", "0.1 0.5 1"])
+def test_a_crop_scale_outside_its_range(scale):
+    assert "random_crop_scale" in refusal("--dataset_name", "digits", "--random_crop_scale", *scale.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("distillation_alpha", "0"), ("distillation_alpha", "1"), ("label_smoothing_factor", "0"), ("crop_pct", "1")],
+)
+def test_the_ends_of_a_range_belong_to_it(name, value):
+    _, data, args = parse("--dataset_name", "digits", f"--{name}", value)
+    assert getattr(data if name == "crop_pct" else args, name) == float(value)
+
+
+# --- a source or a teacher on the command line ------------------------------------------------------------------------
+
+DATA_RECIPE = """train_split: training
+validation_split: dev
+validation_fraction: 0.3
+image_column: picture
+label_column: kind
+dataset_config_name: large
+crop_pct: 0.9
+"""
+
+
+@pytest.mark.parametrize("words", ["--dataset_name other", "--train_dir photos", "--train-dir=photos"])
+def test_data_on_the_command_line_replaces_the_recipe_s(recipe, words):
+    _, data, _ = parse(recipe(DATA_RECIPE), *words.split())
+    assert (data.dataset_name, data.train_dir) == (("other", None) if "other" in words else (None, "photos"))
+    assert (data.train_split, data.validation_split, data.validation_fraction) == ("train", None, 0.1)
+    assert (data.image_column, data.label_column, data.dataset_config_name) == (None, None, None)
+    assert data.crop_pct == 0.9  # how images are shown, not where they come from
+
+
+def test_folders_of_the_recipe_give_way_to_a_dataset(recipe):
+    path = recipe("train_dir: photos\nvalidation_dir: more\n", data="")
+    _, data, _ = parse(path, "--dataset_name", "digits")
+    assert (data.dataset_name, data.train_dir, data.validation_dir) == ("digits", None, None)
+
+
+def test_details_on_the_command_line_keep_the_recipe_s_data(recipe):
+    _, data, _ = parse(recipe(DATA_RECIPE), "--label_column", "name")
+    assert (data.dataset_name, data.image_column, data.label_column) == ("digits", "picture", "name")
+
+
+def test_a_teacher_on_the_command_line_replaces_the_recipe_s(recipe):
+    text = "train_teacher: true\nteacher_config_name: resnet\nteacher_config_overrides: {depths: [1]}\n"
+    model, _, _ = parse(
+        recipe(text + "teacher_num_train_epochs: 3\nteacher_learning_rate: 1\n"), "--teacher_name_or_path", "me/convnet"
+    )
+    assert (model.teacher_name_or_path, model.teacher_config_name, model.train_teacher) == ("me/convnet", None, False)
+    assert (model.teacher_config_overrides, model.teacher_num_train_epochs) == (None, 10.0)
+    assert model.teacher_learning_rate == 1e-3
+
+
+@pytest.mark.xfail(strict=True, reason="the recipe's value cannot be taken back: both are given, says the error")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rate: 1e-3", "--base_learning_rate 5e-4"),
+        ("base_learning_rate: 5e-4", "--learning_rate 1e-3"),
+        ("model_size: tiny", "--model_name_or_path me/student"),
+    ],
+)
+def test_the_command_line_replaces_what_it_excludes(recipe, text, words):
+    parse(recipe(text), *words.split())
+
+
+# --- defaults ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_paper_s():
+    args = training()
+    assert args.distillation_type == "hard"
+    assert args.distillation_temperature == 3.0
+    assert (args.lr_scheduler_type, args.weight_decay, args.label_smoothing_factor) == ("cosine", 0.05, 0.1)
+    assert args.max_grad_norm == 0.0
+    assert args.base_learning_rate == 5e-4
+    assert (args.mixup_alpha, args.cutmix_alpha, args.random_erasing_prob) == (0.8, 1.0, 0.25)
+    assert (args.rand_augment_magnitude, args.horizontal_flip_prob) == (9.0, 0.5)
+    assert args.random_crop_scale == [0.08, 1.0]
+
+
+@pytest.mark.parametrize(("distillation_type", "alpha"), [("hard", 0.5), ("soft", 0.1), ("none", 0.0)])
+def test_the_weight_of_the_teacher_s_term(distillation_type, alpha):
+    assert training("--distillation_type", distillation_type).distillation_alpha == alpha
+    assert training("--distillation_type", distillation_type, "--distillation_alpha", "0.7").distillation_alpha == 0.7
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        # base · batch per device · accumulation / 512, on one process
+        ("--per_device_train_batch_size 512", 5e-4),
+        ("--per_device_train_batch_size 128 --gradient_accumulation_steps 8", 1e-3),
+        ("--base_learning_rate 1e-3 --per_device_train_batch_size 64 --gradient_accumulation_steps 4", 5e-4),
+        ("--base_learning_rate 1e-3 --per_device_train_batch_size 32", 6.25e-5),
+        ("--learning_rate 3e-4 --per_device_train_batch_size 32 --gradient_accumulation_steps 8", 3e-4),
+        pytest.param(
+            "--base_learning_rate 0", 0.0, marks=pytest.mark.xfail(strict=True, reason="0 becomes the default")
+        ),
+    ],
+)
+def test_learning_rate(words, rate):
+    assert training(*words.split()).learning_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_a_learning_rate_taken_as_it_is_has_no_base():
+    assert training("--learning_rate", "3e-4").base_learning_rate is None
+
+
+def test_effective_batch_size():
+    args = training("--per_device_train_batch_size", "12", "--gradient_accumulation_steps", "5")
+    assert args.effective_batch_size == 60
+
+
+@pytest.mark.parametrize(("installed", "report_to"), [(True, ["tensorboard"]), (False, [])])
+def test_tensorboard_if_installed(monkeypatch, installed, report_to):
+    monkeypatch.setattr(arguments, "is_tensorboard_available", lambda: installed)
+    assert training().report_to == report_to
+    assert training("--report_to", "none").report_to == []
+
+
+# --- the recipes that come with the project ---------------------------------------------------------------------------
+
+
+def header_of(path: Path) -> str:
+    return "\n".join(line for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+
+
+def test_there_are_recipes():
+    names = {f"imagenet_deit_{size}{kind}" for size in ("tiny", "small", "base") for kind in ("", "_distilled_hard")}
+    assert {path.stem for path in RECIPES} >= {"digits", *names}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_opens_with_its_own_command(path):
+    parse(str(path))
+    header = header_of(path)
+    assert all(line.startswith("#") for line in header.splitlines())
+    (command,) = re.findall(r"^# Command: +accelerate launch .*train_deit\.py (\S+)$", header, flags=re.MULTILINE)
+    assert command == f"examples/recipes/{path.name}"
+    assert "# Source: " in header and "# Hardware: " in header
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_write_to_folders_of_their_own(path):
+    assert Path(parse(str(path))[2].output_dir).name == path.stem
+
+
+@pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
+def test_imagenet_recipes_are_table_9(path):
+    model, data, args = parse(str(path), "--gradient_accumulation_steps", "8", "--bf16", "false")
+    assert "# Expected: " in header_of(path)
+    assert data.dataset_name == "ILSVRC/imagenet-1k"
+    assert (args.effective_batch_size, args.base_learning_rate) == (1024, 5e-4)
+    assert args.learning_rate == pytest.approx(1e-3)
+    assert (args.num_train_epochs, args.warmup_epochs, args.lr_scheduler_type) == (300, 5, "cosine")
+    assert (args.weight_decay, args.max_grad_norm, args.label_smoothing_factor) == (0.05, 0.0, 0.1)
+    assert (args.mixup_alpha, args.cutmix_alpha, args.random_erasing_prob) == (0.8, 1.0, 0.25)
+    assert (args.rand_augment_magnitude, args.horizontal_flip_prob) == (9.0, 0.5)
+    assert args.random_crop_scale == [0.08, 1.0]
+    assert (model.drop_path_rate, data.crop_pct) == (0.1, 0.875)
+
+
+@pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
+def test_imagenet_recipes_are_what_their_names_say(path):
+    model, _, args = parse(str(path), "--bf16", "false")
+    assert f"imagenet_deit_{model.model_size}" == path.stem.removesuffix("_distilled_hard")
+    distilled = path.stem.endswith("_distilled_hard")
+    assert args.distillation_type == ("hard" if distilled else "none")
+    assert (model.teacher_name_or_path is not None) == distilled
+    assert not model.train_teacher
+
+
+def test_the_digits_recipe():
+    model, data, args = parse(str(next(path for path in RECIPES if path.stem == "digits")))
+    assert data.dataset_name == "digits"
+    assert model.train_teacher and model.teacher_config_overrides["depths"] == [1, 1, 1]
+    assert args.distillation_type == "hard"
+    assert args.horizontal_flip_prob == 0.0 and args.cutmix_alpha == 0.0
+    assert model.patch_size % 2 == 0 and not args.bf16

@@ -1,0 +1,122 @@
+"""Who may import whom: arrows go downward only, and the code that travels with a checkpoint stands alone."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_deit_distill
+
+PACKAGE = Path(modeling_deit_distill.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+REMOTE_CODE = {"configuration_deit_distill", "modeling_deit_distill"}
+
+# module: what it may import of the package, besides `errors`, on which all but the remote code may rely. Modules that
+# are still to be written have their row already.
+ALLOWED = {
+    "errors": set(),
+    "configuration_deit_distill": set(),
+    "modeling_deit_distill": {"configuration_deit_distill"},
+    "losses": set(),
+    "views": set(),
+    "augmentation": {"views"},
+    "data": {"views"},
+    "teacher": {"data", "augmentation"},
+    "teacher_store": {"views"},
+    "store_cli": {"teacher_store", "teacher", "data", "augmentation"},
+    "metrics": {"modeling_deit_distill"},
+    "arguments": set(),
+    "report": set(),
+    "trainer": {
+        "losses",
+        "views",
+        "data",
+        "augmentation",
+        "teacher_store",
+        "metrics",
+        "model_card",
+        "arguments",
+    },
+    "model_card": {"analysis", "report"},
+    "conversion": {"modeling_deit_distill"},
+    "analysis": {"modeling_deit_distill"},
+}
+ALLOWED["__init__"] = set(ALLOWED)
+
+
+def imports(source: str) -> set[str]:
+    """Every module that `source` imports, wherever in the file: `.name` for one of the package, else its full name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            if origin in (".", PACKAGE.name):  # what follows `import` may be a module itself
+                found |= {f"{PACKAGE.name}.{alias.name}" for alias in node.names}
+            else:
+                found.add(origin)
+    inside = f"{PACKAGE.name}."
+    return {"." + name.removeprefix(inside) if name.startswith(inside) else name for name in found}
+
+
+def own_imports(source: str) -> set[str]:
+    """The modules of the package that `source` imports."""
+    names = imports(source)
+    own = {name.lstrip(".").split(".")[0] for name in names if name.startswith(".")}
+    return own | ({"__init__"} if PACKAGE.name in names else set())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_lies_below_it(module):
+    assert module in ALLOWED, f"{module}.py has no row in the design's table"
+    allowed = ALLOWED[module] | (set() if module in REMOTE_CODE else {"errors"})
+    forbidden = own_imports((PACKAGE / f"{module}.py").read_text()) - allowed
+    assert not forbidden, f"{module}.py must not import {sorted(forbidden)}"
+
+
+def test_arrows_go_downward_only():
+    below = {}
+
+    def everything_below(module, above=()):
+        assert module not in above, f"circle: {' > '.join([*above, module])}"
+        if module not in below:
+            below[module] = set().union(
+                ALLOWED[module], *(everything_below(name, (*above, module)) for name in ALLOWED[module])
+            )
+        return below[module]
+
+    for module in ALLOWED.keys() - {"__init__"}:
+        assert module not in everything_below(module)
+
+
+@pytest.mark.parametrize("module", sorted(REMOTE_CODE))
+def test_remote_code_stands_alone(module):
+    # transformers finds the files that travel by a regular expression over `from .x import y`.
+    source = (PACKAGE / f"{module}.py").read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module, f"line {node.lineno}: only `from .x import y` is followed"
+    libraries = {name.split(".")[0] for name in imports(source) if not name.startswith(".")}
+    assert libraries <= {"torch", "transformers"} | sys.stdlib_module_names
+    assert own_imports(source) <= REMOTE_CODE
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from .data import collate", {"data"}),
+        ("from . import data, teacher as t", {"data", "teacher"}),
+        ("from .data.inner import x", {"data"}),
+        ("import modeling_deit_distill.data", {"data"}),
+        ("import modeling_deit_distill", {"__init__"}),
+        ("from modeling_deit_distill.data import collate", {"data"}),
+        ("from modeling_deit_distill import data", {"data"}),
+        ("from modeling_deit_distill.modeling_deit_distill import fuse_logits", {"modeling_deit_distill"}),
+        ("def f():\n    from .data import collate", {"data"}),
+        ("import torch, data\nfrom transformers.data import x\nimport modeling_deit_distill_other", set()),
+    ],
+)
+def test_the_reader_sees_every_form_of_import(source, expected):
+    assert own_imports(source) == expected

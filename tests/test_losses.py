@@ -1,0 +1,187 @@
+"""The objectives against numbers worked out by hand and against the public code's formulas."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_deit_distill.losses import hard_distillation_loss, label_loss, soft_distillation_loss
+
+LN2, LN3, LN5 = math.log(2), math.log(3), math.log(5)
+
+
+def random_logits(batch=6, classes=7):
+    return 3 * torch.randn(batch, classes), 3 * torch.randn(batch, classes)
+
+
+# --- the teacher's distribution -------------------------------------------------------------------------------------
+
+
+def test_soft_distillation_by_hand():
+    # One sample, two classes, τ = 1. Teacher (3/4, 1/4) from logits (ln 3, 0), student (1/2, 1/2) from (0, 0):
+    # KL = 3/4 ln((3/4)/(1/2)) + 1/4 ln((1/4)/(1/2)) = 3/4 ln 3 - 3/4 ln 2 - 1/4 ln 2 = 3/4 ln 3 - ln 2.
+    loss = soft_distillation_loss(torch.zeros(1, 2), torch.tensor([[LN3, 0.0]]), temperature=1.0)
+    assert loss.item() == pytest.approx(0.75 * LN3 - LN2, abs=1e-6)  # 0.1308
+
+
+def test_the_target_is_the_teacher():
+    # Roles exchanged: KL((1/2, 1/2) ‖ (3/4, 1/4)) = 1/2 ln(2/3) + 1/2 ln 2 = ln 2 - 1/2 ln 3.
+    loss = soft_distillation_loss(torch.tensor([[LN3, 0.0]]), torch.zeros(1, 2), temperature=1.0)
+    assert loss.item() == pytest.approx(LN2 - 0.5 * LN3, abs=1e-6)  # 0.1438
+
+
+def test_temperature_by_hand():
+    # τ = 2 turns the teacher's logits (2 ln 3, 0) into (ln 3, 0): the KL above, times τ² = 4.
+    loss = soft_distillation_loss(torch.zeros(1, 2), torch.tensor([[2 * LN3, 0.0]]), temperature=2.0)
+    assert loss.item() == pytest.approx(4 * (0.75 * LN3 - LN2), abs=1e-6)
+
+
+def test_soft_distillation_is_the_mean_over_the_batch():
+    # The sample by hand, and one where student and teacher agree (KL 0): half the sum, whatever the classes.
+    teacher = torch.tensor([[LN3, 0.0], [1.0, 2.0]])
+    student = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    assert soft_distillation_loss(student, teacher, 1.0).item() == pytest.approx((0.75 * LN3 - LN2) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_soft_distillation_is_the_public_loss_times_the_classes(temperature):
+    student, teacher = random_logits(batch=6, classes=7)
+    # facebookresearch/deit, losses.py: the sum divided by numel() = batch · classes.
+    public = (
+        F.kl_div(
+            F.log_softmax(student / temperature, dim=1),
+            F.log_softmax(teacher / temperature, dim=1),
+            reduction="sum",
+            log_target=True,
+        )
+        * (temperature * temperature)
+        / student.numel()
+    )
+    torch.testing.assert_close(soft_distillation_loss(student, teacher, temperature), 7 * public)
+
+
+def test_the_gradient_keeps_its_scale_as_the_temperature_grows():
+    # For τ far above the logits the gradient tends to (z_s - z_t) / classes per sample (logits of mean zero): Hinton
+    # et al. 2015, equation 4. Without τ² it would vanish.
+    student, teacher = torch.tensor([[0.3, -0.3]], requires_grad=True), torch.tensor([[-0.1, 0.1]])
+    soft_distillation_loss(student, teacher, temperature=100.0).backward()
+    torch.testing.assert_close(student.grad, torch.tensor([[0.2, -0.2]]), rtol=1e-3, atol=1e-4)
+
+
+def test_soft_distillation_ignores_a_constant_added_to_the_logits():
+    student, teacher = random_logits()
+    shifted = soft_distillation_loss(student + 5, teacher - 2, 3.0)
+    torch.testing.assert_close(shifted, soft_distillation_loss(student, teacher, 3.0))
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        soft_distillation_loss(torch.zeros(2, 3), torch.zeros(2, 3), temperature)
+
+
+@pytest.mark.parametrize("teacher_shape", [(2, 1), (1, 3), (2, 4)], ids=str)
+def test_logits_of_other_shapes_are_refused_even_where_they_would_broadcast(teacher_shape):
+    with pytest.raises(ValueError, match="shape"):
+        soft_distillation_loss(torch.zeros(2, 3), torch.zeros(teacher_shape), 1.0)
+
+
+# --- the teacher's decision -----------------------------------------------------------------------------------------
+
+
+def test_hard_distillation_by_hand():
+    # Softmax of (ln 3, 0) is (3/4, 1/4). Targets 0 and 1: -ln 3/4 and -ln 1/4, mean (ln 16 - ln 3) / 2.
+    student = torch.tensor([[LN3, 0.0], [LN3, 0.0]])
+    loss = hard_distillation_loss(student, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((4 * LN2 - LN3) / 2, abs=1e-6)
+
+
+def test_hard_distillation_is_the_public_loss():
+    student, teacher = random_logits()
+    # facebookresearch/deit, losses.py: cross-entropy with the teacher's argmax, not smoothed.
+    public = F.cross_entropy(student, teacher.argmax(dim=1))
+    torch.testing.assert_close(hard_distillation_loss(student, teacher.argmax(dim=1)), public)
+
+
+def test_hard_distillation_has_no_label_smoothing():
+    # A student that is certain of the teacher's label pays nothing; with smoothing it would pay in proportion to 50.
+    assert hard_distillation_loss(torch.tensor([[50.0, 0.0, 0.0]]), torch.tensor([0])).item() < 1e-6
+
+
+# --- the true label -------------------------------------------------------------------------------------------------
+
+
+def test_label_loss_by_hand():
+    # Softmax of (ln 3, 0, 0) is (3/5, 1/5, 1/5). Labels 0 and 2: ln 5 - ln 3 and ln 5.
+    logits = torch.tensor([[LN3, 0.0, 0.0], [LN3, 0.0, 0.0]])
+    assert label_loss(logits, torch.tensor([0, 2])).item() == pytest.approx(LN5 - LN3 / 2, abs=1e-6)
+
+
+def test_label_smoothing_by_hand():
+    # ε = 0.3 over three classes: target (0.8, 0.1, 0.1) against log-probabilities (ln 3 - ln 5, -ln 5, -ln 5):
+    # loss = 0.8 (ln 5 - ln 3) + 0.2 ln 5 = ln 5 - 0.8 ln 3.
+    loss = label_loss(torch.tensor([[LN3, 0.0, 0.0]]), torch.tensor([0]), label_smoothing=0.3)
+    assert loss.item() == pytest.approx(LN5 - 0.8 * LN3, abs=1e-6)
+
+
+def test_label_loss_of_probabilities_by_hand():
+    # Target (1/4, 3/4, 0) against (ln 3 - ln 5, -ln 5, -ln 5): loss = ln 5 - ln(3) / 4.
+    loss = label_loss(torch.tensor([[LN3, 0.0, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]]))
+    assert loss.item() == pytest.approx(LN5 - LN3 / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_hot_labels_are_indices(smoothing):
+    logits, _ = random_logits(batch=4, classes=7)
+    labels = torch.tensor([0, 6, 3, 3])
+    torch.testing.assert_close(
+        label_loss(logits, F.one_hot(labels, 7).float(), smoothing), label_loss(logits, labels, smoothing)
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_are_the_public_mixup_target(smoothing):
+    classes, ratio = 7, 0.7
+    logits, _ = random_logits(batch=4, classes=classes)
+    labels, partners = torch.tensor([0, 6, 3, 3]), torch.tensor([3, 3, 6, 0])
+
+    # timm, data/mixup.py: smoothed one-hot vectors are mixed; loss/cross_entropy.py: SoftTargetCrossEntropy.
+    off = smoothing / classes
+    on = 1.0 - smoothing + off
+
+    def smoothed(indices):
+        return torch.full((4, classes), off).scatter_(1, indices.view(-1, 1), on)
+
+    target = ratio * smoothed(labels) + (1.0 - ratio) * smoothed(partners)
+    public = torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean()
+
+    mixed = ratio * F.one_hot(labels, classes) + (1.0 - ratio) * F.one_hot(partners, classes)
+    torch.testing.assert_close(label_loss(logits, mixed, label_smoothing=smoothing), public)
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "soft": lambda student, teacher: soft_distillation_loss(student, teacher, 3.0),
+    "hard": lambda student, teacher: hard_distillation_loss(student, teacher.argmax(dim=1)),
+    "label": lambda student, teacher: label_loss(student, teacher.softmax(dim=1), label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_batch_is_the_mean_of_its_samples(loss):
+    student, teacher = random_logits(batch=6)
+    samples = [loss(student[i : i + 1], teacher[i : i + 1]) for i in range(6)]
+    batch = loss(student, teacher)
+    assert batch.shape == ()
+    torch.testing.assert_close(batch, torch.stack(samples).mean())
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_losses_stay_finite_for_extreme_logits(loss):
+    student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    value = loss(student, torch.tensor([[-1e4, 1e4, 0.0]]))
+    value.backward()
+    assert value.isfinite() and student.grad.isfinite().all()
+    assert value > 1  # they disagree completely

@@ -1,0 +1,48 @@
+"""What a run prints."""
+
+import pytest
+
+from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table, summary
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (42.4, "42 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (3599.7, "1 h 00 min"),
+        (3725, "1 h 02 min"),
+        (90_000, "25 h 00 min"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("key", ACCURACY_NAMES)
+def test_the_table_has_a_row_for_what_was_measured_alone(key):
+    lines = results_table({key: 0.98765, "eval_loss": 0.1, "num_parameters": 5}).splitlines()
+    assert len(lines) == 3 and set(lines[0]) == set(lines[2]) == {"-"}
+    assert ACCURACY_NAMES[key] in lines[1] and lines[1].endswith("98.77 %")  # per cent, two digits
+
+
+def test_the_table_in_full():
+    results = {key: 0.5 for key in reversed(ACCURACY_NAMES)} | {"train_runtime": 200.0}
+    rows = results_table(results).splitlines()[1:-1]
+    for row, name in zip(rows, [*ACCURACY_NAMES.values(), "training time"], strict=True):
+        assert row.strip().startswith(name)
+    assert rows[-1].endswith("3 min 20 s")
+    assert len({row.index("50.00 %") for row in rows[:-1]}) == 1
+
+
+def test_the_table_takes_one_hundred_per_cent():
+    assert "100.00 %" in results_table({"eval_accuracy": 1.0})
+
+
+def test_summary_is_aligned():
+    first, second = summary({"data": "digits", "learning rate": 0.001}).splitlines()
+    assert first.split() == ["data", "digits"] and second.split() == ["learning", "rate", "0.001"]
+    assert first.index("digits") == second.index("0.001")

@@ -1,0 +1,235 @@
+"""Teachers: found, described, trained first, frozen, shown the student's pixels in their own view."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainingArguments,
+    ViTImageProcessor,
+)
+
+from modeling_deit_distill import DistillationTrainingArguments, InputError
+from modeling_deit_distill.data import load_image_data
+from modeling_deit_distill.teacher import InputView, Teacher, describe_teacher, find_or_train_teacher, load_teacher
+
+DIGITS = [str(digit) for digit in range(10)]
+SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+
+
+def save_resnet(folder, class_names=DIGITS, processor=None):
+    config = ResNetConfig(**SMALL, num_labels=len(class_names), id2label=dict(enumerate(class_names)))
+    torch.manual_seed(2)
+    model = ResNetForImageClassification(config).eval()
+    model.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return model
+
+
+def test_describe_takes_a_bare_model_type_with_overrides():
+    config = describe_teacher(["cat", "dog"], config_name="resnet", config_overrides=SMALL, train=True)
+    assert config.model_type == "resnet"
+    assert config.hidden_sizes == [8, 16]
+    assert config.id2label == {0: "cat", 1: "dog"}
+    assert config.out_features == ["stage2"]  # derived from depths
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_describe_takes_a_folder_or_a_json_file(tmp_path, as_file):
+    ResNetConfig(**SMALL).save_pretrained(tmp_path)
+    name = str(tmp_path / "config.json") if as_file else str(tmp_path)
+    config = describe_teacher(["cat", "dog"], config_name=name, config_overrides={"depths": [1, 2]}, train=True)
+    assert (config.hidden_sizes, config.depths, config.num_labels) == ([8, 16], [1, 2], 2)
+
+
+def test_describe_takes_timms_models_through_the_wrapper():
+    overrides = {"architecture": "resnet10t"}
+    config = describe_teacher(["cat", "dog"], config_name="timm_wrapper", config_overrides=overrides, train=True)
+    model = AutoModelForImageClassification.from_config(config).eval()
+    assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+
+
+def test_an_unknown_override_names_the_near_field():
+    with pytest.raises(InputError, match="resnet has no field 'depth'; did you mean 'depths'"):
+        describe_teacher(DIGITS, config_name="resnet", config_overrides={"depth": [1]}, train=True)
+
+
+def test_no_teacher_at_all_says_what_to_give():
+    with pytest.raises(InputError, match="--teacher_name_or_path.*--distillation_type none"):
+        describe_teacher(DIGITS)
+
+
+def test_an_unreadable_teacher_is_named(tmp_path):
+    with pytest.raises(InputError, match="teacher_name_or_path.*nowhere"):
+        describe_teacher(DIGITS, name_or_path=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("theirs", [["cat", "dog"], DIGITS[::-1]])
+def test_other_classes_are_an_error_that_names_both_sides(tmp_path, theirs):
+    save_resnet(tmp_path, theirs)
+    with pytest.raises(InputError) as caught:
+        describe_teacher(DIGITS, name_or_path=str(tmp_path))
+    assert f"{len(theirs)} classes ({theirs[0]}, {theirs[1]}" in str(caught.value)
+    assert "10 (0, 1, 2" in str(caught.value)
+
+
+def test_a_teacher_without_class_names_passes_by_its_count(tmp_path):
+    ResNetForImageClassification(ResNetConfig(**SMALL, num_labels=10)).save_pretrained(tmp_path)
+    assert describe_teacher(DIGITS, name_or_path=str(tmp_path)).num_labels == 10
+    with pytest.raises(InputError, match="LABEL_0"):
+        describe_teacher(["cat", "dog"], name_or_path=str(tmp_path))
+
+
+def test_loading_freezes_and_gives_the_models_logits(tmp_path):
+    model = save_resnet(tmp_path)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    pixel_values = torch.randn(2, 3, 32, 32)
+    assert torch.equal(teacher(pixel_values), model(pixel_values=pixel_values).logits)
+
+
+def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
+    processor = ViTImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    model = save_resnet(tmp_path, processor=processor)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    seen = torch.nn.functional.interpolate((pixels - 0.5) / 0.5, (48, 48), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher((pixels - mean) / std), model(pixel_values=seen).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "side"),
+    [
+        (BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 36, "width": 36}), 36),
+        (ConvNextImageProcessor(size={"shortest_edge": 44}), 44),
+        (ViTImageProcessor(size={"height": 52, "width": 52}), 52),
+    ],
+)
+def test_the_input_size_is_read_from_any_processor(tmp_path, processor, side):
+    save_resnet(tmp_path, processor=processor)
+    assert load_teacher(str(tmp_path), DIGITS, 32).view.image_size == side
+
+
+def test_equal_views_leave_the_pixels_as_they_are():
+    seen = {}
+    model = torch.nn.Module()
+    model.forward = lambda pixel_values: seen.update(pixels=pixel_values) or type("Output", (), {"logits": None})
+    pixel_values = torch.randn(1, 3, 32, 32)
+    Teacher(model, InputView(32), InputView(32))(pixel_values)
+    assert seen["pixels"] is pixel_values
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_image_data("digits")
+    data.train, data.validation = data.train.select(range(64)), data.validation.select(range(20))
+    return data
+
+
+def train(tmp_path, data, **changes):
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=32,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        horizontal_flip_prob=0.0,
+        rand_augment_magnitude=0.0,
+        # What the student's schedule says must not reach the teacher's.
+        max_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    config = describe_teacher(data.class_names, config_name="resnet", config_overrides=SMALL, train=True)
+    settings = {"image_size": 16, "crop_pct": 1.0, "num_train_epochs": 2, "learning_rate": 1e-2, **changes}
+    return find_or_train_teacher(config, data, tmp_path / "teacher", args, **settings)
+
+
+def test_training_saves_a_teacher_that_is_found_next_time(tmp_path, digits, monkeypatch):
+    folder = train(tmp_path, digits)
+    assert folder == tmp_path / "teacher"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} < before.keys()
+    monkeypatch.setattr("modeling_deit_distill.teacher.Trainer.train", lambda self: pytest.fail("trained again"))
+    assert train(tmp_path, digits) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert load_teacher(str(folder), digits.class_names, 16).view.image_size == 16
+
+
+def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
+    seen = {}
+
+    def remember(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        seen.update(steps=self.state.global_step, args=self.args, log=self.state.log_history)
+        return result
+
+    original = __import__("transformers").Trainer.train
+    monkeypatch.setattr("modeling_deit_distill.teacher.Trainer.train", remember)
+    train(tmp_path, digits, num_train_epochs=3)
+    assert seen["steps"] == 3 * 2  # 64 images, 32 a step
+    assert type(seen["args"]) is TrainingArguments
+    assert seen["log"][0]["loss"] > seen["log"][2]["loss"]
+
+
+@pytest.mark.parametrize("changes", [{"learning_rate": 2e-2}, {"num_train_epochs": 1}, {"image_size": 8}])
+def test_a_teacher_of_another_configuration_is_refused(tmp_path, digits, changes):
+    folder = train(tmp_path, digits)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=f"{next(iter(changes))}.*choose another --output_dir"):
+        train(tmp_path, digits, **changes)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_teacher_of_other_data_is_refused(tmp_path, digits):
+    folder = train(tmp_path, digits)
+    record = json.loads((folder / "teacher_training.json").read_text())
+    (folder / "teacher_training.json").write_text(json.dumps({**record, "dataset": "another"}))
+    with pytest.raises(InputError, match="another dataset.*choose another --output_dir"):
+        train(tmp_path, digits)
+
+
+def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(OSError))
+        with pytest.raises(OSError):
+            train(tmp_path, digits)
+    assert not (tmp_path / "teacher").exists()
+    assert train(tmp_path, digits).is_dir()
+
+
+def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
+    source = tmp_path / "source"
+    model = save_resnet(source, ["cat", "dog"], ViTImageProcessor(size={"height": 24, "width": 24}))
+    config = describe_teacher(digits.class_names, name_or_path=str(source), train=True)
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, per_device_train_batch_size=32
+    )
+    folder = find_or_train_teacher(
+        config,
+        digits,
+        tmp_path / "teacher",
+        args,
+        image_size=16,
+        crop_pct=1.0,
+        num_train_epochs=1,
+        learning_rate=0.0,  # nothing moves but batch statistics: the body must be the source's
+        name_or_path=str(source),
+    )
+    tuned = AutoModelForImageClassification.from_pretrained(folder)
+    assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
+    weight = "resnet.embedder.embedder.convolution.weight"
+    np.testing.assert_array_equal(tuned.state_dict()[weight], model.state_dict()[weight])
+    assert load_teacher(str(folder), digits.class_names, 16).view == InputView(24, (0.5,) * 3, (0.5,) * 3)

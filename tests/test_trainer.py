@@ -1,0 +1,292 @@
+"""The trainer: what is learned, from whom, and what evaluation says."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DeiTDistillForImageClassification,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    InputError,
+)
+
+CLASSES = 7
+
+
+class Images(torch.utils.data.Dataset):
+    """Fixed random images with fixed labels."""
+
+    def __init__(self, length=32):
+        generator = torch.Generator().manual_seed(1)
+        self.pixel_values = torch.randn(length, 3, 16, 16, generator=generator)
+        self.labels = torch.randint(CLASSES, (length,), generator=generator)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixel_values[index], "labels": int(self.labels[index])}
+
+
+class CountingTeacher(torch.nn.Module):
+    """A convnet with batch statistics and dropout, so that a mistake in freezing shows; counts the images it sees."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 4, 4),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.5),
+            torch.nn.Flatten(),
+            torch.nn.Linear(8 * 16, CLASSES),
+        )
+        self.asked = 0
+
+    def forward(self, pixel_values):
+        self.asked += len(pixel_values)
+        return SimpleNamespace(logits=self.net(pixel_values))
+
+
+def student(**overrides):
+    torch.manual_seed(3)
+    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    settings |= {"image_size": 16, "patch_size": 8, "num_labels": CLASSES, "drop_path_rate": 0.0}
+    return DeiTDistillForImageClassification(DeiTDistillConfig(**{**settings, **overrides}))
+
+
+def trainer(tmp_path, model=None, teacher=None, length=32, **arguments):
+    settings = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    settings |= {"per_device_train_batch_size": 8, "max_steps": 2, "save_strategy": "no", "learning_rate": 1e-2}
+    settings |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "logging_steps": 1}
+    args = DistillationTrainingArguments(**{**settings, **arguments})
+    data = Images(length)
+    return DistillationTrainer(model or student(), args, teacher, train_dataset=data, eval_dataset=data)
+
+
+def snapshot(module):
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def batch(size=6):
+    samples = [Images()[index] for index in range(size)]
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": torch.tensor([sample["labels"] for sample in samples]),
+    }
+
+
+@pytest.mark.parametrize("distillation_type", ["hard", "soft"])
+def test_two_steps_change_every_student_parameter_and_no_teacher_bit(tmp_path, distillation_type):
+    teacher = CountingTeacher()
+    run = trainer(tmp_path, teacher=teacher, distillation_type=distillation_type)
+    student_before, teacher_before = snapshot(run.model), snapshot(teacher)
+    run.train()
+    unchanged = [name for name, value in run.model.state_dict().items() if torch.equal(value, student_before[name])]
+    assert unchanged == []
+    assert all(torch.equal(value, teacher_before[name]) for name, value in teacher.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert teacher.asked == 2 * 8
+
+
+def test_evaluation_never_asks_the_teacher(tmp_path):
+    teacher = CountingTeacher()
+    run = trainer(tmp_path, teacher=teacher)
+    metrics = run.evaluate()
+    assert teacher.asked == 0
+    assert "eval_teacher_agreement" not in metrics
+
+
+def test_the_teacher_is_asked_once_about_the_evaluation_set_and_agreement_uses_its_answers(tmp_path):
+    teacher, data = CountingTeacher(), Images()
+    run = trainer(tmp_path, teacher=teacher)
+    results = run.evaluate_teacher()
+    assert teacher.asked == len(data)
+    with torch.no_grad():
+        answers = teacher.net.eval()(data.pixel_values).argmax(-1)
+        decisions = run.model.eval()(data.pixel_values).logits.argmax(-1)
+    assert results == {"teacher_accuracy": pytest.approx((answers == data.labels).float().mean().item())}
+    metrics = run.evaluate()
+    assert metrics["eval_teacher_agreement"] == pytest.approx((answers == decisions).float().mean().item())
+    assert teacher.asked == len(data)
+
+
+@pytest.mark.parametrize("token", [True, False])
+@pytest.mark.parametrize("distillation_type", ["hard", "soft"])
+def test_the_loss_is_the_papers(tmp_path, token, distillation_type):
+    teacher = CountingTeacher()
+    run = trainer(
+        tmp_path,
+        student(use_distillation_token=token),
+        teacher,
+        distillation_type=distillation_type,
+        distillation_alpha=0.3,
+        distillation_temperature=2.0,
+        label_smoothing_factor=0.1,
+    )
+    inputs = batch()
+    run.model.train()
+    loss = run.compute_loss(run.model, inputs)
+    outputs = run.model(inputs["pixel_values"])
+    pupil = outputs.distillation_logits if token else outputs.cls_logits
+    answers = teacher.net(inputs["pixel_values"]).detach()
+    log_probs = outputs.cls_logits.log_softmax(-1)
+    target = 0.9 * F.one_hot(inputs["labels"], CLASSES) + 0.1 / CLASSES
+    label_term = -(target * log_probs).sum(-1).mean()
+    if distillation_type == "hard":
+        teacher_term = -pupil.log_softmax(-1)[range(6), answers.argmax(-1)].mean()
+    else:
+        p = (answers / 2).softmax(-1)
+        teacher_term = 4 * (p * (p.log() - (pupil / 2).log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(loss, 0.7 * label_term + 0.3 * teacher_term)
+
+
+def test_without_distillation_the_loss_is_the_label_term_alone(tmp_path):
+    run = trainer(tmp_path, student(use_distillation_token=False), distillation_type="none")
+    inputs = batch()
+    run.model.train()
+    expected = F.cross_entropy(run.model(inputs["pixel_values"]).logits, inputs["labels"], label_smoothing=0.1)
+    torch.testing.assert_close(run.compute_loss(run.model, inputs), expected)
+
+
+def test_the_loss_takes_soft_labels(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher(), distillation_alpha=0.0, label_smoothing_factor=0.0)
+    inputs = batch()
+    inputs["labels"] = 0.5 * F.one_hot(inputs["labels"], CLASSES) + 0.5 * F.one_hot(inputs["labels"].flip(0), CLASSES)
+    run.model.train()
+    log_probs = run.model(inputs["pixel_values"]).cls_logits.log_softmax(-1)
+    torch.testing.assert_close(run.compute_loss(run.model, inputs), -(inputs["labels"] * log_probs).sum(-1).mean())
+
+
+def test_the_teacher_sees_the_mixed_pixels_that_the_student_sees(tmp_path):
+    teacher, seen = CountingTeacher(), {}
+    run = trainer(tmp_path, teacher=teacher, mixup_alpha=0.8)
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
+    run.model.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0].clone()))
+    run.model.train()
+    run.compute_loss(run.model, batch())
+    assert torch.equal(seen["teacher"], seen["student"])
+    assert not torch.equal(seen["student"], batch()["pixel_values"])
+
+
+def test_evaluation_mixes_nothing_and_smooths_nothing(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher(), mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing_factor=0.1)
+    data = Images()
+    with torch.no_grad():
+        logits = run.model.eval()(data.pixel_values).logits
+    assert run.evaluate()["eval_loss"] == pytest.approx(F.cross_entropy(logits, data.labels).item(), rel=1e-5)
+
+
+def test_one_times_eight_equals_four_times_two_accumulation(tmp_path):
+    weights = []
+    for size, steps in ((8, 1), (2, 4)):
+        run = trainer(
+            tmp_path / str(size),
+            teacher=CountingTeacher(),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+        )
+        result = run.train()
+        weights.append((snapshot(run.model), result.training_loss))
+    for name, value in weights[0][0].items():
+        torch.testing.assert_close(value, weights[1][0][name], rtol=1e-3, atol=2e-5)
+    assert weights[0][1] == pytest.approx(weights[1][1], rel=1e-4)
+
+
+def test_logits_are_the_same_fusion_in_training_and_evaluation(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher())
+    inputs = batch()
+    _, training = run.compute_loss(run.model.train(), inputs, return_outputs=True)
+    _, evaluation = run.compute_loss(run.model.eval(), inputs, return_outputs=True)
+    torch.testing.assert_close(training.logits, (training.cls_logits + training.distillation_logits) / 2)
+    torch.testing.assert_close(training.logits, evaluation.logits)
+
+
+def test_the_log_tells_both_terms_and_the_agreement_apart(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher(), logging_steps=2, distillation_alpha=0.25)
+    run.train()
+    entry = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx(0.75 * entry["label_loss"] + 0.25 * entry["teacher_loss"], rel=1e-4)
+    assert 0.0 <= entry["teacher_agreement"] <= 1.0
+
+
+def test_accumulated_terms_are_logged_as_means(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher(), per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    run.train()
+    for entry in run.state.log_history:
+        if "loss" in entry:
+            assert entry["loss"] == pytest.approx((entry["label_loss"] + entry["teacher_loss"]) / 2, rel=1e-4)
+
+
+def test_weight_decay_spares_biases_norms_tokens_and_positions(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher())
+    decayed = set(run.get_decay_parameter_names(run.model))
+    spared = {name for name, _ in run.model.named_parameters()} - decayed
+    matrices = {name for name, value in run.model.named_parameters() if value.dim() in (2, 4)}
+    assert decayed == matrices
+    assert {"deit.embeddings." + name for name in ("cls_token", "distillation_token", "position_embeddings")} < spared
+    groups = run.create_optimizer().param_groups
+    assert {group["weight_decay"]: len(group["params"]) for group in groups} == {0.05: len(decayed), 0.0: len(spared)}
+
+
+@pytest.mark.parametrize(("length", "images"), [(32, 32), (37, 32), (5, 5)])
+def test_an_epoch_is_whole_steps_and_evaluation_counts_every_image(tmp_path, length, images):
+    teacher = CountingTeacher()
+    run = trainer(tmp_path, teacher=teacher, length=length, max_steps=-1, num_train_epochs=1)
+    run.train()
+    assert teacher.asked == images
+    right = (run.model.eval()(Images(length).pixel_values).logits.argmax(-1) == Images(length).labels).sum().item()
+    assert run.evaluate()["eval_accuracy"] == pytest.approx(right / length)
+
+
+def test_warm_up_epochs_become_steps(tmp_path):
+    run = trainer(
+        tmp_path, teacher=CountingTeacher(), max_steps=-1, num_train_epochs=4, warmup_epochs=2, learning_rate=0.8
+    )
+    run.train()
+    rates = [entry["learning_rate"] for entry in run.state.log_history if "loss" in entry]
+    warm_up, whole = 8, 16  # four steps an epoch
+    expected = [0.8 * step / warm_up for step in range(warm_up)]
+    expected += [0.4 * (1 + math.cos(math.pi * step / (whole - warm_up))) for step in range(whole - warm_up)]
+    assert rates == pytest.approx(expected)
+
+
+def test_draws_depend_on_the_seed_alone(tmp_path):
+    weights = []
+    for disturbance in (0, 1000):
+        run = trainer(tmp_path / str(disturbance), student(drop_path_rate=0.3), CountingTeacher(), mixup_alpha=0.8)
+        torch.rand(disturbance)
+        np.random.rand(disturbance)
+        run.train()
+        weights.append(snapshot(run.model))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_teacher_is_not_saved(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher())
+    run.save_model()
+    loaded = DeiTDistillForImageClassification.from_pretrained(tmp_path)
+    assert loaded.state_dict().keys() == student().state_dict().keys()
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in run.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "teacher", "words"),
+    [
+        ({"distillation_type": "none"}, True, None, ["none", "use_distillation_token"]),
+        ({"distillation_type": "none"}, False, CountingTeacher(), ["none", "teacher"]),
+        ({"distillation_type": "hard"}, True, None, ["hard", "teacher_name_or_path"]),
+    ],
+)
+def test_contradictions_are_refused(tmp_path, arguments, token, teacher, words):
+    with pytest.raises(InputError) as caught:
+        trainer(tmp_path, student(use_distillation_token=token), teacher, **arguments)
+    assert all(word in str(caught.value) for word in words)
