@@ -6,6 +6,7 @@ relatively, and only torch and transformers besides.
 """
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2CLS
 
 FUSIONS = ("logit_mean", "softmax_mean", "cls", "distillation")
 
@@ -90,6 +91,11 @@ class DeiTDistillConfig(PreTrainedConfig):
         return cls(**{**SIZES[size], **overrides})
 
     def _check_sizes(self):
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.hidden_act not in ACT2CLS:
+            raise ValueError(f"unknown hidden_act {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2CLS))}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"

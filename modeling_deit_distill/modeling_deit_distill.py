@@ -7,6 +7,7 @@ relatively, and only torch and transformers besides.
 Shapes in comments: B batch, N tokens (prefix + patches), P patches, D hidden size, H heads, C classes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from .configuration_deit_distill import DeiTDistillConfig, as_pair
+from .configuration_deit_distill import FUSIONS, DeiTDistillConfig, as_pair
 
 
 @dataclass
@@ -56,16 +57,16 @@ def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor | No
     Raises:
         ValueError: an unknown fusion.
     """
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown fusion {fusion!r}; choose one of {', '.join(FUSIONS)}")
     if distillation_logits is None or fusion == "cls":
         return cls_logits
     if fusion == "distillation":
         return distillation_logits
     if fusion == "logit_mean":
         return (cls_logits + distillation_logits) / 2
-    if fusion == "softmax_mean":
-        log_probs = torch.stack([F.log_softmax(cls_logits, dim=-1), F.log_softmax(distillation_logits, dim=-1)])
-        return torch.logsumexp(log_probs, dim=0) - torch.log(torch.tensor(2.0, device=cls_logits.device))
-    raise ValueError(f"unknown fusion {fusion!r}; choose one of logit_mean, softmax_mean, cls, distillation")
+    log_probs = torch.stack([F.log_softmax(cls_logits, dim=-1), F.log_softmax(distillation_logits, dim=-1)])
+    return torch.logsumexp(log_probs, dim=0) - math.log(2)
 
 
 def resize_position_embeddings(
@@ -160,6 +161,8 @@ class DeiTDistillEmbeddings(nn.Module):
         return self.dropout(torch.cat([prefix, patches], dim=1) + positions)  # (B, N, D)
 
     def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
+        if pixel_values.dim() != 4:
+            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}, not (batch, channels, height, width)")
         channels, height, width = pixel_values.shape[1:]
         if channels != self.num_channels:
             raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")
@@ -350,7 +353,9 @@ _HUB_KWARGS = (
 
 
 def _check_positions_fit(own: DeiTDistillConfig, wanted: DeiTDistillConfig):
-    for name in ("patch_size", "use_distillation_token"):
+    if as_pair(own.patch_size) == as_pair(wanted.patch_size):
+        wanted.patch_size = own.patch_size  # 8, (8, 8) and JSON's [8, 8] are one size
+    for name in ("patch_size", "hidden_size", "use_distillation_token"):
         if getattr(own, name) != getattr(wanted, name):
             raise ValueError(
                 f"the checkpoint has {name}={getattr(own, name)}, but {name}={getattr(wanted, name)} was asked for; "

@@ -349,6 +349,21 @@ def test_dropout_acts_in_training_only(tiny_model, name, attention):
     assert not torch.allclose(model(images()).logits, model(images()).logits, rtol=1e-2)
 
 
+@pytest.mark.parametrize("silent", ["attention.proj", "mlp.fc2"])
+def test_dropout_follows_both_branches_of_a_block(tiny_model, silent):
+    layer = tiny_model(hidden_dropout_prob=0.5).deit.layers[0].train()
+    nn.init.zeros_(layer.get_submodule(silent).weight)  # the other branch alone remains
+    tokens = torch.randn(2, 18, 32)
+    # Half of the values of the branch are dropped: of 1152, standard error √1152 / 2 = 17; five of them.
+    unchanged = (layer(tokens)[0] == tokens).sum().item()
+    assert unchanged == pytest.approx(576, abs=85)
+
+
+def test_dropout_follows_the_embeddings(tiny_model):
+    tokens = tiny_model(hidden_dropout_prob=0.5).deit.embeddings.train()(images(2))
+    assert (tokens == 0).sum().item() == pytest.approx(576, abs=85)
+
+
 # --- attention ------------------------------------------------------------------------------------------------------
 
 
@@ -588,11 +603,12 @@ def test_a_loaded_model_saves_as_completely_as_a_new_one(checkpoint, tmp_path):
     assert_same_weights(load(tmp_path), load(checkpoint))
 
 
-def test_saving_the_transformer_alone(checkpoint, tmp_path):
-    model = DeiTDistillModel.from_pretrained(checkpoint)
+def test_saving_the_transformer_alone(tiny_config, tmp_path):
+    model = DeiTDistillModel(tiny_config())
     model.save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert {"AutoConfig", "AutoModel"} <= auto_map.keys() and auto_map.items() <= AUTO_MAP.items()
+    assert {path.name for path in tmp_path.glob("*.py")} == CODE_FILES
     assert_same_weights(AutoModel.from_pretrained(tmp_path), model)
 
 
