@@ -69,8 +69,8 @@ def test_the_command_line_overrides_the_recipe(recipe):
 
 
 def test_the_recipe_reads_as_the_command_line(recipe):
-    text = "learning_rate: 5e-4\nseed: 3\nbf16: false\nmixup_alpha: 0\nrandom_crop_scale: [0.6, 1.0]\n"
-    words = "--learning_rate 5e-4 --seed 3 --bf16 false --mixup_alpha 0 --random_crop_scale 0.6 1.0".split()
+    text = "learning_rate: 5e-4\nseed: 3\nbf16: false\nrandom_crop_scale: [0.6, 1.0]\n"
+    words = ["--learning_rate", "5e-4", "--seed", "3", "--bf16", "false", "--random_crop_scale", "0.6", "1.0"]
     from_recipe, from_words = parse(recipe(text)), parse("--dataset_name", "digits", *words)
     assert [dataclasses.asdict(part) for part in from_recipe] == [dataclasses.asdict(part) for part in from_words]
 
@@ -138,14 +138,10 @@ def test_unknown_key_on_the_command_line(words, key, near):
     [
         ("distilation_type: hard", "distilation_type", "distillation_type"),
         ("patch-size: 8", "patch-size", "patch_size"),
-        ("seeed: null", None, None),  # says nothing, so it is left out as every null is
         ("xyzzy: 1", "xyzzy", "--help"),
     ],
 )
 def test_unknown_key_in_the_recipe(recipe, text, key, near):
-    if key is None:
-        assert parse(recipe(text))[1].dataset_name == "digits"
-        return
     message = refusal(recipe(text))
     assert repr(key) in message and near in message and "recipe" in message
 
@@ -159,13 +155,13 @@ def test_unknown_key_in_the_recipe(recipe, text, key, near):
         (b"", "key: value"),
         (b"seed: [1, 2\n", "not valid YAML"),
         (b"a: b: c\n", "not valid YAML"),
-        (b"output_dir: caf\xe9\n", "UTF-8"),
+        pytest.param(
+            b"output_dir: caf\xe9\n", "UTF-8", marks=pytest.mark.xfail(strict=True, reason="UnicodeDecodeError escapes")
+        ),
     ],
     ids=["absent", "list", "word", "empty", "unclosed", "two colons", "latin-1"],
 )
-def test_a_recipe_that_is_none(tmp_path, content, reason, request):
-    if content is not None and b"\xe9" in content:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="UnicodeDecodeError is not caught"))
+def test_a_recipe_that_is_none(tmp_path, content, reason):
     path = tmp_path / "mine.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -190,7 +186,7 @@ def test_stray_words(recipe):
 
 @pytest.mark.xfail(strict=True, reason="the word joins the list that ends the recipe")
 def test_a_stray_word_after_a_recipe_that_ends_in_a_list(recipe):
-    assert "'stray'" in refusal(recipe("report_to: [none]"), "stray", "--seed", "1")
+    assert "'stray'" in refusal(recipe("label_names: [labels]"), "stray", "--seed", "1")
 
 
 @pytest.mark.parametrize(
@@ -347,6 +343,12 @@ def test_the_command_line_replaces_what_it_excludes(recipe, text, words):
     parse(recipe(text), *words.split())
 
 
+@pytest.mark.xfail(strict=True, reason="the recipe's warmup_epochs stay, and win")
+def test_warm_up_in_steps_replaces_the_recipe_s_epochs(recipe):
+    args = parse(recipe("warmup_epochs: 4"), "--warmup_steps", "10")[2]
+    assert (args.warmup_epochs, args.warmup_steps) == (0, 10)
+
+
 # --- defaults ---------------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +408,7 @@ def test_tensorboard_if_installed(monkeypatch, installed, report_to):
 
 
 def header_of(path: Path) -> str:
-    return "\n".join(line for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines())
+    return path.read_text(encoding="utf-8").split("\n\n")[0]
 
 
 def test_there_are_recipes():
@@ -431,7 +433,7 @@ def test_recipes_write_to_folders_of_their_own(path):
 
 @pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
 def test_imagenet_recipes_are_table_9(path):
-    model, data, args = parse(str(path), "--gradient_accumulation_steps", "8", "--bf16", "false")
+    model, data, args = parse(str(path), "--gradient_accumulation_steps", "8")
     assert "# Expected: " in header_of(path)
     assert data.dataset_name == "ILSVRC/imagenet-1k"
     assert (args.effective_batch_size, args.base_learning_rate) == (1024, 5e-4)
@@ -446,7 +448,7 @@ def test_imagenet_recipes_are_table_9(path):
 
 @pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
 def test_imagenet_recipes_are_what_their_names_say(path):
-    model, _, args = parse(str(path), "--bf16", "false")
+    model, _, args = parse(str(path))
     assert f"imagenet_deit_{model.model_size}" == path.stem.removesuffix("_distilled_hard")
     distilled = path.stem.endswith("_distilled_hard")
     assert args.distillation_type == ("hard" if distilled else "none")

@@ -53,7 +53,7 @@ def test_accuracies_by_hand():
     labels = np.array([0, 1, 2, 1])
     predictions = {
         "fused": np.array([0, 1, 2, 0]),
-        "cls": np.array([0, 0, 0, 0]),
+        "cls": np.array([0, 0, 0, 2]),
         "distillation": np.array([1, 1, 1, 1]),
         "logit_mean": np.array([0, 1, 2, 1]),
         "softmax_mean": np.array([2, 2, 0, 0]),

@@ -203,7 +203,9 @@ def test_a_teacher_of_other_data_is_refused(tmp_path, digits):
 
 def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(OSError))
+        patched.setattr(
+            "modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(OSError)
+        )
         with pytest.raises(OSError):
             train(tmp_path, digits)
     assert not (tmp_path / "teacher").exists()

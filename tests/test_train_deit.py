@@ -233,7 +233,13 @@ def test_the_student_depends_on_the_seed_alone_not_on_a_teacher_trained_before(p
 def test_a_student_starts_from_a_checkpoint_at_another_size(run, photos, tmp_path):
     folder, _ = run
     chosen = {key: value for key, value in RECIPE.items() if key not in STUDENT and not key.startswith("teacher_")}
-    settings = {"model_name_or_path": folder, "image_size": 24, "max_steps": 1, "learning_rate": 0, "eval_strategy": "no"}
+    settings = {
+        "model_name_or_path": folder,
+        "image_size": 24,
+        "max_steps": 1,
+        "learning_rate": 0,
+        "eval_strategy": "no",
+    }
     settings |= {"train_dir": photos, "output_dir": tmp_path / "out", "train_teacher": "false"}
     settings |= {"teacher_name_or_path": folder / "teacher"}
     train_deit.main([word for key, value in {**chosen, **settings}.items() for word in (f"--{key}", str(value))])
