@@ -1,26 +1,35 @@
-"""Images and labels: loading rows, decoding, and the transforms of training and evaluation.
+"""Images and labels: load rows, decode once, crop every view of an image that the batch wants.
 
-Rows keep their images encoded; workers decode them. Training transforms are torchvision's for now; evaluation goes
-through the image processor that is saved with the model, so that there is one evaluation transform.
+Rows keep their images encoded; workers decode and crop, to uint8, and the device does the rest (`augmentation.py`).
+Evaluation goes through the image processor that is saved with the model, so that there is one evaluation transform.
 """
 
+import glob
 import hashlib
 import io
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
+import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
+from datasets.distributed import split_dataset_by_node
+from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import DeiTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
 
 from .errors import InputError
+from .views import AugmentationSettings, View, crop_box, draw, draw_replacement, draw_uniforms
+
+logger = logging.get_logger(__name__)
 
 # A split that was not named is looked for under these, in this order.
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
@@ -28,6 +37,10 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
+MAX_REPLACEMENTS = 10
+MAX_DECODED = 4
+SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
+STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
 
 
 @dataclass
@@ -52,7 +65,7 @@ class ImageData:
         digest = hashlib.sha256(repr((self.class_names, len(self.train), len(self.validation))).encode())
         for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
             digest.update(str(self.train[int(row)]["label"]).encode())
-            digest.update(_encoded_bytes(self.train[int(row)]["image"]))
+            digest.update(_readable_bytes(self.train[int(row)]["image"]))
         return digest.hexdigest()[:16]
 
 
@@ -67,29 +80,33 @@ def load_image_data(
     validation_fraction: float = 0.1,
     image_column: str | None = None,
     label_column: str | None = None,
+    streaming: bool = False,
 ) -> ImageData:
     """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, or a folder per class.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
-    always the same one.
+    always the same one. With `streaming` the training split is never stored: `train` is a stream, and the validation
+    split, which must exist, is.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
     if train_dir is not None:
-        splits, source = _load_folders(train_dir, validation_dir), train_dir
+        splits, source = _load_folders(train_dir, validation_dir, streaming), train_dir
         validation_split = validation_split or ("validation" if validation_dir else None)
     else:
-        splits, source = _load_named(dataset_name, dataset_config_name), dataset_name
+        splits, source = _load_named(dataset_name, dataset_config_name, streaming), dataset_name
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
-    splits = {name: _select_columns(rows, image_column, label_column) for name, rows in splits.items()}
+    splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
+    if streaming:
+        return _as_stream(splits, train_split, validation_split, source)
     train, validation, split = _choose_splits(splits, train_split, validation_split, validation_fraction)
     validation_source = f"split {split!r}" if split else f"{validation_fraction:.0%} of split {train_split!r}"
+    _check_labels(train, f"split {train_split!r}", "train_split")
+    _check_labels(validation, validation_source, "validation_split")
     train, validation = _encode_labels(train, validation)
-    _check_labels(train, train_split)
-    _check_labels(validation, validation_source)
     class_names = train.features["label"].names
     _check_classes(train, validation, class_names, source, is_cut=split is None)
     return ImageData(train, validation, class_names, source, validation_source)
@@ -106,10 +123,39 @@ def load_digits() -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
+class BadImageError(Exception):
+    """An image that cannot be shown; the message says why."""
+
+
 def decode_image(image: dict) -> PIL.Image.Image:
-    """An encoded row image, `{"bytes", "path"}`, as an upright RGB image: what a viewer or a pipeline shows."""
-    decoded = PIL.Image.open(io.BytesIO(_encoded_bytes(image)))
-    return PIL.ImageOps.exif_transpose(decoded).convert("RGB")
+    """An encoded row image, `{"bytes", "path"}`, as an upright RGB image: what a viewer or a pipeline shows.
+
+    Raises:
+        BadImageError: nothing that can be read, one pixel, or more pixels than an honest image has.
+    """
+    try:
+        return _to_rgb(_open(_encoded_bytes(image)))
+    except Exception as error:  # whatever a decoder makes of broken bytes: OSError, SyntaxError, struct.error, ...
+        raise _bad_image(error) from error
+
+
+def decode_pixels(image: dict) -> torch.Tensor:
+    """As [`decode_image`], to uint8 pixels (3, height, width); JPEG by torchvision's decoder, all else by Pillow.
+
+    Raises:
+        BadImageError: as for [`decode_image`].
+    """
+    try:
+        encoded = _encoded_bytes(image)
+        opened = _open(encoded)
+        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _is_upright(opened):
+            try:
+                return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+            except RuntimeError:
+                pass  # strict decoders refuse a few files that Pillow reads
+        return torch.from_numpy(np.array(_to_rgb(opened))).permute(2, 0, 1)
+    except Exception as error:
+        raise _bad_image(error) from error
 
 
 def evaluation_processor(
@@ -129,54 +175,20 @@ def evaluation_processor(
     )
 
 
-def training_transform(
-    image_size: int,
-    random_crop_scale: tuple[float, float] = (0.08, 1.0),
-    horizontal_flip_prob: float = 0.5,
-    rand_augment_magnitude: float = 9.0,
-    random_erasing_prob: float = 0.25,
-    mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD,
-) -> Callable[[PIL.Image.Image], torch.Tensor]:
-    """The training transform of one image (paper, Table 9), to float pixels (3, image_size, image_size), normalised."""
-    bicubic = InterpolationMode.BICUBIC
-    steps = [
-        v2.RandomResizedCrop(image_size, scale=tuple(random_crop_scale), interpolation=bicubic),
-        v2.RandomHorizontalFlip(horizontal_flip_prob),
-    ]
-    if rand_augment_magnitude > 0:
-        # torchvision counts strength in 31 steps, the recipe in 10.
-        steps.append(v2.RandAugment(num_ops=2, magnitude=round(3 * rand_augment_magnitude), interpolation=bicubic))
-    steps += [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(mean), list(std)),
-        v2.RandomErasing(random_erasing_prob, value="random"),
-    ]
-    return v2.Compose(steps)
-
-
 def evaluation_transform(processor) -> Callable[[PIL.Image.Image], torch.Tensor]:
     """One image through a saved image processor, to float pixels (3, height, width)."""
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 
-def mixing(num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> Callable | None:
-    """Mixup or cutmix of a batch, one or the other with probability ½ (paper, Table 9); None if both are off.
-
-    The result takes `(pixel_values, labels)` and returns mixed pixels and labels as (batch, classes) probabilities.
-    """
-    mixes = [v2.MixUp(alpha=mixup_alpha, num_classes=num_classes)] if mixup_alpha > 0 else []
-    mixes += [v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes)] if cutmix_alpha > 0 else []
-    return v2.RandomChoice(mixes) if mixes else None
-
-
-class ImageDataset(torch.utils.data.Dataset):
+class EvaluationDataset(torch.utils.data.Dataset):
     """Rows decoded and transformed one by one: `pixel_values` and `labels`.
 
     Args:
         rows: a split of [`ImageData`].
         transform: from an RGB image to a float tensor (3, height, width).
+
+    Raises:
+        InputError: a broken image, which would make every figure wrong.
     """
 
     def __init__(self, rows: Dataset, transform: Callable[[PIL.Image.Image], torch.Tensor]):
@@ -188,11 +200,241 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[int(index)]
-        return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
+        try:
+            return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
+        except BadImageError as error:
+            raise InputError(f"validation {describe_row(self.rows, index)} is broken: {error}; remove it") from error
 
 
-def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch: `pixel_values` (batch, 3, height, width) and `labels` (batch,)."""
+class ViewDataset(torch.utils.data.Dataset):
+    """Batches of views: each image decoded once for all its views in the batch, cropped and resized to uint8.
+
+    A batch holds `pixel_values` (views, 3, side, side) uint8, `labels` (views,), and on the host `epoch` and
+    `position` (views,), `draws` (see `views.Draws`) and `bad_images`, rows that were asked for but could not be
+    read. In their place a row drawn from the view itself is shown, so the batch does not depend on the company.
+
+    Args:
+        rows: the training split of [`ImageData`].
+        settings: what is drawn.
+        seed: of all draws.
+    """
+
+    def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0):
+        self.rows = rows
+        self.settings = settings
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, views: list[View]) -> dict:
+        """The batch of `views`, which are of one epoch."""
+        epoch, positions = views[0].epoch, [view.position for view in views]
+        uniforms = draw_uniforms(self.seed, epoch, positions)
+        size = self.settings.image_size
+        pixel_values = torch.empty((len(views), 3, size, size), dtype=torch.uint8)
+        labels, bad, decoded = [], [], {}
+        for slot, view in enumerate(views):
+            pixels, label = self._look(view, decoded, bad)
+            box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], self.settings.crop_scale)
+            crop_and_resize(pixels, box, pixel_values[slot])
+            labels.append(label)
+        return {
+            "pixel_values": pixel_values,
+            "labels": torch.tensor(labels),
+            "epoch": np.full(len(views), epoch),
+            "position": np.asarray(positions),
+            "draws": draw(self.settings, self.seed, epoch, positions, uniforms),
+            "bad_images": bad,
+        }
+
+    def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[torch.Tensor, int]:
+        """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
+        candidates = draw_replacement(self.seed, view.epoch, view.position, len(self.rows))
+        row = view.image
+        for _ in range(MAX_REPLACEMENTS):
+            if row not in decoded:
+                if len(decoded) > MAX_DECODED:
+                    decoded.pop(next(iter(decoded)))  # views of one image are neighbours: the oldest is done with
+                decoded[row] = self._decode(row)
+            if decoded[row] is not None:
+                return decoded[row]
+            bad.append(row)
+            row = next(candidates)
+        raise InputError(f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset")
+
+    def _decode(self, row: int) -> tuple[torch.Tensor, int] | None:
+        content = self.rows[row]
+        try:
+            return decode_pixels(content["image"]), content["label"]
+        except BadImageError:
+            return None
+
+
+class StreamingViewDataset(torch.utils.data.IterableDataset):
+    """Batches of views of a stream without end, for data larger than the disk.
+
+    Processes and workers read shards of their own; nothing is sent around. Batches are those of [`ViewDataset`], with
+    positions that no other worker has; but which image has which position depends on how many read the stream, so
+    what is stored by position (a teacher's answers) cannot be used with it, and a resumed run reads the stream anew.
+
+    Args:
+        stream: the training split of [`ImageData`].
+        settings: what is drawn.
+        batch_size: views per batch; even, if they are mixed.
+        repeats: views of an image, neighbours as in `views.ViewSampler`.
+        seed: of all draws and of the stream's shuffling.
+        rank, num_processes: whose share of the shards is read.
+    """
+
+    def __init__(
+        self, stream, settings: AugmentationSettings, batch_size: int, repeats=3, seed=0, rank=0, num_processes=1
+    ):
+        if settings.mixes and batch_size % 2:
+            raise InputError(f"per_device_train_batch_size is {batch_size}, which is odd; views are mixed in pairs")
+        self.stream = split_dataset_by_node(stream, rank, num_processes).shuffle(seed, buffer_size=SHUFFLE_BUFFER)
+        self.settings = settings
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        num_workers = worker.num_workers if worker else 1
+        lane = self.rank * num_workers + (worker.id if worker else 0)
+        bad: list[str] = []
+        views = self._views(bad)
+        for number in itertools.count(lane, self.num_processes * num_workers):
+            batch = list(itertools.islice(views, self.batch_size))
+            if not batch:
+                return
+            yield self._batch(batch, number * self.batch_size, bad)
+            bad.clear()
+
+    def _views(self, bad: list[str]):
+        """(pixels, label) in the order a b a b a b, pass after pass."""
+        for number in itertools.count():
+            self.stream.set_epoch(number)
+            num_bad = len(bad)
+            images = (look for row in self.stream if (look := self._decode(row, bad)) is not None)
+            pair = list(itertools.islice(images, 2))
+            if len(bad) > num_bad and len(pair) < 2:
+                raise InputError(f"a worker's share of the stream has no two readable images; {bad[-1]}")
+            if len(pair) < 2:
+                return  # no shard for this worker
+            while len(pair) == 2:
+                yield from pair * self.repeats
+                pair = list(itertools.islice(images, 2))
+
+    def _decode(self, row: dict, bad: list[str]) -> tuple[torch.Tensor, int] | None:
+        try:
+            return decode_pixels(row["image"]), row["label"]
+        except BadImageError as error:
+            size = len(_readable_bytes(row["image"]))
+            name = (row["image"] or {}).get("path") or f"an image of {size} bytes of class {row['label']}"
+            bad.append(f"{name} is a bad image: {error}")
+            return None
+
+    def _batch(self, views: list[tuple[torch.Tensor, int]], begin: int, bad: list[str]) -> dict:
+        positions = list(range(begin, begin + len(views)))
+        uniforms = draw_uniforms(self.seed, 0, positions)
+        size = self.settings.image_size
+        pixel_values = torch.empty((len(views), 3, size, size), dtype=torch.uint8)
+        for slot, (pixels, _) in enumerate(views):
+            box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], self.settings.crop_scale)
+            crop_and_resize(pixels, box, pixel_values[slot])
+        return {
+            "pixel_values": pixel_values,
+            "labels": torch.tensor([label for _, label in views]),
+            "epoch": np.zeros(len(views), dtype=np.int64),
+            "position": np.asarray(positions),
+            "draws": draw(self.settings, self.seed, 0, positions, uniforms),
+            "bad_images": list(bad),
+        }
+
+
+def crop_and_resize(pixels: torch.Tensor, box: tuple[int, int, int, int], output: torch.Tensor):
+    """Write a box of an image into `output`, resized bicubically with antialiasing, in uint8 throughout.
+
+    Args:
+        pixels: (3, height, width) uint8.
+        box: top, left, height, width.
+        output: (3, side, side) uint8.
+    """
+    top, left, height, width = box
+    cropped = pixels[None, :, top : top + height, left : left + width]
+    cropped = cropped.contiguous(memory_format=torch.channels_last)  # as the kernel wants it; it copies worse itself
+    output.copy_(F.interpolate(cropped, output.shape[1:], mode="bicubic", antialias=True)[0])
+
+
+class BadImages:
+    """Which rows could not be read: each is named once, and too many end the run.
+
+    Args:
+        rows: the training split of [`ImageData`]; None for a stream, which has no length.
+        on_bad_image: `"warn"`, or `"error"` to stop at the first.
+        max_fraction: of the rows; with more than that (and more than one) unreadable, the run stops.
+        num_processes: each of which sees its share of the rows.
+    """
+
+    def __init__(
+        self, rows: Dataset | None, on_bad_image: str = "warn", max_fraction: float = 0.01, num_processes: int = 1
+    ):
+        self.rows = rows
+        self.on_bad_image = on_bad_image
+        self.max_fraction = max_fraction
+        self.num_images = len(rows) / num_processes if rows is not None else STREAM_TRIAL
+        self.num_views = 0
+        self.seen: set[int | str] = set()
+
+    def note(self, bad: list[int] | list[str], num_views: int = 0):
+        """Take note of the unreadable rows of a batch (of a stream: what is wrong with which, in words).
+
+        Raises:
+            InputError: at the first with `on_bad_image="error"`, or when there are too many.
+        """
+        self.num_views += num_views
+        for row in bad:
+            if row in self.seen:
+                continue
+            self.seen.add(row)
+            message = (
+                row
+                if self.rows is None
+                else f"{describe_row(self.rows, row)} is a bad image: " + why_bad(self.rows, row)
+            )
+            if self.on_bad_image == "error":
+                raise InputError(f"{message}; mend or remove it, or set on_bad_image to warn")
+            logger.warning(f"{message}; another is shown in its place")
+        num_images = self.num_images if self.rows is not None else max(self.num_views, self.num_images)
+        if len(self.seen) > max(self.max_fraction * num_images, 1):
+            raise InputError(
+                f"{len(self.seen)} images are bad, more than max_bad_image_fraction {self.max_fraction:g} allows; mend "
+                "the dataset, or allow more"
+            )
+
+
+def describe_row(rows: Dataset, row: int) -> str:
+    """A row in words: its number and, where it has one, its file."""
+    image = rows[int(row)]["image"]
+    return f"row {row}" + (f" ({image['path']})" if image and image["path"] else "")
+
+
+def why_bad(rows: Dataset, row: int) -> str:
+    """What is wrong with a row's image, in words; empty if nothing is."""
+    try:
+        decode_pixels(rows[int(row)]["image"])
+    except BadImageError as error:
+        return str(error)
+    return ""
+
+
+def collate(samples: dict | list[dict]) -> dict:
+    """A batch from samples, `pixel_values` (batch, 3, height, width) and `labels` (batch,); a whole batch as it is."""
+    if isinstance(samples, dict):
+        return samples
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": torch.tensor([sample["labels"] for sample in samples]),
@@ -209,26 +451,94 @@ def _encoded_bytes(image: dict) -> bytes:
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
-def _load_named(name: str, config_name: str | None) -> dict[str, Dataset]:
+def _readable_bytes(image: dict | None) -> bytes:
+    """The bytes of an image, none for a file that is missing."""
+    try:
+        return _encoded_bytes(image)
+    except (OSError, TypeError):
+        return b""
+
+
+def _open(encoded: bytes) -> PIL.Image.Image:
+    """Read the header alone and judge it."""
+    if not encoded:
+        raise BadImageError("the file is empty")
+    try:
+        opened = PIL.Image.open(io.BytesIO(encoded))
+    except PIL.UnidentifiedImageError:
+        raise BadImageError("Pillow cannot identify it as an image of any format") from None
+    if opened.width * opened.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+        raise BadImageError(f"{opened.width}x{opened.height} pixels: a decompression bomb?")
+    if opened.width * opened.height == 1:
+        raise BadImageError("one pixel only")
+    return opened
+
+
+def _is_upright(opened: PIL.Image.Image) -> bool:
+    if "exif" not in opened.info and "xmp" not in opened.info:
+        return True
+    try:
+        return opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1  # Pillow looks into XMP too
+    except Exception:
+        return True  # a broken block spoils no pixels
+
+
+def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
+    opened.load()
+    upright = opened if _is_upright(opened) else PIL.ImageOps.exif_transpose(opened)
+    if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        return PIL.Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return upright.convert("RGB")
+
+
+def _bad_image(error: Exception) -> BadImageError:
+    return error if isinstance(error, BadImageError) else BadImageError(f"{type(error).__name__}: {error}")
+
+
+def _as_stream(splits: dict, train_split: str, validation_split: str | None, source: str) -> ImageData:
+    """Training as a stream; the validation split is written to the disk, since it is read again and again."""
+    train = splits[train_split]
+    named = [validation_split] if validation_split else [name for name in EVALUATION_SPLITS if name in splits]
+    if not named or named[0] not in splits:
+        raise InputError(f"streaming needs a validation split, {source!r} has: {', '.join(splits)}; --validation_split")
+    if not isinstance(train.features["label"], ClassLabel):
+        raise InputError(
+            f"streaming needs labels with class names (ClassLabel), {source!r} has {train.features['label']}"
+        )
+    validation = Dataset.from_generator(
+        _each_row, features=splits[named[0]].features, gen_kwargs={"rows": splits[named[0]]}
+    )
+    _check_labels(validation, f"split {named[0]!r}", "validation_split")
+    return ImageData(train, validation, train.features["label"].names, source, f"split {named[0]!r}")
+
+
+def _each_row(rows):
+    yield from rows
+
+
+def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str, Dataset]:
     if name == "digits":
+        if streaming:
+            raise InputError("the digits are embedded and in memory; drop streaming")
         return {"train": load_digits()}
     path = Path(name).expanduser()
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".parquet"):
         raise InputError(f"dataset_name {name!r} does not exist; give a folder, a parquet file or a Hub dataset's name")
     try:
         if path.is_file() and path.suffix == ".parquet":
-            return dict(load_dataset("parquet", data_files={"train": str(path)}))
+            return dict(load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming))
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(str(path))
-            return dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
-        return dict(load_dataset(str(path) if path.exists() else name, config_name))
+            splits = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
+            return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
+        return dict(load_dataset(str(path) if path.exists() else name, config_name, streaming=streaming))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
         raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
 
-def _load_folders(train_dir: str, validation_dir: str | None) -> dict[str, Dataset]:
+def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> dict[str, Dataset]:
     files = {}
     for split, argument, folder in (
         ("train", "train_dir", train_dir),
@@ -244,13 +554,25 @@ def _load_folders(train_dir: str, validation_dir: str | None) -> dict[str, Datas
                 f"{argument} {folder!r} has a subfolder 'train', which would become a class; pass --train_dir "
                 f"{path / 'train'} and --validation_dir, or the whole as --dataset_name {folder}"
             )
-        files[split] = str(path.resolve() / "**")
+        files[split] = glob.escape(str(path.resolve())) + "/**"
     try:
-        return dict(load_dataset("imagefolder", data_files=files, drop_labels=False))
+        return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         folders = " and ".join(repr(folder) for folder in (train_dir, validation_dir) if folder)
         raise InputError(f"no images could be read from {folders} ({type(error).__name__}: {reason})") from error
+
+
+def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column) -> dict[str, Dataset]:
+    """The splits with their two columns; one that nobody named may lack them (a test split without labels)."""
+    selected = {}
+    for name, rows in splits.items():
+        try:
+            selected[name] = _select_columns(rows, image_column, label_column)
+        except InputError:
+            if name in needed:
+                raise
+    return selected
 
 
 def _select_columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
@@ -263,6 +585,8 @@ def _select_columns(rows: Dataset, image_column: str | None, label_column: str |
         labels = plain[:1]
     image = _the_column("image_column", image_column, images, features)
     label = _the_column("label_column", label_column, labels, features)
+    if image == label:
+        raise InputError(f"image_column and label_column are both {label!r}; choose another --label_column")
     if not isinstance(features[image], Image):
         rows = rows.cast_column(image, Image())
     rows = rows.select_columns([image, label]).cast_column(image, Image(decode=False))
@@ -306,19 +630,20 @@ def _cut(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def _labels(rows: Dataset) -> np.ndarray:
-    return np.asarray(rows.with_format("numpy", columns=["label"])["label"][:])
+    return np.asarray(rows["label"][:])
 
 
 def _unlabelled(rows: Dataset) -> bool:
-    labels = rows.with_format(None)["label"][:1]
+    labels = rows["label"][:1]
     return len(rows) == 0 or labels[0] is None or labels[0] == -1
 
 
-def _check_labels(rows: Dataset, where: str):
+def _check_labels(rows: Dataset, where: str, option: str):
     if len(rows) == 0:
         raise InputError(f"{where} has no images")
-    if None in set(rows.with_format(None)["label"][:]) or _labels(rows).min() < 0:
-        raise InputError(f"{where} has images without a label; choose another split with --validation_split")
+    missing = {None, -1} if isinstance(rows.features["label"], ClassLabel) else {None}
+    if missing & set(rows["label"][:]):
+        raise InputError(f"{where} has images without a label; choose another split with --{option}")
 
 
 def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:

@@ -7,3 +7,9 @@ class InputError(ValueError):
     `train_deit.py` prints it without a stack of frames; anything else that is raised is a fault of ours and keeps its
     traceback.
     """
+
+    def __init__(self, message: str = ""):
+        if message.startswith("Caught InputError in DataLoader worker"):
+            # A DataLoader raises a worker's error again with the worker's traceback for its message.
+            message = message.strip().rsplit("InputError: ", 1)[-1]
+        super().__init__(message)

@@ -1,0 +1,432 @@
+"""Everything after the crop, batched on the training device from drawn parameters (paper, Table 9).
+
+Flip, RandAugment, normalisation, erasing, mixup and cutmix: pure functions of uint8 pixels and `views.Draws`. Each
+operation on grey levels equals Pillow's within one level; whole-pixel translation is exact. A view's result does not
+depend on the batch it comes in (but for its partner, where views are mixed).
+
+Between operations, levels are whole numbers in float32: there every operation is exact where Pillow's is, and a CPU
+adds floats ten times faster than it compares bytes or converts back to them. That is also why steps at a threshold
+are written as clamped differences of whole numbers rather than as comparisons.
+
+Shapes in comments: n views, 3 channels, S side.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .views import NO_OPERATION, OPERATIONS, Draws
+
+# Changes whenever the same draws give other pixels: whoever stores answers about views keeps it beside them.
+AUGMENTATION_VERSION = 1
+# What geometric operations fill in: the mean colour of ImageNet, as in the public code.
+FILL = (124, 116, 104)
+GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1 / 65536
+GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+_IS_GEOMETRIC = np.array([name in GEOMETRIC for name in OPERATIONS] + [False])  # the last is NO_OPERATION, -1
+
+
+def augment(
+    pixel_values: torch.Tensor,
+    draws: Draws,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Augment, normalise, erase and mix cropped views.
+
+    On a CPU the views are taken one by one and mixed pair by pair, so that pixels stay in the cache from one operation
+    to the next; on other devices all at once, grouped by operation.
+
+    Args:
+        pixel_values: (n, 3, S, S) uint8 crops on the training device.
+        draws: what to do to each, on the host.
+        mean, std: of each channel, for pixels from 0 to 1.
+        out: (n, 3, S, S) float32, written to if given: on a CPU fresh memory costs more than some operations.
+
+    Returns:
+        (n, 3, S, S) float32, normalised.
+    """
+    output = torch.empty_like(pixel_values, dtype=torch.float32) if out is None else out
+    num_views, on_cpu = len(pixel_values), pixel_values.device.type == "cpu"
+    scale, shift = _normalisation(mean, std, pixel_values.device)
+    together = 2 if on_cpu else num_views
+    for begin in range(0, num_views, together):
+        end = min(begin + together, num_views)
+        for first in range(begin, end, 1 if on_cpu else num_views):
+            chunk = slice(first, first + 1 if on_cpu else end)
+            levels = flip(pixel_values[chunk], draws.flip[chunk]).float()
+            levels = rand_augment(levels, draws.operations[chunk], draws.arguments[chunk])
+            torch.mul(levels, scale, out=output[chunk]).add_(shift)
+            erase(output[chunk], draws.erased_box[chunk], draws.noise_seed[chunk])
+        if draws.mix_ratio is not None:
+            mix(output[begin:end], draws.mix_ratio[begin // 2 : end // 2], draws.mix_box[begin // 2 : end // 2])
+    return output
+
+
+def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: int) -> torch.Tensor:
+    """The labels of mixed views: each pair (2k, 2k + 1) shares its two classes by its ratio.
+
+    Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels.
+
+    Args:
+        labels: (n,) class indices.
+        mix_ratio: (n / 2,) what a view keeps of itself; None leaves the labels as they are.
+
+    Returns:
+        (n, classes) float32 probabilities, or `labels` without mixing.
+    """
+    if mix_ratio is None:
+        return labels
+    one_hot = F.one_hot(labels, num_classes).float()
+    kept = _to(np.repeat(mix_ratio, 2)[:, None], labels.device)
+    return kept * one_hot + (1 - kept) * _partners(one_hot)
+
+
+def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
+    """Mirror the views (n, 3, S, S) that are marked."""
+    return _apply(pixels, flipped, lambda chosen: chosen.flip(-1))
+
+
+def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
+    """The drawn operations, in order; two geometric ones become one resampling.
+
+    Args:
+        pixels: (n, 3, S, S) float32, whole levels from 0 to 255; so is the result.
+        operations, arguments: (n, 2), see `views.Draws`.
+    """
+    composed = _IS_GEOMETRIC[operations].all(axis=1)
+    if composed.any():
+        pixels = _apply(pixels, composed, _transform_twice, operations[composed], arguments[composed])
+    for slot in range(operations.shape[1]):
+        drawn = np.where(composed, NO_OPERATION, operations[:, slot])
+        for operation in set(drawn.tolist()) - {NO_OPERATION}:
+            chosen = drawn == operation
+            argument = _to(arguments[chosen, slot], pixels.device)
+            pixels = _apply(pixels, chosen, _FUNCTIONS[operation], argument)
+    return pixels
+
+
+def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
+    """Fill the boxes (n, 4: top, left, height, width) with normal noise, in place (Zhong et al. 2020)."""
+    chosen = np.flatnonzero(boxes[:, 2])
+    if normalised.device.type == "cpu":
+        for view in chosen:
+            top, left, height, width = boxes[view]
+            box = normalised[view, :, top : top + height, left : left + width]
+            seed = torch.tensor(seeds[view], dtype=torch.int32)
+            box.copy_(noise(_pixel_numbers(normalised.shape[-1], boxes[view], "cpu"), seed))
+    elif len(chosen):
+        index = _to(chosen, normalised.device)
+        size = normalised.shape[-1]
+        everywhere = _pixel_numbers(size, (0, 0, size, size), normalised.device)
+        filled = noise(everywhere[None], _to(seeds[chosen].astype(np.int32), normalised.device).view(-1, 1, 1, 1))
+        inside = _inside(_to(boxes[chosen], normalised.device), size)
+        normalised[index] = torch.where(inside[:, None], filled, normalised[index])
+
+
+def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the pairs (2k, 2k + 1), in place.
+
+    Args:
+        normalised: (n, 3, S, S).
+        mix_ratio, mix_box: (n / 2,), (n / 2, 4), see `views.Draws`.
+    """
+    first, second = normalised[0::2], normalised[1::2]
+    by_box = mix_box[:, 2] >= 0
+    if not by_box.all():
+        given = _to(np.where(by_box, 0.0, 1 - mix_ratio).astype(np.float32), normalised.device).view(-1, 1, 1, 1)
+        difference = second - first
+        first.addcmul_(difference, given)
+        second.addcmul_(difference, given, value=-1)
+    if not by_box.any():
+        return
+    if normalised.device.type == "cpu":
+        for pair in np.flatnonzero(by_box):
+            top, left, height, width = mix_box[pair]
+            box = (pair, slice(None), slice(top, top + height), slice(left, left + width))
+            taken = first[box].clone()
+            first[box] = second[box]
+            second[box] = taken
+    else:
+        boxes = _to(np.where(by_box[:, None], mix_box, 0), normalised.device)
+        inside = _inside(boxes, normalised.shape[-1])[:, None]
+        swapped = torch.where(inside, second, first)
+        second.copy_(torch.where(inside, first, second))
+        first.copy_(swapped)
+
+
+def noise(numbers: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    """Standard normal noise from a counter-based generator in tensor operations: the same numbers on every device.
+
+    Args:
+        numbers: (...) int32, the pixels' numbers in their view.
+        seed: of the view, below 2**31; an int32 tensor that broadcasts.
+    """
+    bits = _hash(numbers ^ _hash(seed))
+    uniform = (bits & 0x7FFFFF).float().add_(0.5).mul_(2.0**-22).sub_(1)  # in (-1, 1), exact in float32
+    return uniform.erfinv_().mul_(math.sqrt(2))
+
+
+def auto_contrast(pixels: torch.Tensor, _=None) -> torch.Tensor:
+    """Stretch each channel to the whole range."""
+    low, high = pixels.amin(dim=(2, 3), keepdim=True), pixels.amax(dim=(2, 3), keepdim=True)
+    scale = torch.where(high > low, 255 / (high - low), 1.0)
+    shift = torch.where(high > low, -low * scale, 0.0) + 1e-3  # Pillow truncates too, but in double precision
+    return (pixels * scale).add_(shift).floor_()
+
+
+def equalize(pixels: torch.Tensor, _=None) -> torch.Tensor:
+    """Spread each channel's histogram evenly."""
+    values = pixels.flatten(2).long()  # (n, 3, S·S)
+    histogram = _histograms(values)
+    levels = torch.arange(256, device=pixels.device)
+    last = ((histogram > 0) * levels).amax(dim=2, keepdim=True)
+    step = (values.shape[2] - histogram.gather(2, last)) // 255  # (n, 3, 1)
+    table = (step // 2 + histogram.cumsum(2) - histogram) // step.clamp(min=1)
+    table = torch.where(step > 0, table.clamp(max=255), levels)
+    return table.float().gather(2, values).view_as(pixels)
+
+
+def invert(pixels: torch.Tensor, _=None) -> torch.Tensor:
+    """255 minus each level."""
+    return 255 - pixels
+
+
+def posterize(pixels: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Keep the highest bits of each level."""
+    unit = (2 ** (8 - bits)).view(-1, 1, 1, 1)
+    return (pixels / unit).floor_().mul_(unit)
+
+
+def solarize(pixels: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    """Invert the levels from the threshold on."""
+    above = (pixels - (threshold - 1).view(-1, 1, 1, 1)).clamp_(0, 1)
+    return (255 - 2 * pixels).mul_(above).add_(pixels)
+
+
+def solarize_add(pixels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Lighten the levels below 128."""
+    below = (128 - pixels).clamp_(0, 1)
+    return below.mul_(levels.view(-1, 1, 1, 1)).add_(pixels)  # at most 127 + 110
+
+
+def color(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with the grey image."""
+    return _blend(_grey(pixels)[:, None], pixels, factor)
+
+
+def contrast(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with the mean grey."""
+    grey = _grey(pixels).flatten(1)
+    mean = (grey.sum(dim=1, dtype=torch.double) / grey.shape[1] + 0.5).floor()
+    return _blend(mean.float().view(-1, 1, 1, 1), pixels, factor)
+
+
+def brightness(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with black."""
+    return _as_levels(pixels * factor.view(-1, 1, 1, 1))
+
+
+def sharpness(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Blend with a smoothed image: each pixel with weight 5, its eight neighbours with 1; the border stays."""
+    rows = (pixels[..., :-2, :] + pixels[..., 1:-1, :]).add_(pixels[..., 2:, :])
+    around = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
+    around.add_(pixels[..., 1:-1, 1:-1], alpha=4).mul_(1 / 13).add_(0.5).floor_()
+    smooth = pixels.clone()
+    smooth[..., 1:-1, 1:-1] = around
+    return _blend(smooth, pixels, factor)
+
+
+def shear_x(pixels: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Move row y by slope·(y + ½) pixels."""
+    return _shift_rows(pixels, slope[:, None] * (torch.arange(pixels.shape[-2], device=pixels.device) + 0.5))
+
+
+def shear_y(pixels: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    """Move column x by slope·(x + ½) pixels."""
+    return shear_x(pixels.mT.contiguous(), slope).mT.contiguous()
+
+
+def translate_x(pixels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Move all rows by a share of the width."""
+    return _shift_rows(pixels, (share * pixels.shape[-1])[:, None].expand(-1, pixels.shape[-2]))
+
+
+def translate_y(pixels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Move all columns by a share of the height."""
+    return translate_x(pixels.mT.contiguous(), share).mT.contiguous()
+
+
+def rotate(pixels: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
+    """Turn about the centre, anticlockwise as Pillow does."""
+    return _resample(pixels, [_matrices("rotate", degrees, pixels.shape[-1])])
+
+
+_FUNCTIONS = [globals()[name] for name in OPERATIONS]
+
+
+def _apply(pixels: torch.Tensor, chosen: np.ndarray, function, *arguments) -> torch.Tensor:
+    """`function` on the chosen views alone."""
+    if chosen.all():
+        return function(pixels, *arguments)
+    if not chosen.any():
+        return pixels
+    index = _to(np.flatnonzero(chosen), pixels.device)
+    return pixels.index_copy(0, index, function(pixels.index_select(0, index), *arguments))
+
+
+def _to(array: np.ndarray, device) -> torch.Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _normalisation(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (mean, std))
+    return (1 / (255 * std)).to(device), (-mean / std).to(device)
+
+
+def _partners(values: torch.Tensor) -> torch.Tensor:
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def _as_levels(values: torch.Tensor) -> torch.Tensor:
+    return values.clamp_(0, 255).floor_()  # truncating, as Pillow
+
+
+def _grey(pixels: torch.Tensor) -> torch.Tensor:
+    """(n, 3, S, S) → (n, S, S), Pillow's luma; every sum is a whole number below 2**24, so exact."""
+    red, green, blue = pixels.unbind(1)
+    return (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).add_(0x8000).mul_(2**-16).floor_()
+
+
+def _blend(degenerate: torch.Tensor, pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return _as_levels((pixels - degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
+
+
+def _histograms(values: torch.Tensor) -> torch.Tensor:
+    """(n, 3, S·S) levels → (n, 3, 256) counts."""
+    num_views, channels, _ = values.shape
+    if values.device.type == "cpu":
+        channel = 256 * torch.arange(num_views * channels).view(num_views, channels, 1)
+        return torch.bincount((values + channel).flatten(), minlength=256 * num_views * channels).view(
+            -1, channels, 256
+        )
+    histogram = torch.zeros(num_views, channels, 256, dtype=torch.long, device=values.device)
+    return histogram.scatter_add_(2, values, torch.ones_like(values))  # bincount would make the host wait
+
+
+def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """(n, 4) top, left, height, width → (n, S, S) bool."""
+    along = torch.arange(size, device=boxes.device)
+    top, left, height, width = boxes.unbind(1)
+    rows = (along >= top[:, None]) & (along < (top + height)[:, None])
+    columns = (along >= left[:, None]) & (along < (left + width)[:, None])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _pixel_numbers(size: int, box, device) -> torch.Tensor:
+    """The numbers of a box's pixels in their view, (3, height, width) int32."""
+    top, left, height, width = (int(value) for value in box)
+    rows = torch.arange(top, top + height, dtype=torch.int32, device=device)[:, None]
+    columns = torch.arange(left, left + width, dtype=torch.int32, device=device)
+    channels = torch.arange(3, dtype=torch.int32, device=device)[:, None, None]
+    return (channels * size + rows) * size + columns
+
+
+def _hash(values: torch.Tensor) -> torch.Tensor:
+    """A bijection of int32 that scatters neighbours (two rounds of multiply and xor-shift; arithmetic wraps)."""
+    values = ((values >> 16) & 0xFFFF).bitwise_xor_(values).mul_(0x7FEB352D)
+    values = ((values >> 15) & 0x1FFFF).bitwise_xor_(values).mul_(-0x7B935975)  # 0x846CA68B as a signed number
+    return ((values >> 16) & 0xFFFF).bitwise_xor_(values)
+
+
+def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """out[y, x] = in[y, x + shift(y)], bicubic along the row; what comes from outside is filled.
+
+    Args:
+        pixels: (n, 3, S, S).
+        shift: (n, S), in pixels, less than S / 2.
+    """
+    num_views, channels, height, width = pixels.shape
+    whole = torch.floor(shift)
+    weights = _cubic_weights(shift - whole)[:, :, None, :, None]  # (4, n, 1, S, 1)
+    margin = width // 2 + 3
+    ends = pixels[..., :1], pixels[..., -1:]
+    padded = torch.cat([ends[0].expand(-1, -1, -1, margin), pixels, ends[1].expand(-1, -1, -1, margin)], dim=-1)
+    # Every place where a stretch of S + 3 pixels may start, as a view that overlaps itself; one is taken for each row.
+    stretches = padded.as_strided((padded.numel() - width - 2, width + 3), (1, 1))
+    row_starts = torch.arange(num_views * channels * height, device=pixels.device).view(num_views, channels, height)
+    starts = row_starts * padded.shape[-1] + (whole + margin - 1).long()[:, None]
+    taken = stretches.index_select(0, starts.flatten()).view(num_views, channels, height, width + 3)
+    output = taken[..., :width] * weights[0]
+    for tap in range(1, 4):
+        output.addcmul_(taken[..., tap : tap + width], weights[tap])
+    place = torch.arange(width, device=pixels.device) + 0.5 + shift[..., None]  # (n, S, S)
+    return _fill_outside(output, [place])
+
+
+def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
+    """(...) → (4, ...): weights of the four neighbours of a point for Pillow's bicubic transform (a = -1)."""
+    powers = torch.stack([torch.ones_like(fraction), fraction, fraction**2, fraction**3])
+    coefficients = torch.tensor([[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], dtype=torch.float32)
+    return torch.tensordot(coefficients.to(fraction.device), powers, dims=1)
+
+
+def _fill_outside(values: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
+    """`values` (n, 3, S, S) as levels, and the fill where any of `places` (n, S, S) lies outside 0 ... S."""
+    fill = torch.tensor(FILL, dtype=torch.float32, device=values.device).view(1, 3, 1, 1)
+    inside = 1.0
+    for place in places:
+        cell = place.floor()
+        inside = inside * (cell + 1).clamp_(0, 1) * (values.shape[-1] - cell).clamp_(0, 1)
+    return _as_levels(values).sub_(fill).mul_(inside[:, None]).add_(fill)
+
+
+def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
+    """(n, 2, 3): where a geometric operation takes the pixel at (x, y) from, in pixels, corners at whole numbers."""
+    one, zero = torch.ones_like(argument), torch.zeros_like(argument)
+    if name == "rotate":
+        angle = torch.deg2rad(argument)
+        cos, sin, centre = torch.cos(angle), torch.sin(angle), size / 2
+        rows = [cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin)]
+    elif name == "shear_x":
+        rows = [one, argument, zero, zero, one, zero]
+    elif name == "shear_y":
+        rows = [one, zero, zero, argument, one, zero]
+    elif name == "translate_x":
+        rows = [one, zero, argument * size, zero, one, zero]
+    else:
+        rows = [one, zero, zero, zero, one, argument * size]
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def _transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
+    """Two geometric operations as one resampling (n, 3, S, S)."""
+    matrices = []
+    for slot in range(2):
+        slot_matrices = torch.empty(len(pixels), 2, 3, device=pixels.device)
+        for operation in np.unique(operations[:, slot]):
+            chosen = np.flatnonzero(operations[:, slot] == operation)
+            argument = _to(arguments[chosen, slot], pixels.device)
+            slot_matrices[_to(chosen, pixels.device)] = _matrices(OPERATIONS[operation], argument, pixels.shape[-1])
+        matrices.append(slot_matrices)
+    return _resample(pixels, matrices[::-1])  # the last operation is asked first where a pixel comes from
+
+
+def _resample(pixels: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
+    """Take each pixel from where the matrices, one after the other, send it; outside at any stage is filled."""
+    size = pixels.shape[-1]
+    centres = torch.arange(size, device=pixels.device) + 0.5
+    x, y = centres[None, None, :], centres[None, :, None]
+    places = []
+    for matrix in matrices:
+        (a, b, c), (d, e, f) = (row[:, :, None, None].unbind(1) for row in matrix.unbind(1))
+        x, y = a * x + b * y + c, d * x + e * y + f
+        places += [x, y]
+    grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
+    torch.sub(x * (2 / size), 1, out=grid[..., 0])
+    torch.sub(y * (2 / size), 1, out=grid[..., 1])
+    sampled = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return _fill_outside(sampled.add_(0.5), places)

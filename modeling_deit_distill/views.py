@@ -1,0 +1,338 @@
+"""Views: which image is seen at which position of an epoch, and every random draw for it.
+
+A view is (image, epoch, position); position is the place in the epoch's global order, whatever the batch size, the
+number of workers or of processes. All draws are a pure function of (seed, epoch, position): the same run on one or
+eight processes sees the same pixels, a resumed run continues exactly, and a teacher's answer can be stored.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from .errors import InputError
+
+# The operations of RandAugment, policy `rand-m9-mstd0.5-inc1` of the public recipe, in its order.
+OPERATIONS = (
+    "auto_contrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+NO_OPERATION = -1
+NUM_OPERATIONS = 2  # a view
+OPERATION_PROB = 0.5  # of each
+MAGNITUDE_STD = 0.5
+MAX_MAGNITUDE = 10.0
+
+CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+CROP_ATTEMPTS = 10
+ERASED_AREA = (0.02, 1 / 3)  # share of the image
+ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
+ERASING_ATTEMPTS = 10
+CUTMIX_PROB = 0.5  # against mixup, where both are on
+
+# What the generator's counter tells apart beside the position.
+_VIEW, _PAIR, _REPLACEMENT, _ORDER = range(4)
+
+# Columns of a view's uniform draws.
+_CROP_AREA, _CROP_RATIO, _CROP_PLACE = slice(0, 10), slice(10, 20), slice(20, 22)
+_FLIP, _OPERATION, _APPLY, _NORMAL, _SIGN = 22, slice(23, 25), slice(25, 27), slice(27, 29), slice(29, 31)
+_ERASE, _ERASED_AREA, _ERASED_RATIO, _ERASED_PLACE = 31, slice(32, 42), slice(42, 52), slice(52, 54)
+_NOISE_SEED = 54
+_NUM_UNIFORMS = 56  # one to spare: Philox makes four numbers at a count
+_COUNTS_PER_VIEW = _NUM_UNIFORMS // 4
+
+
+class View(NamedTuple):
+    """One look at one image: row in the dataset, epoch, place in the epoch's global order."""
+
+    image: int
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True)
+class AugmentationSettings:
+    """What is drawn, from which distributions (paper, Table 9).
+
+    Attributes:
+        image_size: side of a crop in pixels.
+        crop_scale: range of a crop's share of the image's area.
+        flip_prob: chance of a mirrored view.
+        rand_augment_magnitude: mean strength of RandAugment, 0 (off) to 10.
+        erasing_prob: chance of an erased box.
+        mixup_alpha, cutmix_alpha: Beta parameters; 0 is off.
+    """
+
+    image_size: int
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip_prob: float = 0.5
+    rand_augment_magnitude: float = 9.0
+    erasing_prob: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+
+    @classmethod
+    def from_arguments(cls, args, image_size: int) -> "AugmentationSettings":
+        """The settings that a run's arguments ask for."""
+        return cls(
+            image_size=image_size,
+            crop_scale=tuple(args.random_crop_scale),
+            flip_prob=args.horizontal_flip_prob,
+            rand_augment_magnitude=args.rand_augment_magnitude,
+            erasing_prob=args.random_erasing_prob,
+            mixup_alpha=args.mixup_alpha,
+            cutmix_alpha=args.cutmix_alpha,
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass
+class Draws:
+    """What the device does to n cropped views; NumPy arrays, so that they stay on the host.
+
+    Attributes:
+        flip: (n,) bool.
+        operations: (n, 2) indices into `OPERATIONS`, or `NO_OPERATION`.
+        arguments: (n, 2) what each operation is given: degrees, bits, threshold, added levels, factor, or share.
+        erased_box: (n, 4) top, left, height, width; height 0 where nothing is erased.
+        noise_seed: (n,) seed of the erased box's noise, below 2**31.
+        mix_ratio: (n / 2,) how much a view keeps of itself, for the pairs (2k, 2k + 1); None without mixing.
+        mix_box: (n / 2, 4) top, left, height, width of cutmix; height -1 for mixup.
+    """
+
+    flip: np.ndarray
+    operations: np.ndarray
+    arguments: np.ndarray
+    erased_box: np.ndarray
+    noise_seed: np.ndarray
+    mix_ratio: np.ndarray | None = None
+    mix_box: np.ndarray | None = None
+
+
+class ViewSampler(Sampler[View]):
+    """The global order of an epoch's views, with repeated augmentation (Hoffer et al. 2020; paper, section 6).
+
+    An epoch has as many views as the dataset has images, rounded down to whole optimiser steps (at least one, filled
+    cyclically). Each drawn image is seen `repeats` times, neighbours in the order a₀ b₀ a₁ b₁ a₂ b₂: views that are
+    mixed, positions 2k and 2k + 1, never show the same image, and a batch decodes an image once for all its views.
+    So an epoch of 3 repeats sees a third of the images.
+
+    Args:
+        num_images: rows of the dataset.
+        global_batch_size: views per optimiser step, over all processes.
+        repeats: views of a drawn image in an epoch.
+        seed: of the order and, with the position, of all draws.
+        per_device_batch_size, mixes: checked, since pairs must lie in one batch.
+
+    Raises:
+        InputError: an odd batch per device although views are mixed in pairs.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        global_batch_size: int,
+        repeats: int = 3,
+        seed: int = 0,
+        per_device_batch_size: int | None = None,
+        mixes: bool = False,
+    ):
+        if mixes and (per_device_batch_size or global_batch_size) % 2:
+            raise InputError(
+                f"per_device_train_batch_size is {per_device_batch_size or global_batch_size}, which is odd; mixup and "
+                "cutmix mix views in pairs, which must lie in one batch: choose an even one, or set both alphas to 0"
+            )
+        self.num_images = num_images
+        self.repeats = repeats
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+        self.length = max(num_images // global_batch_size, 1) * global_batch_size
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+    def set_epoch(self, epoch: int):
+        """Choose the epoch whose order is yielded next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[View]:
+        """Views from position `start` on; beginning in the middle of an epoch costs no more than at its start."""
+        images, epoch = self.plan(), self.epoch
+        for position in range(self.start, self.length):
+            yield View(int(images[self._rank(position)]), epoch, position)
+
+    def plan(self) -> np.ndarray:
+        """The drawn images of the epoch, as rows, in order; image of position p is `plan[2 * (p // 2R) + p % 2]`."""
+        order = np.arange(self.num_images, dtype=np.int32)
+        _generator(self.seed, self.epoch, _ORDER, 0).shuffle(order)
+        num_drawn = 1 + max(self._rank(position) for position in range(max(self.length - 2, 0), self.length))
+        return np.resize(order, num_drawn) if num_drawn > self.num_images else order[:num_drawn].copy()
+
+    def _rank(self, position: int) -> int:
+        return 2 * (position // (2 * self.repeats)) + position % 2
+
+
+def draw_uniforms(seed: int, epoch: int, positions: Sequence[int]) -> np.ndarray:
+    """The uniform draws of views, (views, draws), from which all else follows; float64 in [0, 1)."""
+    uniforms = np.empty((len(positions), _NUM_UNIFORMS))
+    begin = 0
+    while begin < len(positions):
+        end = begin + 1
+        while end < len(positions) and positions[end] == positions[end - 1] + 1:
+            end += 1
+        # Neighbours in a batch are neighbours in the generator's counter, so one call draws for all of them.
+        generator = _generator(seed, epoch, _VIEW, _COUNTS_PER_VIEW * positions[begin])
+        generator.random(out=uniforms[begin:end])
+        begin = end
+    return uniforms
+
+
+def draw_replacement(seed: int, epoch: int, position: int, num_images: int) -> Iterator[int]:
+    """Rows to see instead of a broken image, one after the other."""
+    generator = _generator(seed, epoch, _REPLACEMENT, _COUNTS_PER_VIEW * position)
+    while True:
+        yield int(generator.integers(num_images))
+
+
+def crop_box(uniforms: np.ndarray, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """A random box of an image, (top, left, height, width) in pixels.
+
+    Area and shape are drawn up to ten times until the box fits; then the largest central box of a permitted shape.
+
+    Args:
+        uniforms: one row of [`draw_uniforms`].
+        height, width: of the image.
+        scale: range of the box's share of the area.
+    """
+    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    for area_draw, ratio_draw in zip(uniforms[_CROP_AREA].tolist(), uniforms[_CROP_RATIO].tolist(), strict=True):
+        area = (scale[0] + (scale[1] - scale[0]) * area_draw) * height * width
+        ratio = math.exp(low + (high - low) * ratio_draw)
+        box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            down, right = uniforms[_CROP_PLACE].tolist()
+            return int(down * (height - box_height + 1)), int(right * (width - box_width + 1)), box_height, box_width
+    box_height = min(height, max(round(width / CROP_RATIO[0]), 1))
+    box_width = min(width, max(round(height * CROP_RATIO[1]), 1))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def draw(
+    settings: AugmentationSettings, seed: int, epoch: int, positions: Sequence[int], uniforms: np.ndarray
+) -> Draws:
+    """Everything the device is told about views.
+
+    Args:
+        settings: the distributions.
+        seed, epoch, positions: of the views; where views are mixed, whole pairs (2k, 2k + 1) in order.
+        uniforms: their [`draw_uniforms`].
+    """
+    operations, arguments = _draw_operations(uniforms, settings.rand_augment_magnitude)
+    draws = Draws(
+        flip=uniforms[:, _FLIP] < settings.flip_prob,
+        operations=operations,
+        arguments=arguments,
+        erased_box=_draw_erased_boxes(uniforms, settings.image_size, settings.erasing_prob),
+        noise_seed=(uniforms[:, _NOISE_SEED] * 2**31).astype(np.int64),
+    )
+    if settings.mixes:
+        first, second = np.asarray(positions[0::2]), np.asarray(positions[1::2])
+        if len(first) != len(second) or (first % 2).any() or (second != first + 1).any():
+            raise ValueError(f"views are mixed in pairs of positions (2k, 2k + 1), but came as {list(positions)[:8]}")
+        mixes = [_draw_mix(settings, _generator(seed, epoch, _PAIR, _COUNTS_PER_VIEW * position)) for position in first]
+        draws.mix_ratio = np.array([ratio for ratio, _ in mixes], dtype=np.float32)
+        draws.mix_box = np.array([box for _, box in mixes], dtype=np.int64).reshape(-1, 4)
+    return draws
+
+
+def _generator(seed: int, epoch: int, stream: int, count: int) -> np.random.Generator:
+    # A counter-based generator: any position is reached at once, and none depends on what was drawn before.
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[count, 0, stream, 0]))
+
+
+def _draw_operations(uniforms: np.ndarray, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
+    if magnitude == 0:
+        shape = (len(uniforms), NUM_OPERATIONS)
+        return np.full(shape, NO_OPERATION, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    operations = (uniforms[:, _OPERATION] * len(OPERATIONS)).astype(np.int64)
+    # Box and Muller's two normals from two uniforms.
+    radius, angle = np.sqrt(-2 * np.log1p(-uniforms[:, _NORMAL][:, 0])), 2 * np.pi * uniforms[:, _NORMAL][:, 1]
+    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    levels = np.clip(magnitude + MAGNITUDE_STD * normals, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE
+    signs = np.where(uniforms[:, _SIGN] < 0.5, -1.0, 1.0)
+    arguments = np.zeros_like(levels)
+    for index, name in enumerate(OPERATIONS):
+        chosen = operations == index
+        arguments[chosen] = _argument(name, levels[chosen], signs[chosen])
+    operations[uniforms[:, _APPLY] >= OPERATION_PROB] = NO_OPERATION
+    return operations, arguments.astype(np.float32)
+
+
+def _argument(name: str, level: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """An operation's argument at a strength from 0 to 1, in the variants that grow with it."""
+    if name == "rotate":
+        return sign * level * 30  # degrees
+    if name == "posterize":
+        # Bits kept. At full strength the public code keeps none, which Pillow refuses and which shows nothing.
+        return np.maximum(4 - np.floor(level * 4), 1)
+    if name == "solarize":
+        return 256 - np.floor(level * 256)  # threshold
+    if name == "solarize_add":
+        return np.floor(level * 110)  # grey levels
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        return np.maximum(1 + sign * level * 0.9, 0.1)  # factor
+    if name in ("shear_x", "shear_y"):
+        return sign * level * 0.3  # pixels per pixel
+    if name in ("translate_x", "translate_y"):
+        return sign * level * 0.45  # share of the side
+    return np.zeros_like(level)
+
+
+def _draw_erased_boxes(uniforms: np.ndarray, image_size: int, prob: float) -> np.ndarray:
+    areas = (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * uniforms[:, _ERASED_AREA]) * image_size**2
+    low, high = math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])
+    ratios = np.exp(low + (high - low) * uniforms[:, _ERASED_RATIO])
+    heights, widths = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    fits = (heights < image_size) & (widths < image_size)
+    rows, first = np.arange(len(uniforms)), fits.argmax(axis=1)
+    height, width = heights[rows, first], widths[rows, first]
+    top = np.floor(uniforms[:, _ERASED_PLACE][:, 0] * (image_size - height + 1))
+    left = np.floor(uniforms[:, _ERASED_PLACE][:, 1] * (image_size - width + 1))
+    erased = (uniforms[:, _ERASE] < prob) & fits.any(axis=1)
+    return np.where(erased[:, None], np.stack([top, left, height, width], axis=1), 0).astype(np.int64)
+
+
+def _draw_mix(settings: AugmentationSettings, generator: np.random.Generator) -> tuple[float, tuple[int, ...]]:
+    size = settings.image_size
+    choice, down, right = generator.random(3)
+    cutmix = settings.cutmix_alpha > 0 and (settings.mixup_alpha == 0 or choice < CUTMIX_PROB)
+    alpha = settings.cutmix_alpha if cutmix else settings.mixup_alpha
+    ratio = float(generator.beta(alpha, alpha))
+    if not cutmix:
+        return ratio, (0, 0, -1, -1)
+    side, centre_y, centre_x = int(size * math.sqrt(1 - ratio)), int(down * size), int(right * size)
+    top, bottom = max(centre_y - side // 2, 0), min(centre_y + (side + 1) // 2, size)
+    left, end = max(centre_x - side // 2, 0), min(centre_x + (side + 1) // 2, size)
+    # The box may be cut by the border: the ratio is what was really kept.
+    return 1 - (bottom - top) * (end - left) / size**2, (top, left, bottom - top, end - left)
