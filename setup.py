@@ -9,7 +9,7 @@ ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
 setup(
     name="modeling-deit-distill",
     version="0.1.0",
-    description="Distil any image classifier into a small, fast vision transformer (DeiT), in the Hugging Face ecosystem",
+    description="Distil any image classifier into a small, fast vision transformer (DeiT)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -28,7 +28,7 @@ setup(
         "timm>=1.0.20",
         "scikit-learn>=1.5",
         "safetensors>=0.6",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
     ],
     extras_require={"onnx": ONNX, "test": [*ONNX, "pytest>=8", "ruff>=0.14"]},
     classifiers=[

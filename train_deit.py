@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -21,18 +22,20 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
-from modeling_deit_distill.arguments import ModelArguments, parse_arguments
+from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
 from modeling_deit_distill.data import (
+    EvaluationDataset,
     ImageData,
-    ImageDataset,
+    StreamingViewDataset,
+    ViewDataset,
     evaluation_processor,
     evaluation_transform,
     load_image_data,
-    training_transform,
 )
 from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
 from modeling_deit_distill.report import results_table, summary
 from modeling_deit_distill.teacher import describe_teacher, find_or_train_teacher, load_teacher
+from modeling_deit_distill.views import AugmentationSettings
 
 # What may differ from the checkpoint a student starts from.
 FREE_FIELDS = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "fusion")
@@ -44,6 +47,7 @@ def main(arguments: list[str]):
         return
 
     # Data
+    check_streaming(model_args, data_args, args)
     with args.main_process_first(desc="loading data"):
         sources = asdict(data_args)
         crop_pct = sources.pop("crop_pct")
@@ -71,8 +75,8 @@ def main(arguments: list[str]):
         student,
         args,
         teacher,
-        train_dataset=ImageDataset(data.train, student_transform(args, config.image_size)),
-        eval_dataset=ImageDataset(data.validation, evaluation_transform(processor)),
+        train_dataset=training_views(data_args, args, data, config.image_size),
+        eval_dataset=EvaluationDataset(data.validation, evaluation_transform(processor)),
         processing_class=processor,
     )
     results = distil(trainer, args)
@@ -84,6 +88,18 @@ def main(arguments: list[str]):
         write_model_card(args.output_dir, facts)
     if args.push_to_hub:
         trainer.push_to_hub()
+
+
+def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments):
+    """Refuse what needs to know the stream's length or its images' positions."""
+    if not data_args.streaming:
+        return
+    if args.max_steps <= 0:
+        raise InputError("streaming: a stream has no length, so epochs mean nothing; give --max_steps")
+    if args.warmup_epochs > 0:
+        raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
+    if model_args.train_teacher and args.distillation_type != "none":
+        raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
 
 
 def student_config(
@@ -178,15 +194,14 @@ def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiT
     )
 
 
-def student_transform(args: DistillationTrainingArguments, image_size: int):
-    """The training transform of the run."""
-    return training_transform(
-        image_size,
-        args.random_crop_scale,
-        args.horizontal_flip_prob,
-        args.rand_augment_magnitude,
-        args.random_erasing_prob,
-    )
+def training_views(data_args, args: DistillationTrainingArguments, data: ImageData, image_size: int):
+    """The training images as the run sees them."""
+    settings = AugmentationSettings.from_arguments(args, image_size)
+    seed = args.seed if args.data_seed is None else args.data_seed  # several student seeds may share their views
+    if not data_args.streaming:
+        return ViewDataset(data.train, settings, seed)
+    share = {"rank": args.process_index, "num_processes": args.world_size}
+    return StreamingViewDataset(data.train, settings, args.train_batch_size, args.repeated_augmentation, seed, **share)
 
 
 def distil(trainer: DistillationTrainer, args: DistillationTrainingArguments) -> dict[str, float]:
@@ -195,6 +210,7 @@ def distil(trainer: DistillationTrainer, args: DistillationTrainingArguments) ->
     trained = trainer.train(resume_from_checkpoint=resume_from(args))
     results |= trained.metrics | trainer.evaluate()
     results["num_parameters"] = trainer.model.num_parameters()
+    results["bad_images"] = trainer.count_bad_images()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -257,9 +273,10 @@ def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teac
     if args.base_learning_rate is not None:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
     names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
     return {
-        "data": f"{data.source}: {len(data.train):,} images",
+        "data": f"{data.source}: {num_images} images",
         "held out": f"{len(data.validation):,} images, {data.validation_source}",
         "classes": f"{len(data.class_names)}: {names}",
         "teacher": teacher_in_words(model_args, teacher_config),
@@ -306,6 +323,8 @@ def say(args: DistillationTrainingArguments, title: str, text: str = ""):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort now and then
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr)

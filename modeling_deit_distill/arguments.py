@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import SchedulerType
 
 from .errors import InputError
 
@@ -31,6 +33,7 @@ REPLACES = {
         "validation_fraction",
         "image_column",
         "label_column",
+        "streaming",
     ),
     ("teacher_name_or_path", "teacher_config_name"): (
         "teacher_name_or_path",
@@ -40,6 +43,9 @@ REPLACES = {
         "teacher_num_train_epochs",
         "teacher_learning_rate",
     ),
+    ("learning_rate", "base_learning_rate"): ("learning_rate", "base_learning_rate"),
+    ("warmup_epochs", "warmup_steps"): ("warmup_epochs", "warmup_steps"),
+    ("model_name_or_path", "model_size"): ("model_name_or_path", "model_size"),
 }
 
 
@@ -138,6 +144,9 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of images, where several exist."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels, where several exist."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read training images as a stream, without storing them; needs max_steps."}
+    )
     crop_pct: float = field(
         default=0.875, metadata={"help": "Evaluation resizes the shorter side to image_size / crop_pct, then crops."}
     )
@@ -189,11 +198,14 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Peak learning rate per 512 images of the effective batch; 5e-4 by default."}
     )
     warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs of linear warm-up; replaces warmup_steps."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    lr_scheduler_type: SchedulerType = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not on biases, norms, tokens and positions."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "Smoothing of the true label alone."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none, as in the recipe."})
 
+    repeated_augmentation: int = field(
+        default=3, metadata={"help": "Views of each drawn image in an epoch, which sees that many fewer images."}
+    )
     random_crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0], metadata={"help": "Range of a crop's share of the image's area."}
     )
@@ -204,11 +216,17 @@ class DistillationTrainingArguments(TrainingArguments):
     random_erasing_prob: float = field(default=0.25, metadata={"help": "Chance of an erased box."})
     mixup_alpha: float = field(default=0.8, metadata={"help": "Beta parameter of mixup; 0 is off."})
     cutmix_alpha: float = field(default=1.0, metadata={"help": "Beta parameter of cutmix; 0 is off."})
+    on_bad_image: Literal["warn", "error"] = field(
+        default="warn", metadata={"help": "What to do about an image that cannot be read."}
+    )
+    max_bad_image_fraction: float = field(
+        default=0.01, metadata={"help": "Stop where more than this share of the training images cannot be read."}
+    )
 
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
-    report_to: None | str | list[str] = field(
+    report_to: list[str] | None = field(
         default=None, metadata={"help": "Where to log; TensorBoard if it is installed, unless given."}
     )
 
@@ -222,12 +240,15 @@ class DistillationTrainingArguments(TrainingArguments):
             self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True  # else Accelerate forms no group, and each process would train a whole model alone
         self._check_ranges()
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn of it
         if self.learning_rate is None:
-            self.base_learning_rate = self.base_learning_rate or DEFAULT_BASE_LEARNING_RATE
+            if self.base_learning_rate is None:
+                self.base_learning_rate = DEFAULT_BASE_LEARNING_RATE
             self.learning_rate = self.base_learning_rate * self.effective_batch_size / REFERENCE_BATCH_SIZE
 
     @property
@@ -236,17 +257,22 @@ class DistillationTrainingArguments(TrainingArguments):
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     def _check_ranges(self):
-        for name in ("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob"):
+        for name in ("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob", "max_bad_image_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if not 0.0 <= self.label_smoothing_factor < 1.0:
             raise InputError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be in [0, 1)")
+        if self.repeated_augmentation < 1:
+            raise InputError(f"repeated_augmentation is {self.repeated_augmentation}; it must be at least 1")
         if self.distillation_temperature <= 0:
             raise InputError(f"distillation_temperature is {self.distillation_temperature}; it must be positive")
         if not 0.0 <= self.rand_augment_magnitude <= 10.0:
             raise InputError(f"rand_augment_magnitude is {self.rand_augment_magnitude}; it must lie between 0 and 10")
         for name in ("mixup_alpha", "cutmix_alpha", "warmup_epochs", "max_grad_norm"):
             if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("learning_rate", "base_learning_rate"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
         scale = self.random_crop_scale
         if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
@@ -257,6 +283,7 @@ class _ArgumentParser(HfArgumentParser):
     """Reports a bad value as an `InputError` instead of a page of usage."""
 
     def error(self, message: str):
+        """Raise instead of printing usage and leaving."""
         raise InputError(f"{message} (python train_deit.py --help lists all arguments)")
 
 
@@ -267,7 +294,7 @@ def parse_arguments(
 
     A recipe is a command line written down, one `key: value` a line, so both go through the same parser: `5e-4` in a
     recipe is a number because the argument is. Lists become several values, mappings JSON; a null is left out. A data
-    source or a teacher named on the command line replaces the recipe's, with all that the recipe says of it.
+    source, a teacher or a learning rate on the command line replaces the recipe's, with all that it says of it.
 
     Raises:
         InputError: an unknown key (with the nearest known one), a bad value, a recipe that cannot be read.
@@ -280,9 +307,14 @@ def parse_arguments(
     )
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     recipe, command_line = _split_recipe(arguments)
+    if command_line and not command_line[0].startswith("-"):
+        raise InputError(f"unexpected {command_line[0]!r}; arguments are written --key value, after the recipe")
     given = {argument[2:].split("=")[0].replace("-", "_") for argument in command_line if argument.startswith("--")}
     _check_keys(recipe, known, "the recipe")
     _check_keys(given, known, "the command line")
+    for key, value in recipe.items():
+        if isinstance(value, list) and len(value) != 1 and parser._option_string_actions[f"--{key}"].nargs != "+":
+            raise InputError(f"{key} takes one value, not the list {value} of the recipe")
     for sources, replaced in REPLACES.items():
         if given & set(sources):
             recipe = {key: value for key, value in recipe.items() if key not in replaced}
@@ -307,6 +339,8 @@ def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:
         raise InputError(f"recipe {str(path)!r} is not a .yaml file; options start with --")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error}") from error
     except OSError as error:
         raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; see examples/recipes") from error
     except yaml.YAMLError as error:

@@ -77,5 +77,13 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path | No
 
 
 def _table(header: tuple[str, str], rows: list[tuple[str, object]]) -> str:
-    lines = [f"| {header[0]} | {header[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    lines = [
+        f"| {header[0]} | {header[1]} |",
+        "|---|---|",
+        *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows),
+    ]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

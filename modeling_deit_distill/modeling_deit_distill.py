@@ -153,16 +153,18 @@ class DeiTDistillEmbeddings(nn.Module):
         self._check_input(pixel_values, interpolate_pos_encoding)
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # (B, P, D)
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
-        prefix = torch.cat(tokens, dim=1).expand(patches.shape[0], -1, -1)
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]  # (B, 1, D) each
         positions = self.position_embeddings
         if interpolate_pos_encoding:
             grid = self.grid(tuple(pixel_values.shape[-2:]))
             positions = resize_position_embeddings(positions, self.grid(self.image_size), grid)
-        return self.dropout(torch.cat([prefix, patches], dim=1) + positions)  # (B, N, D)
+        return self.dropout(torch.cat([*prefix, patches], dim=1) + positions)  # (B, N, D)
 
     def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         if pixel_values.dim() != 4:
-            raise ValueError(f"pixel_values have shape {tuple(pixel_values.shape)}, not (batch, channels, height, width)")
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}, not (batch, channels, height, width)"
+            )
         channels, height, width = pixel_values.shape[1:]
         if channels != self.num_channels:
             raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")

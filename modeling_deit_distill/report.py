@@ -24,6 +24,8 @@ def summary(facts: Mapping[str, object]) -> str:
 def results_table(results: Mapping[str, float]) -> str:
     """The accuracies in `results`, in per cent, and the time of training, as a table for a terminal."""
     rows = [(name, f"{100 * results[key]:.2f} %") for key, name in ACCURACY_NAMES.items() if key in results]
+    if results.get("bad_images") is not None:
+        rows.append(("images that could not be read", f"{results['bad_images']:,}"))
     if "train_runtime" in results:
         rows.append(("training time", duration(results["train_runtime"])))
     width = max(len(name) for name, _ in rows)

@@ -1,5 +1,6 @@
 """The teacher: find its architecture, train it first where the user has none, load it frozen in its own input view."""
 
+import dataclasses
 import difflib
 import json
 import os
@@ -24,8 +25,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from .data import ImageData, ImageDataset, collate, evaluation_processor, training_transform
+from .augmentation import augment
+from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
 from .errors import InputError
+from .views import AugmentationSettings, ViewSampler
 
 logger = logging.get_logger(__name__)
 
@@ -180,15 +183,8 @@ def find_or_train_teacher(
         _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
         return directory
     set_seed(args.seed)
-    view = InputView(getattr(config, "image_size", None) or image_size)
-    if name_or_path is None:
-        model = AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
-    else:
-        view = _own_view(name_or_path, view, trust_remote_code)
-        model = _from_pretrained(
-            name_or_path, config=config, ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code
-        )
-    with args.main_process_first(desc="an older incomplete teacher"):
+    model, view = _untrained(config, image_size, name_or_path, trust_remote_code)
+    with args.main_process_first(desc="clearing an incomplete teacher"):
         partial = directory.with_name(directory.name + ".partial")
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -199,9 +195,19 @@ def find_or_train_teacher(
     trainer.accelerator.wait_for_everyone()
     if args.process_index == 0:
         (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
-        partial.rename(directory)
+        partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
+
+
+def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | None, trust_remote_code: bool):
+    """A new classifier, or a checkpoint's with a new head, and the view it is trained in."""
+    view = InputView(getattr(config, "image_size", None) or image_size)
+    if name_or_path is None:
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), view
+    view = _own_view(name_or_path, view, trust_remote_code)
+    settings = {"config": config, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
+    return _from_pretrained(name_or_path, **settings), view
 
 
 def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_train_epochs, learning_rate) -> Trainer:
@@ -218,26 +224,45 @@ def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_tr
         logging_strategy="epoch",
         report_to="none",
         remove_unused_columns=False,
-        dataloader_drop_last=len(data.train) >= args.train_batch_size * args.world_size,
         ddp_find_unused_parameters=False,
         **{name: getattr(args, name) for name in SHARED_ARGUMENTS},
     )
-    transform = training_transform(
-        processor.crop_size["height"],
-        args.random_crop_scale,
-        args.horizontal_flip_prob,
-        args.rand_augment_magnitude,
-        random_erasing_prob=0.0,
-        mean=processor.image_mean,
-        std=processor.image_std,
+    # The teacher learns from labels as they are: nothing erased, nothing mixed.
+    settings = dataclasses.replace(
+        AugmentationSettings.from_arguments(args, processor.crop_size["height"]),
+        erasing_prob=0.0,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
     )
-    return Trainer(
+    return _TeacherTrainer(
         model=model,
         args=teacher_args,
         data_collator=collate,
-        train_dataset=ImageDataset(data.train, transform),
+        train_dataset=ViewDataset(data.train, settings, args.seed),
         processing_class=processor,
+        bad_images=BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size),
     )
+
+
+class _TeacherTrainer(Trainer):
+    """Trains a classifier on labels, on views augmented on the device as the student's are."""
+
+    def __init__(self, *args, bad_images: BadImages, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bad_images = bad_images
+
+    def _get_train_sampler(self, train_dataset=None) -> ViewSampler:
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy with smoothed labels on augmented views."""
+        self.bad_images.note(inputs["bad_images"])
+        processor = self.processing_class
+        pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)
+        logits = model(pixel_values=pixel_values).logits
+        return F.cross_entropy(logits, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
 
 
 def _find_config(name_or_path: str | None, config_name: str | None, trust_remote_code: bool) -> PreTrainedConfig:

@@ -2,15 +2,19 @@
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import RandomSampler
-from transformers import Trainer, set_seed
+from torch.utils.data import DataLoader, RandomSampler, Sampler
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import DistillationTrainingArguments
-from .data import collate, mixing
+from .augmentation import augment, mix_labels
+from .data import BadImages, StreamingViewDataset, ViewDataset, collate
 from .errors import InputError
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
+from .views import ViewSampler
 
 # Not decayed besides biases and norms: what is learned per token or position (public code; the distillation token as
 # in timm).
@@ -29,7 +33,8 @@ class DistillationTrainer(Trainer):
         args: a [`DistillationTrainingArguments`].
         teacher: a module from `pixel_values` (batch, channels, height, width) to logits (batch, classes), or to an
             output that has `logits`; classes in the student's order. None for `distillation_type="none"`.
-        kwargs: as for `transformers.Trainer`. Batches hold `pixel_values` and `labels`.
+        kwargs: as for `transformers.Trainer`. A [`ViewDataset`] is seen in views (repeated augmentation, mixing);
+            any other training set yields samples with `pixel_values` and `labels`, which are trained on as they are.
 
     Raises:
         InputError: a teacher missing or superfluous, or a student with a distillation head that nothing would train.
@@ -48,7 +53,13 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
         self.teacher_labels: np.ndarray | None = None
-        self.mix = mixing(model.config.num_labels, args.mixup_alpha, args.cutmix_alpha)
+        self.view_sampler: ViewSampler | None = None
+        self.bad_images: BadImages | None = None
+        if isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset)):
+            rows = getattr(self.train_dataset, "rows", None)
+            self.bad_images = BadImages(rows, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
+            self.add_callback(_SetEpoch(self))
+        self._pixels: torch.Tensor | None = None
         self._terms: dict[str, torch.Tensor] = {}
         self._num_terms = 0
 
@@ -61,17 +72,18 @@ class DistillationTrainer(Trainer):
         """In training the distillation objective, in evaluation the cross-entropy of the fused logits.
 
         Args:
-            inputs: `pixel_values` (batch, channels, height, width) and `labels`, (batch,) or (batch, classes).
+            inputs: a batch of views (see `data.ViewDataset`), or `pixel_values` (batch, channels, height, width) and
+                `labels`, (batch,) or (batch, classes).
 
         Returns:
             The loss, a scalar; with `return_outputs` also the model's output.
         """
-        pixel_values, labels = inputs["pixel_values"], inputs["labels"]
         if not model.training:
-            outputs = model(pixel_values, labels=labels)
+            outputs = model(inputs["pixel_values"], labels=inputs["labels"])
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        if self.mix is not None and labels.dim() == 1:
-            pixel_values, labels = self.mix(pixel_values, labels)
+        pixel_values, labels = (
+            self._augment(inputs) if "draws" in inputs else (inputs["pixel_values"], inputs["labels"])
+        )
         outputs = model(pixel_values)
         terms = {"label_loss": label_loss(outputs.cls_logits, labels, self.args.label_smoothing_factor)}
         loss = terms["label_loss"]
@@ -103,6 +115,24 @@ class DistillationTrainer(Trainer):
         self.teacher_labels = np.concatenate(answers)
         return {"teacher_accuracy": float(np.mean(self.teacher_labels == np.concatenate(labels)))}
 
+    def count_bad_images(self) -> int | None:
+        """How many training images could not be read, over all processes; None for a training set of another kind."""
+        if self.bad_images is None:
+            return None
+        return len(set(gather_object(sorted(self.bad_images.seen))))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in Trainer; a stream yields whole batches of its own share, which Accelerate must not share out again."""
+        if not isinstance(self.train_dataset, StreamingViewDataset):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
         names = super().get_decay_parameter_names(model)
@@ -125,11 +155,27 @@ class DistillationTrainer(Trainer):
             self._terms, self._num_terms = {}, 0
         super().log(logs, *args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset=None) -> RandomSampler:
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
         # Whole optimiser steps only; `dataloader_drop_last` would cut the evaluation set as well.
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        step = self.args.effective_batch_size
-        return RandomSampler(dataset, num_samples=max(len(dataset) // step * step, min(len(dataset), step)))
+        args, step = self.args, self.args.effective_batch_size
+        if not isinstance(dataset, ViewDataset):
+            return RandomSampler(dataset, num_samples=max(len(dataset) // step * step, min(len(dataset), step)))
+        self.view_sampler = ViewSampler(
+            len(dataset), step, args.repeated_augmentation, dataset.seed, args.train_batch_size, dataset.settings.mixes
+        )
+        return self.view_sampler
+
+    def _augment(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are."""
+        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]))
+        pixel_values, draws = inputs["pixel_values"], inputs["draws"]
+        mean = getattr(self.processing_class, "image_mean", IMAGENET_DEFAULT_MEAN)
+        std = getattr(self.processing_class, "image_std", IMAGENET_DEFAULT_STD)
+        if self._pixels is None or self._pixels.shape != pixel_values.shape:
+            self._pixels = torch.empty_like(pixel_values, dtype=torch.float32)
+        pixel_values = augment(pixel_values, draws, mean, std, out=self._pixels)
+        return pixel_values, mix_labels(inputs["labels"], draws.mix_ratio, self.model.config.num_labels)
 
     @torch.no_grad()
     def _ask_teacher(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -152,6 +198,18 @@ class DistillationTrainer(Trainer):
         labels = evaluated.label_ids
         known = self.teacher_labels is not None and len(self.teacher_labels) == len(labels)
         return accuracies(evaluated.predictions, labels, self.teacher_labels if known else None)
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler the epoch; what Trainer and Accelerate wrap around it does not always pass it on."""
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Before the epoch's first view is drawn."""
+        if self.trainer.view_sampler is not None:
+            self.trainer.view_sampler.set_epoch(int(state.epoch or 0))
 
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:

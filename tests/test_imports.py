@@ -22,7 +22,7 @@ ALLOWED = {
     "views": set(),
     "augmentation": {"views"},
     "data": {"views"},
-    "teacher": {"data", "augmentation"},
+    "teacher": {"data", "augmentation", "views"},
     "teacher_store": {"views"},
     "store_cli": {"teacher_store", "teacher", "data", "augmentation"},
     "metrics": {"modeling_deit_distill"},

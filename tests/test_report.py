@@ -30,12 +30,22 @@ def test_the_table_has_a_row_for_what_was_measured_alone(key):
 
 
 def test_the_table_in_full():
-    results = {key: 0.5 for key in reversed(ACCURACY_NAMES)} | {"train_runtime": 200.0}
+    results = {"train_runtime": 200.0, "bad_images": 1234} | {key: 0.5 for key in reversed(ACCURACY_NAMES)}
     rows = results_table(results).splitlines()[1:-1]
-    for row, name in zip(rows, [*ACCURACY_NAMES.values(), "training time"], strict=True):
+    names = [*ACCURACY_NAMES.values(), "images that could not be read", "training time"]
+    for row, name in zip(rows, names, strict=True):
         assert row.strip().startswith(name)
-    assert rows[-1].endswith("3 min 20 s")
-    assert len({row.index("50.00 %") for row in rows[:-1]}) == 1
+    assert rows[-2].endswith(" 1,234") and rows[-1].endswith("3 min 20 s")
+    assert len({row.index("50.00 %") for row in rows[:-2]}) == 1
+
+
+def test_the_table_says_that_every_image_could_be_read():
+    (row,) = results_table({"bad_images": 0}).splitlines()[1:-1]
+    assert "images that could not be read" in row and row.endswith(" 0")
+
+
+def test_the_table_of_a_run_that_did_not_count_bad_images():
+    assert "could not be read" not in results_table({"bad_images": None, "eval_accuracy": 0.5})
 
 
 def test_the_table_takes_one_hundred_per_cent():

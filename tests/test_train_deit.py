@@ -25,11 +25,14 @@ RECIPE = {
     "patch_size": "4",
     "train_teacher": "true",
     "teacher_config_name": "resnet",
-    "teacher_config_overrides": '{"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}',
+    "teacher_config_overrides": json.dumps(
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ),
     "teacher_num_train_epochs": "8",
     "teacher_learning_rate": "1e-2",
-    "num_train_epochs": "3",
-    "learning_rate": "3e-3",
+    "num_train_epochs": "8",
+    "learning_rate": "1e-2",
+    "repeated_augmentation": "1",
     "per_device_train_batch_size": "8",
     "rand_augment_magnitude": "0",
     "random_erasing_prob": "0",
@@ -181,7 +184,7 @@ def test_again_on_a_finished_folder_says_so_and_touches_nothing(run, photos, cap
 def test_a_dry_run_stops_after_the_summary(photos, tmp_path, capsys):
     train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", dry_run="true"))
     printed = capsys.readouterr().out
-    for words in ("images", "3: blue, green, red", "a new resnet", "hidden 16", "0.003", "hard"):
+    for words in ("images", "3: blue, green, red", "a new resnet", "hidden 16", "0.01", "hard"):
         assert words in printed
     assert not (tmp_path / "out").exists()
 
@@ -272,7 +275,7 @@ def test_checkpoints_of_an_unfinished_run_are_not_lost(run, photos, tmp_path, ca
         ({"distillation_type": "none", "fusion": "distillation"}, ["fusion", "use_distillation_token"]),
         ({"hiden_size": 16}, ["'hiden_size'", "did you mean 'hidden_size'"]),
         ({"learning_rate": "fast"}, ["learning_rate", "'fast'"]),
-        ({"base_learning_rate": "1e-3"}, ["learning_rate 0.003", "base_learning_rate 0.001"]),
+        ({"base_learning_rate": "1e-3"}, ["learning_rate 0.01", "base_learning_rate 0.001"]),
     ],
 )
 def test_wrong_input_gets_one_clear_message(photos, tmp_path, changes, words):

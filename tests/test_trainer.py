@@ -1,9 +1,12 @@
 """The trainer: what is learned, from whom, and what evaluation says."""
 
+import io
 import math
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,9 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
+from modeling_deit_distill.augmentation import augment, mix_labels
+from modeling_deit_distill.data import ViewDataset, collate
+from modeling_deit_distill.views import AugmentationSettings, View
 
 CLASSES = 7
 
@@ -69,6 +75,37 @@ def trainer(tmp_path, model=None, teacher=None, length=32, **arguments):
     args = DistillationTrainingArguments(**{**settings, **arguments})
     data = Images(length)
     return DistillationTrainer(model or student(), args, teacher, train_dataset=data, eval_dataset=data)
+
+
+def rows(length=64, bad=()):
+    """Encoded random images with labels; those in `bad` cannot be read."""
+    draws, encoded = np.random.default_rng(4), []
+    for row in range(length):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
+        encoded.append({"bytes": b"no image" if row in bad else buffer.getvalue(), "path": f"{row}.png"})
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(CLASSES)})
+    labels = draws.integers(CLASSES, size=length).tolist()
+    return datasets.Dataset.from_dict({"image": encoded, "label": labels}, features=features)
+
+
+def views_trainer(tmp_path, rows, **arguments):
+    """A trainer on views, with what `compute_loss` was given kept under `seen`."""
+    settings = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    settings |= {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "no", "learning_rate": 1e-2}
+    args = DistillationTrainingArguments(**{**settings, **arguments})
+    views = AugmentationSettings(16, mixup_alpha=args.mixup_alpha, cutmix_alpha=args.cutmix_alpha)
+    dataset = ViewDataset(rows, views, args.seed)
+    run = DistillationTrainer(student(drop_path_rate=0.2), args, CountingTeacher(), train_dataset=dataset)
+    run.seen = []
+    original = run.compute_loss
+
+    def remember(model, inputs, **kwargs):
+        run.seen += [(int(epoch), int(place)) for epoch, place in zip(inputs["epoch"], inputs["position"], strict=True)]
+        return original(model, inputs, **kwargs)
+
+    run.compute_loss = remember
+    return run
 
 
 def snapshot(module):
@@ -165,15 +202,66 @@ def test_the_loss_takes_soft_labels(tmp_path):
     torch.testing.assert_close(run.compute_loss(run.model, inputs), -(inputs["labels"] * log_probs).sum(-1).mean())
 
 
-def test_the_teacher_sees_the_mixed_pixels_that_the_student_sees(tmp_path):
-    teacher, seen = CountingTeacher(), {}
-    run = trainer(tmp_path, teacher=teacher, mixup_alpha=0.8)
-    teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
+def test_student_and_teacher_see_the_same_augmented_and_mixed_views(tmp_path):
+    run, seen = views_trainer(tmp_path, rows()), {}
+    batch = collate(run.train_dataset.__getitems__([View(image, 0, image) for image in range(4)]))
+    expected = augment(batch["pixel_values"], batch["draws"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    run.teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
     run.model.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0].clone()))
     run.model.train()
-    run.compute_loss(run.model, batch())
+    loss = DistillationTrainer.compute_loss(run, run.model, batch)
     assert torch.equal(seen["teacher"], seen["student"])
-    assert not torch.equal(seen["student"], batch()["pixel_values"])
+    assert torch.equal(seen["student"], expected)
+    torch.manual_seed(9)  # the student's own dropped paths
+    labels = mix_labels(batch["labels"], batch["draws"].mix_ratio, CLASSES)
+    plain = {"pixel_values": expected, "labels": labels}
+    assert loss.isfinite() and DistillationTrainer.compute_loss(run, run.model, plain).isfinite()
+    assert (labels.sum(dim=1) - 1).abs().max() < 1e-6 and (labels.max(dim=1).values < 1).any()
+
+
+def test_an_epoch_shows_each_position_once_and_a_third_of_the_images(tmp_path):
+    run = views_trainer(tmp_path, rows(26))
+    run.train()
+    assert run.seen == [(epoch, place) for epoch in range(2) for place in range(24)]
+    assert len({view.image for view in run.view_sampler}) == 8
+
+
+@pytest.mark.parametrize("stop", [3, 8])  # in the middle of the first and of the second epoch of 6 steps
+def test_resuming_goes_on_at_the_right_view_and_decodes_no_skipped_one(tmp_path, monkeypatch, stop):
+    from modeling_deit_distill import data
+
+    whole = views_trainer(tmp_path / "whole", rows(26), eval_strategy="no")
+    whole.train()
+    first = views_trainer(tmp_path / "cut", rows(26), save_strategy="steps", save_steps=stop)
+    first.train()
+    decoded, original = [], data.decode_pixels
+    monkeypatch.setattr(data, "decode_pixels", lambda image: decoded.append(image["path"]) or original(image))
+    resumed = views_trainer(tmp_path / "cut", rows(26))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{stop}"))
+    assert resumed.seen == whole.seen[4 * stop :]
+    shown = set()
+    for epoch, place in resumed.seen:
+        resumed.view_sampler.set_epoch(epoch)
+        shown.add(f"{list(resumed.view_sampler)[place].image}.png")
+    assert set(decoded) == shown
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_bad_images_are_counted_and_do_not_stop_the_run(tmp_path):
+    run = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, max_bad_image_fraction=0.2)
+    run.train()
+    assert run.seen[-1] == (1, 23)
+    assert run.count_bad_images() == 2
+    stopping = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, on_bad_image="error")
+    with pytest.raises(InputError, match=r"row (3 \(3.png\)|11 \(11.png\)) is a bad image"):
+        stopping.train()
+
+
+def test_an_odd_batch_cannot_be_mixed_in_pairs(tmp_path):
+    with pytest.raises(InputError, match="per_device_train_batch_size is 5, which is odd"):
+        views_trainer(tmp_path, rows(26), per_device_train_batch_size=5).train()
+    views_trainer(tmp_path, rows(26), per_device_train_batch_size=5, mixup_alpha=0, cutmix_alpha=0, max_steps=1).train()
 
 
 def test_evaluation_mixes_nothing_and_smooths_nothing(tmp_path):
@@ -262,7 +350,7 @@ def test_warm_up_epochs_become_steps(tmp_path):
 def test_draws_depend_on_the_seed_alone(tmp_path):
     weights = []
     for disturbance in (0, 1000):
-        run = trainer(tmp_path / str(disturbance), student(drop_path_rate=0.3), CountingTeacher(), mixup_alpha=0.8)
+        run = views_trainer(tmp_path / str(disturbance), rows(), max_steps=3)
         torch.rand(disturbance)
         np.random.rand(disturbance)
         run.train()
