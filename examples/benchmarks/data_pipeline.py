@@ -1,0 +1,185 @@
+"""How fast training images are prepared: our data plane against timm's transform chain, on the same real JPEGs.
+
+    python examples/benchmarks/data_pipeline.py DATASET --against timm [--json FILE]
+
+DATASET is a folder of images (one folder per class) or of parquet files. Both chains run in one process, one thread,
+alternating; the figures are medians. timm's chain is its own `create_transform` for DeiT's recipe: it decodes, crops,
+flips, applies RandAugment, normalises and erases, sample by sample, to a float tensor; its batch Mixup is not counted,
+while ours ("ready") includes mixing. timm has no uint8 batch, so both of our stages are held against its whole chain.
+timm's posterize fails now and then on new Pillow (it asks for 0 bits); here alone it is given one.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+import PIL.Image
+import torch
+from timm.data import create_transform
+from timm.data.auto_augment import NAME_TO_OP
+
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill.augmentation import augment
+from modeling_deit_distill.data import ViewDataset, collate, decode_image, load_image_data
+from modeling_deit_distill.views import AugmentationSettings, ViewSampler
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE = 224
+
+
+def main():
+    options = parse_options()
+    torch.set_num_threads(1)
+    source = {"train_dir": options.dataset} if any(Path(options.dataset).glob("*/*.[jJ]*")) else {}
+    rows = load_image_data(**(source or {"dataset_name": options.dataset})).train
+    chains = {"timm": timm_chain(rows, options.views)}
+    for repeats in (3, 1):
+        chains[f"uint8_repeats{repeats}"] = our_chain(rows, options, repeats, ready=False)
+        chains[f"ready_repeats{repeats}"] = our_chain(rows, options, repeats, ready=True)
+    rates = alternate(chains, options.views, options.rounds)
+    ratios = {name: rates[name] / rates["timm"] for name in chains if name != "timm"}
+    loaders = {name: loader(rows, options, name) for name in ("ours", "timm")}
+    loader_rates = alternate(loaders, options.views, options.rounds)
+    ratios["loader"] = loader_rates["ours"] / loader_rates["timm"]
+    if torch.cuda.is_available():
+        ratios["gpu_share_of_step"] = gpu_share_of_step(rows)
+    for name, rate in {
+        **rates,
+        **{f"loader, {k}, {options.workers} workers": v for k, v in loader_rates.items()},
+    }.items():
+        print(f"{name:28} {rate:8.0f} views/s")
+    print(json.dumps({name: round(ratio, 2) for name, ratio in ratios.items()}))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"rates": rates, "loader": loader_rates, "ratios": ratios}, indent=2))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="folder of images, one folder per class, or of parquet files")
+    parser.add_argument("--against", choices=["timm"], default="timm")
+    parser.add_argument("--views", type=int, default=192, help="views in a measurement")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each chain, alternating")
+    parser.add_argument("--batch_size", type=int, default=96)
+    parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader")
+    parser.add_argument("--json", help="write the figures here")
+    return parser.parse_args()
+
+
+class TimmDataset(torch.utils.data.Dataset):
+    """timm's recipe for DeiT, sample by sample."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        patch_posterize()
+        self.transform = create_transform(
+            SIZE,
+            is_training=True,
+            auto_augment="rand-m9-mstd0.5-inc1",
+            interpolation="bicubic",
+            re_prob=0.25,
+            re_mode="pixel",
+            re_count=1,
+        )
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.transform(decode_image(self.rows[index % len(self.rows)]["image"])), 0
+
+
+def patch_posterize():
+    """Pillow 13 refuses 0 bits, which timm's strongest posterize asks for."""
+    original = NAME_TO_OP["PosterizeIncreasing"]
+    NAME_TO_OP["PosterizeIncreasing"] = lambda image, bits, **kwargs: original(image, max(bits, 1), **kwargs)
+
+
+def timm_chain(rows, num_views: int):
+    dataset, draws = TimmDataset(rows), random.Random(0)
+    batch = torch.empty(num_views, 3, SIZE, SIZE)
+
+    def run():
+        for slot in range(num_views):
+            batch[slot] = dataset[draws.randrange(len(rows))][0]
+
+    return run
+
+
+def our_chain(rows, options, repeats: int, ready: bool):
+    settings = AugmentationSettings(SIZE)
+    dataset = ViewDataset(rows, settings)
+    sampler = ViewSampler(max(len(rows), 10 * options.views), options.batch_size, repeats)
+    output = torch.empty(options.batch_size, 3, SIZE, SIZE)
+
+    def run():
+        sampler.set_epoch(sampler.epoch + 1)
+        views = iter(sampler)
+        for _ in range(options.views // options.batch_size):
+            chosen = [next(views) for _ in range(options.batch_size)]
+            batch = dataset.__getitems__([view._replace(image=view.image % len(rows)) for view in chosen])
+            if ready:
+                augment(batch["pixel_values"], batch["draws"], MEAN, STD, out=output)
+
+    return run
+
+
+def loader(rows, options, whose: str):
+    """A real DataLoader: ours yields uint8 batches, timm's normalised ones."""
+    many = rows.select([index % len(rows) for index in range(options.views)])
+    settings = {"batch_size": options.batch_size, "num_workers": options.workers, "persistent_workers": True}
+    if whose == "timm":
+        loaded = torch.utils.data.DataLoader(TimmDataset(many), shuffle=True, **settings)
+    else:
+        dataset = ViewDataset(many, AugmentationSettings(SIZE))
+        sampler = ViewSampler(len(many), options.batch_size, repeats=3)
+        loaded = torch.utils.data.DataLoader(dataset, sampler=sampler, collate_fn=collate, **settings)
+    return lambda: sum(1 for _ in loaded)
+
+
+def alternate(chains: dict, num_views: int, rounds: int) -> dict[str, float]:
+    """Views per second of each chain, the median over rounds; the first round warms up."""
+    seconds = {name: [] for name in chains}
+    for round_number in range(rounds + 1):
+        for name, run in chains.items():
+            start = time.perf_counter()
+            run()
+            if round_number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: num_views / statistics.median(times) for name, times in seconds.items()}
+
+
+def gpu_share_of_step(rows, batch_size: int = 256) -> float:
+    """The device part's time as a share of a DeiT-S training step in bf16, both on the GPU."""
+    sampler = ViewSampler(max(len(rows), batch_size), batch_size)
+    views = [view._replace(image=view.image % len(rows)) for view in sampler][:batch_size]
+    batch = ViewDataset(rows, AugmentationSettings(SIZE)).__getitems__(views)
+    pixels, labels = batch["pixel_values"].cuda(), torch.zeros(batch_size, dtype=torch.long, device="cuda")
+    config = DeiTDistillConfig.from_size("small", num_labels=1000)
+    model = DeiTDistillForImageClassification(config).cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ready = augment(pixels, batch["draws"], MEAN, STD)
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(ready, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def timed(run):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    times = [(timed(lambda: augment(pixels, batch["draws"], MEAN, STD)), timed(step)) for _ in range(25)][5:]
+    return statistics.median(part for part, _ in times) / statistics.median(whole for _, whole in times)
+
+
+if __name__ == "__main__":
+    PIL.Image.preinit()
+    main()

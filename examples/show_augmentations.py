@@ -1,0 +1,75 @@
+"""Look at what training sees before spending days on it.
+
+    python examples/show_augmentations.py RECIPE.yaml [--key value ...]
+
+Takes the arguments of `train_deit.py` and writes `<output_dir>/augmentations.png`: in each row an original, three of
+its views, and a view mixed with its partner's.
+"""
+
+import dataclasses
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+
+from modeling_deit_distill import DeiTDistillConfig, InputError
+from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.augmentation import augment
+from modeling_deit_distill.data import ViewDataset, decode_image, load_image_data
+from modeling_deit_distill.views import AugmentationSettings, View, ViewSampler
+
+NUM_IMAGES = 6
+# Pixels stay in 0 ... 1; erased boxes hold the noise that the normalised image would.
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+TILE, GAP = 160, 4
+
+
+def main(arguments: list[str]):
+    model_args, data_args, args = parse_arguments(arguments)
+    sources = asdict(data_args)
+    del sources["crop_pct"]
+    rows = load_image_data(**{**sources, "streaming": False}).train
+    settings = AugmentationSettings.from_arguments(args, model_args.image_size or DeiTDistillConfig().image_size)
+    images = [view.image for view in ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=args.seed)][:NUM_IMAGES]
+    columns = [[decode_image(rows[image]["image"]) for image in images]]
+    unmixed = dataclasses.replace(settings, mixup_alpha=0.0, cutmix_alpha=0.0)
+    columns += [views_of(rows, unmixed, args.seed, epoch, images) for epoch in range(3)]
+    if settings.mixes:
+        columns.append(views_of(rows, settings, args.seed, 3, images))
+    path = Path(args.output_dir, "augmentations.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_grid(columns).save(path)
+    print(path)
+
+
+def views_of(rows, settings: AugmentationSettings, seed: int, epoch: int, images: list[int]) -> list[PIL.Image.Image]:
+    """One view of each image, as the model gets it."""
+    views = [View(image, epoch, position) for position, image in enumerate(images)]
+    batch = ViewDataset(rows, settings, seed).__getitems__(views)
+    pixels = augment(batch["pixel_values"], batch["draws"], MEAN, STD)
+    pixels = pixels * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    levels = (pixels.clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
+    return [PIL.Image.fromarray(view) for view in levels]
+
+
+def draw_grid(columns: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
+    """Columns of pictures, each fitted into a tile."""
+    side = TILE + GAP
+    grid = PIL.Image.new("RGB", (side * len(columns) - GAP, side * len(columns[0]) - GAP), "white")
+    for column, pictures in enumerate(columns):
+        for row, picture in enumerate(pictures):
+            scale = TILE / max(picture.size)
+            fitted = picture.resize(np.maximum(np.rint(np.array(picture.size) * scale), 1).astype(int).tolist())
+            left, top = ((TILE - length) // 2 for length in fitted.size)
+            grid.paste(fitted, (column * side + left, row * side + top))
+    return grid
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
