@@ -37,6 +37,8 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
+# Where Pillow finds an image's orientation; looking only there saves a parse of most files.
+ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
 SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
@@ -305,7 +307,7 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
         num_workers = worker.num_workers if worker else 1
         lane = self.rank * num_workers + (worker.id if worker else 0)
         bad: list[str] = []
-        views = self._views(bad)
+        views = self._views(lane, bad)
         for number in itertools.count(lane, self.num_processes * num_workers):
             batch = list(itertools.islice(views, self.batch_size))
             if not batch:
@@ -313,29 +315,27 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
             yield self._batch(batch, number * self.batch_size, bad)
             bad.clear()
 
-    def _views(self, bad: list[str]):
-        """(pixels, label) in the order a b a b a b, pass after pass."""
+    def _views(self, lane: int, bad: list[str]):
+        """(pixels, label) in the order a b a b a b, pass after pass; bad images are named in the first pass."""
         for number in itertools.count():
             self.stream.set_epoch(number)
-            num_bad = len(bad)
-            images = (look for row in self.stream if (look := self._decode(row, bad)) is not None)
+            images = self._images(lane, bad if number == 0 else [])
             pair = list(itertools.islice(images, 2))
-            if len(bad) > num_bad and len(pair) < 2:
-                raise InputError(f"a worker's share of the stream has no two readable images; {bad[-1]}")
-            if len(pair) < 2:
+            if not pair and not bad:
                 return  # no shard for this worker
+            if len(pair) < 2:
+                raise InputError(f"share {lane} of the stream has no two readable images; {bad[-1] if bad else ''}")
             while len(pair) == 2:
                 yield from pair * self.repeats
                 pair = list(itertools.islice(images, 2))
 
-    def _decode(self, row: dict, bad: list[str]) -> tuple[torch.Tensor, int] | None:
-        try:
-            return decode_pixels(row["image"]), row["label"]
-        except BadImageError as error:
-            size = len(_readable_bytes(row["image"]))
-            name = (row["image"] or {}).get("path") or f"an image of {size} bytes of class {row['label']}"
-            bad.append(f"{name} is a bad image: {error}")
-            return None
+    def _images(self, lane: int, bad: list[str]):
+        for place, row in enumerate(self.stream):
+            try:
+                yield decode_pixels(row["image"]), row["label"]
+            except BadImageError as error:
+                name = (row["image"] or {}).get("path") or f"image {place} of share {lane} of the stream"
+                bad.append(f"{name} is a bad image: {error}")
 
     def _batch(self, views: list[tuple[torch.Tensor, int]], begin: int, bad: list[str]) -> dict:
         positions = list(range(begin, begin + len(views)))
@@ -386,16 +386,20 @@ class BadImages:
         self.on_bad_image = on_bad_image
         self.max_fraction = max_fraction
         self.num_images = len(rows) / num_processes if rows is not None else STREAM_TRIAL
-        self.num_views = 0
+        self.num_shown = 0
         self.seen: set[int | str] = set()
 
-    def note(self, bad: list[int] | list[str], num_views: int = 0):
+    def note(self, bad: list[int] | list[str], num_shown: float = 0):
         """Take note of the unreadable rows of a batch (of a stream: what is wrong with which, in words).
+
+        Args:
+            bad: as in the batch.
+            num_shown: images in the batch, by which a stream's bad ones are judged.
 
         Raises:
             InputError: at the first with `on_bad_image="error"`, or when there are too many.
         """
-        self.num_views += num_views
+        self.num_shown += num_shown
         for row in bad:
             if row in self.seen:
                 continue
@@ -408,7 +412,7 @@ class BadImages:
             if self.on_bad_image == "error":
                 raise InputError(f"{message}; mend or remove it, or set on_bad_image to warn")
             logger.warning(f"{message}; another is shown in its place")
-        num_images = self.num_images if self.rows is not None else max(self.num_views, self.num_images)
+        num_images = self.num_images if self.rows is not None else max(self.num_shown, self.num_images)
         if len(self.seen) > max(self.max_fraction * num_images, 1):
             raise InputError(
                 f"{len(self.seen)} images are bad, more than max_bad_image_fraction {self.max_fraction:g} allows; mend "
@@ -475,10 +479,10 @@ def _open(encoded: bytes) -> PIL.Image.Image:
 
 
 def _is_upright(opened: PIL.Image.Image) -> bool:
-    if "exif" not in opened.info and "xmp" not in opened.info:
+    if not any(key in opened.info for key in ORIENTATION_KEYS):
         return True
     try:
-        return opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1  # Pillow looks into XMP too
+        return opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
     except Exception:
         return True  # a broken block spoils no pixels
 

@@ -128,6 +128,7 @@ class DistillationTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_size=None,
+            collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
@@ -168,7 +169,7 @@ class DistillationTrainer(Trainer):
 
     def _augment(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are."""
-        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]))
+        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]) / self.args.repeated_augmentation)
         pixel_values, draws = inputs["pixel_values"], inputs["draws"]
         mean = getattr(self.processing_class, "image_mean", IMAGENET_DEFAULT_MEAN)
         std = getattr(self.processing_class, "image_std", IMAGENET_DEFAULT_STD)

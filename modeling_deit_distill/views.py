@@ -40,16 +40,14 @@ MAGNITUDE_STD = 0.5
 MAX_MAGNITUDE = 10.0
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height
-CROP_ATTEMPTS = 10
 ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
-ERASING_ATTEMPTS = 10
 CUTMIX_PROB = 0.5  # against mixup, where both are on
 
 # What the generator's counter tells apart beside the position.
 _VIEW, _PAIR, _REPLACEMENT, _ORDER = range(4)
 
-# Columns of a view's uniform draws.
+# Columns of a view's uniform draws; crops and erased boxes have ten attempts.
 _CROP_AREA, _CROP_RATIO, _CROP_PLACE = slice(0, 10), slice(10, 20), slice(20, 22)
 _FLIP, _OPERATION, _APPLY, _NORMAL, _SIGN = 22, slice(23, 25), slice(25, 27), slice(27, 29), slice(29, 31)
 _ERASE, _ERASED_AREA, _ERASED_RATIO, _ERASED_PLACE = 31, slice(32, 42), slice(42, 52), slice(52, 54)

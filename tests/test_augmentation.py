@@ -179,6 +179,10 @@ def test_operation_equals_pillow_within_one_level(name, image):
             assert (difference > 0).float().mean() < 0.05, f"{name}({argument})"  # a level of auto_contrast's rounding
 
 
+def test_fill_is_the_mean_colour_as_in_the_recipe():
+    assert tuple(round(255 * mean) for mean in MEAN) == FILL
+
+
 def test_every_operation_is_tested_and_does_something():
     assert {*ARGUMENTS, "rotate"} == set(OPERATIONS)
     image = IMAGES["dim"]

@@ -13,6 +13,7 @@ import accelerate
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -584,9 +585,27 @@ def test_training_and_evaluation_see_the_same_jpeg(name):
     assert abs(for_evaluation - np.asarray(shown.convert("RGB"))).mean() < 6
 
 
-def test_training_and_evaluation_turn_an_image_alike():
-    for_evaluation, for_training = both_ways(encode(PHOTO, "JPEG", xmp=ORIENTATION_IN_XMP))
-    np.testing.assert_allclose(for_training, for_evaluation, rtol=0, atol=2)
+def as_text(orientation: int) -> PIL.PngImagePlugin.PngInfo:
+    """EXIF in a PNG's text, as ImageMagick writes it."""
+    exif, info = oriented(orientation).tobytes(), PIL.PngImagePlugin.PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{len(exif):8d}\n{exif.hex()}\n")
+    return info
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("JPEG", {"xmp": ORIENTATION_IN_XMP}),
+        ("WEBP", {"xmp": ORIENTATION_IN_XMP}),
+        ("WEBP", {"exif": oriented(6)}),
+        ("PNG", {"pnginfo": as_text(6)}),
+    ],
+    ids=["jpeg, XMP", "webp, XMP", "webp, EXIF", "png, text"],
+)
+def test_an_orientation_is_found_wherever_it_stands(format, options):
+    for pixels in both_ways(encode(PHOTO, format, **options)):
+        assert pixels.shape == (80, 60, 3)
+        assert abs(pixels - np.asarray(TURNED)).mean() < 6
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
@@ -1215,8 +1234,18 @@ def test_bad_images_of_a_stream_are_left_out_and_named(stream, warnings):
     assert any("the file is empty" in message for message in warnings())
 
 
-def test_bad_images_of_a_stream_count_even_without_a_file(stream):
-    (batch,) = some(StreamingViewDataset(stream(bad={3: b"", 8: b""}, path="").train, SETTINGS, 22, repeats=1), 1)
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"text",
+        b"",
+    ],
+    ids=["of another size", "of the same size"],
+)
+def test_bad_images_of_a_stream_count_even_without_a_file(stream, other):
+    data = stream(bad={3: b"", 8: other}, path="").train
+    data = data.map(lambda row: {"label": 1}, features=data.features)
+    (batch,) = some(StreamingViewDataset(data, SETTINGS, 22, repeats=1), 1)
     bad_images = BadImages(None)
     bad_images.note(batch["bad_images"])
     assert len(bad_images.seen) == 2

@@ -600,6 +600,7 @@ def test_erased_boxes_follow_the_recipe(size):
     assert_same_distribution(ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3])  # shape
     for column in range(4):
         assert_same_distribution(ours[:, column], theirs[:, column])
+    assert np.corrcoef(ours.T) == pytest.approx(np.corrcoef(theirs.T), abs=0.06)
     assert (ours[:, :2] >= 0).all() and (ours[:, 2:] < size).all()
     assert (ours[:, 0] + ours[:, 2] <= size).all() and (ours[:, 1] + ours[:, 3] <= size).all()
     # The last row and column are reached.
