@@ -364,7 +364,7 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     for tap in range(1, 4):
         output.addcmul_(taken[..., tap : tap + width], weights[tap])
     place = torch.arange(width, device=pixels.device) + 0.5 + shift[..., None]  # (n, S, S)
-    return _fill_outside(output, [place])
+    return _fill_outside(output, _is_inside(place, width))
 
 
 def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
@@ -374,13 +374,15 @@ def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
     return torch.tensordot(coefficients.to(fraction.device), powers, dims=1)
 
 
-def _fill_outside(values: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
-    """`values` (n, 3, S, S) as levels, and the fill where any of `places` (n, S, S) lies outside 0 ... S."""
+def _is_inside(place: torch.Tensor, size: int) -> torch.Tensor:
+    """1.0 where 0 <= place < size, else 0.0, without a comparison."""
+    cell = place.floor()
+    return (cell + 1).clamp_(0, 1).mul_((size - cell).clamp_(0, 1))
+
+
+def _fill_outside(values: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """`values` (n, 3, S, S) as levels, and the fill where `inside` (n, S, S) is 0; in place."""
     fill = torch.tensor(FILL, dtype=torch.float32, device=values.device).view(1, 3, 1, 1)
-    inside = 1.0
-    for place in places:
-        cell = place.floor()
-        inside = inside * (cell + 1).clamp_(0, 1) * (values.shape[-1] - cell).clamp_(0, 1)
     return _as_levels(values).sub_(fill).mul_(inside[:, None]).add_(fill)
 
 
@@ -420,13 +422,14 @@ def _resample(pixels: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tenso
     size = pixels.shape[-1]
     centres = torch.arange(size, device=pixels.device) + 0.5
     x, y = centres[None, None, :], centres[None, :, None]
-    places = []
+    inside = 1.0
     for matrix in matrices:
-        (a, b, c), (d, e, f) = (row[:, :, None, None].unbind(1) for row in matrix.unbind(1))
-        x, y = a * x + b * y + c, d * x + e * y + f
-        places += [x, y]
+        a, b, c, d, e, f = matrix.view(-1, 6, 1, 1).unbind(1)
+        x, y = a * x + b * y + c, d * x + e * y + f  # (n, S, S)
+        inside = _is_inside(x, size).mul_(_is_inside(y, size)).mul_(inside)
     grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
-    torch.sub(x * (2 / size), 1, out=grid[..., 0])
-    torch.sub(y * (2 / size), 1, out=grid[..., 1])
+    grid[..., 0].copy_(x)
+    grid[..., 1].copy_(y)
+    grid.mul_(2 / size).sub_(1)
     sampled = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return _fill_outside(sampled.add_(0.5), places)
+    return _fill_outside(sampled.add_(0.5), inside)
