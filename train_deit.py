@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_deit_distill import (
     DeiTDistillConfig,
@@ -32,6 +31,7 @@ from modeling_deit_distill.data import (
     evaluation_transform,
     load_image_data,
 )
+from modeling_deit_distill.errors import LocalInputError
 from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
 from modeling_deit_distill.report import results_table, summary
 from modeling_deit_distill.teacher import describe_teacher, find_or_train_teacher, load_teacher
@@ -53,6 +53,8 @@ def main(arguments: list[str]):
         crop_pct = sources.pop("crop_pct")
         data = load_image_data(**sources)
 
+    checkpoint = check_earlier_run(args)
+
     # What will run
     config = student_config(model_args, args, data.class_names)
     processor = evaluation_processor(config.image_size, crop_pct)
@@ -61,25 +63,26 @@ def main(arguments: list[str]):
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
-    clear_earlier_run(args)
+
+    # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
+    set_seed(args.seed)
+    student = build_student(model_args, config)
+    views = training_views(data_args, args, data, config.image_size)
 
     # Teacher
     teacher = prepare_teacher(model_args, args, data, teacher_config, config.image_size, crop_pct)
-
-    # Student: its weights depend on the seed alone, whatever the teacher drew.
-    set_seed(args.seed)
-    student = build_student(model_args, config)
 
     # Distil
     trainer = DistillationTrainer(
         student,
         args,
         teacher,
-        train_dataset=training_views(data_args, args, data, config.image_size),
+        train_dataset=views,
         eval_dataset=EvaluationDataset(data.validation, evaluation_transform(processor)),
         processing_class=processor,
     )
-    results = distil(trainer, args)
+    clear_earlier_run(args)
+    results = distil(trainer, args, checkpoint)
 
     # Publish
     say(args, f"Results, kept in {args.output_dir}", results_table(results))
@@ -187,11 +190,14 @@ def prepare_teacher(model_args, args, data: ImageData, teacher_config, image_siz
 def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiTDistillForImageClassification:
     """A new student, or a checkpoint's with new heads where its classes differ."""
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    if model_args.model_name_or_path is None:
-        return DeiTDistillForImageClassification._from_config(config, **attention)
-    return DeiTDistillForImageClassification.from_pretrained(
-        model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **attention
-    )
+    try:
+        if model_args.model_name_or_path is None:
+            return DeiTDistillForImageClassification._from_config(config, **attention)
+        return DeiTDistillForImageClassification.from_pretrained(
+            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **attention
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise InputError(f"student: {' '.join(str(error).split())[:300]}") from error
 
 
 def training_views(data_args, args: DistillationTrainingArguments, data: ImageData, image_size: int):
@@ -204,10 +210,12 @@ def training_views(data_args, args: DistillationTrainingArguments, data: ImageDa
     return StreamingViewDataset(data.train, settings, args.train_batch_size, args.repeated_augmentation, seed, **share)
 
 
-def distil(trainer: DistillationTrainer, args: DistillationTrainingArguments) -> dict[str, float]:
+def distil(
+    trainer: DistillationTrainer, args: DistillationTrainingArguments, checkpoint: str | None
+) -> dict[str, float]:
     """Ask the teacher for its accuracy, train, evaluate, save; the results as `all_results.json` holds them."""
     results = trainer.evaluate_teacher()
-    trained = trainer.train(resume_from_checkpoint=resume_from(args))
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
     results |= trained.metrics | trainer.evaluate()
     results["num_parameters"] = trainer.model.num_parameters()
     results["bad_images"] = trainer.count_bad_images()
@@ -232,36 +240,51 @@ def is_finished(args: DistillationTrainingArguments) -> bool:
     return True
 
 
-def clear_earlier_run(args: DistillationTrainingArguments):
-    """Remove what an earlier run left, if the user said so; the teacher stays, it is used again where it fits."""
-    output_dir = Path(args.output_dir)
-    checkpoints = sorted(output_dir.glob("checkpoint-*"))
-    if checkpoints and not args.resume_from_checkpoint and not args.overwrite_output_dir:
-        raise InputError(
-            f"output_dir {args.output_dir!r} holds {len(checkpoints)} checkpoint(s) of an unfinished run; add "
-            "--resume_from_checkpoint true to go on, --overwrite_output_dir true to start again, or choose another"
-        )
-    if args.overwrite_output_dir and not args.resume_from_checkpoint:
-        with args.main_process_first(desc="clearing the earlier run"):
-            if args.process_index == 0:
-                (output_dir / "all_results.json").unlink(missing_ok=True)
-                for checkpoint in checkpoints:
-                    shutil.rmtree(checkpoint)
-
-
-def resume_from(args: DistillationTrainingArguments) -> str | None:
-    """The checkpoint to resume from: the one named, the last one for `true`, or None to start from the beginning."""
+def check_earlier_run(args: DistillationTrainingArguments) -> str | None:
+    """The checkpoint to resume from, or None to start from the beginning; nothing of an earlier run goes unnoticed."""
+    checkpoints = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
+    checkpoints.sort(key=lambda path: int(path.name[11:]))
     wanted = args.resume_from_checkpoint
-    if wanted is None or wanted.lower() in ("false", "no"):
+    if wanted is None:
+        if checkpoints and not args.overwrite_output_dir and not args.dry_run:
+            raise InputError(
+                f"output_dir {args.output_dir!r} holds {len(checkpoints)} checkpoint(s) of an unfinished run; add "
+                "--resume_from_checkpoint true to go on, --overwrite_output_dir true to start again, or choose another"
+            )
         return None
     if wanted.lower() not in ("true", "yes"):
+        if not is_complete(Path(wanted)):
+            raise InputError(
+                f"resume_from_checkpoint {wanted!r} is no complete checkpoint; give one, or true for the last"
+            )
         return wanted
-    last = get_last_checkpoint(args.output_dir) if os.path.isdir(args.output_dir) else None
-    say(
-        args,
-        f"resuming from {last}" if last else f"no checkpoint in {args.output_dir} yet: starting from the beginning",
-    )
-    return last
+    for checkpoint in reversed(checkpoints):
+        if is_complete(checkpoint):
+            say(args, f"resuming from {checkpoint}")
+            return str(checkpoint)
+        say(args, f"passing over {checkpoint}: it is not complete")
+    say(args, f"no checkpoint in {args.output_dir} yet: starting from the beginning")
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved to its end."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / "optimizer.pt").exists() and (checkpoint / "model.safetensors").exists()
+
+
+def clear_earlier_run(args: DistillationTrainingArguments):
+    """Remove what an earlier run left, if the user said so; the teacher stays, it is used again where it fits."""
+    if not args.overwrite_output_dir or args.resume_from_checkpoint:
+        return
+    with args.main_process_first(desc="clearing the earlier run"):
+        if args.process_index == 0:
+            Path(args.output_dir, "all_results.json").unlink(missing_ok=True)
+            for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
 
 
 def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config) -> dict[str, str]:
@@ -326,6 +349,6 @@ if __name__ == "__main__":
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort now and then
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -236,14 +236,26 @@ class DistillationTrainingArguments(TrainingArguments):
                 f"learning_rate {self.learning_rate} and base_learning_rate {self.base_learning_rate} are both given; "
                 "keep one: the first is taken as it is, the second scales with the effective batch / 512"
             )
-        if self.distillation_alpha is None:
-            self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
-            self.use_cpu = True  # else Accelerate forms no group, and each process would train a whole model alone
+        if not torch.accelerator.is_available():
+            # Said outright: else several processes would form no group and each train a whole model alone, and bf16,
+            # which a CPU has, would be refused.
+            self.use_cpu = True
+        if str(self.resume_from_checkpoint).lower() in ("false", "no", "none"):
+            self.resume_from_checkpoint = None
+        if self.distillation_type not in DEFAULT_ALPHA:
+            choices = ", ".join(DEFAULT_ALPHA)
+            raise InputError(f"distillation_type is {self.distillation_type!r}; choose one of {choices}")
+        if self.distillation_alpha is None:
+            self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
         self._check_ranges()
         super().__post_init__()
+        if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
+            raise InputError(
+                f"per_device_train_batch_size is {self.train_batch_size}, which is odd; mixup and cutmix mix views in "
+                "pairs, which must lie in one batch: choose an even one, or set both alphas to 0"
+            )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn of it
         if self.learning_rate is None:
@@ -262,8 +274,19 @@ class DistillationTrainingArguments(TrainingArguments):
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
         if not 0.0 <= self.label_smoothing_factor < 1.0:
             raise InputError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be in [0, 1)")
-        if self.repeated_augmentation < 1:
-            raise InputError(f"repeated_augmentation is {self.repeated_augmentation}; it must be at least 1")
+        for name in (
+            "repeated_augmentation",
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("seed", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not self.output_dir or os.path.isfile(self.output_dir):
+            raise InputError(f"output_dir {self.output_dir!r} is no folder; give one to write to")
         if self.distillation_temperature <= 0:
             raise InputError(f"distillation_temperature is {self.distillation_temperature}; it must be positive")
         if not 0.0 <= self.rand_augment_magnitude <= 10.0:

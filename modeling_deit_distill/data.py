@@ -4,11 +4,13 @@ Rows keep their images encoded; workers decode and crop, to uint8, and the devic
 Evaluation goes through the image processor that is saved with the model, so that there is one evaluation transform.
 """
 
+import functools
 import glob
 import hashlib
 import io
 import itertools
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 from datasets.distributed import split_dataset_by_node
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import DeiTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
-from .errors import InputError
+from .errors import InputError, LocalInputError
 from .views import AugmentationSettings, View, crop_box, draw, draw_replacement, draw_uniforms
 
 logger = logging.get_logger(__name__)
@@ -41,6 +44,7 @@ FINGERPRINT_ROWS = 256
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
+IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
 STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
 
@@ -63,10 +67,10 @@ class ImageData:
     validation_source: str
 
     def fingerprint(self) -> str:
-        """A hash of classes, lengths and evenly spaced training rows: the same data gives the same hash anywhere."""
-        digest = hashlib.sha256(repr((self.class_names, len(self.train), len(self.validation))).encode())
+        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        digest.update(_labels(self.train).tobytes() + _labels(self.validation).tobytes())
         for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
-            digest.update(str(self.train[int(row)]["label"]).encode())
             digest.update(_readable_bytes(self.train[int(row)]["image"]))
         return digest.hexdigest()[:16]
 
@@ -132,6 +136,8 @@ class BadImageError(Exception):
 def decode_image(image: dict) -> PIL.Image.Image:
     """An encoded row image, `{"bytes", "path"}`, as an upright RGB image: what a viewer or a pipeline shows.
 
+    (But for 16 bits a channel: here they are scaled to 8, where transformers' own loading cuts them off at 255.)
+
     Raises:
         BadImageError: nothing that can be read, one pixel, or more pixels than an honest image has.
     """
@@ -179,7 +185,11 @@ def evaluation_processor(
 
 def evaluation_transform(processor) -> Callable[[PIL.Image.Image], torch.Tensor]:
     """One image through a saved image processor, to float pixels (3, height, width)."""
-    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+    return functools.partial(_process, processor)  # a lambda could not be sent to a spawned worker
+
+
+def _process(processor, image: PIL.Image.Image) -> torch.Tensor:
+    return processor(image, return_tensors="pt")["pixel_values"][0]
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
@@ -205,7 +215,9 @@ class EvaluationDataset(torch.utils.data.Dataset):
         try:
             return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
         except BadImageError as error:
-            raise InputError(f"validation {describe_row(self.rows, index)} is broken: {error}; remove it") from error
+            raise LocalInputError(
+                f"validation {describe_row(self.rows, index)} is broken: {error}; remove it"
+            ) from error
 
 
 class ViewDataset(torch.utils.data.Dataset):
@@ -263,7 +275,9 @@ class ViewDataset(torch.utils.data.Dataset):
                 return decoded[row]
             bad.append(row)
             row = next(candidates)
-        raise InputError(f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset")
+        raise LocalInputError(
+            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset"
+        )
 
     def _decode(self, row: int) -> tuple[torch.Tensor, int] | None:
         content = self.rows[row]
@@ -324,7 +338,9 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
             if not pair and not bad:
                 return  # no shard for this worker
             if len(pair) < 2:
-                raise InputError(f"share {lane} of the stream has no two readable images; {bad[-1] if bad else ''}")
+                raise LocalInputError(
+                    f"share {lane} of the stream has no two readable images; {bad[-1] if bad else ''}"
+                )
             while len(pair) == 2:
                 yield from pair * self.repeats
                 pair = list(itertools.islice(images, 2))
@@ -410,11 +426,11 @@ class BadImages:
                 else f"{describe_row(self.rows, row)} is a bad image: " + why_bad(self.rows, row)
             )
             if self.on_bad_image == "error":
-                raise InputError(f"{message}; mend or remove it, or set on_bad_image to warn")
+                raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
             logger.warning(f"{message}; another is shown in its place")
         num_images = self.num_images if self.rows is not None else max(self.num_shown, self.num_images)
         if len(self.seen) > max(self.max_fraction * num_images, 1):
-            raise InputError(
+            raise LocalInputError(
                 f"{len(self.seen)} images are bad, more than max_bad_image_fraction {self.max_fraction:g} allows; mend "
                 "the dataset, or allow more"
             )
@@ -440,7 +456,7 @@ def collate(samples: dict | list[dict]) -> dict:
     if isinstance(samples, dict):
         return samples
     return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "pixel_values": torch.stack([torch.as_tensor(sample["pixel_values"]) for sample in samples]),
         "labels": torch.tensor([sample["labels"] for sample in samples]),
     }
 
@@ -558,6 +574,7 @@ def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -
                 f"{argument} {folder!r} has a subfolder 'train', which would become a class; pass --train_dir "
                 f"{path / 'train'} and --validation_dir, or the whole as --dataset_name {folder}"
             )
+        _check_one_folder_per_class(argument, path)
         files[split] = glob.escape(str(path.resolve())) + "/**"
     try:
         return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
@@ -565,6 +582,21 @@ def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -
         reason = " ".join(str(error).split())[:300]
         folders = " and ".join(repr(folder) for folder in (train_dir, validation_dir) if folder)
         raise InputError(f"no images could be read from {folders} ({type(error).__name__}: {reason})") from error
+
+
+def _check_one_folder_per_class(argument: str, folder: Path):
+    """Each image lies in <class>/; the loader would take the last folder of any other path for a class."""
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = Path(root).relative_to(folder)
+        images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
+        if images and len(inside.parts) != 1:
+            where = (
+                f"{inside / images[0]} lies {len(inside.parts)} folders deep"
+                if inside.parts
+                else (f"{images[0]} lies in no class folder")
+            )
+            raise InputError(f"{argument} {str(folder)!r}: {where}; every image must lie in <class>/, one folder deep")
 
 
 def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column) -> dict[str, Dataset]:

@@ -1,4 +1,6 @@
-"""The one exception that a user can mend."""
+"""What a user can mend."""
+
+import re
 
 
 class InputError(ValueError):
@@ -9,7 +11,11 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str = ""):
-        if message.startswith("Caught InputError in DataLoader worker"):
+        if re.match(r"Caught \w*InputError in DataLoader worker", message):
             # A DataLoader raises a worker's error again with the worker's traceback for its message.
             message = message.strip().rsplit("InputError: ", 1)[-1]
         super().__init__(message)
+
+
+class LocalInputError(InputError):
+    """Bad input that only one of several processes met: a broken image, say. That process prints it."""

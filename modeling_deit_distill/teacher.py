@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,6 +183,10 @@ def find_or_train_teacher(
     if (directory / TRAINING_RECORD).exists():
         _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
         return directory
+    if directory.exists():
+        raise InputError(
+            f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
+        )
     set_seed(args.seed)
     model, view = _untrained(config, image_size, name_or_path, trust_remote_code)
     with args.main_process_first(desc="clearing an incomplete teacher"):
@@ -204,7 +209,10 @@ def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | No
     """A new classifier, or a checkpoint's with a new head, and the view it is trained in."""
     view = InputView(getattr(config, "image_size", None) or image_size)
     if name_or_path is None:
-        return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), view
+        try:
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), view
+        except ValueError as error:
+            raise InputError(f"teacher_config_name: {config.model_type!r} is no image classifier") from error
     view = _own_view(name_or_path, view, trust_remote_code)
     settings = {"config": config, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
     return _from_pretrained(name_or_path, **settings), view
@@ -288,7 +296,7 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
     fields = {key: value for key, value in config.to_diff_dict().items() if key not in derived}
     try:
         return type(config)(**{**fields, **overrides})
-    except ValueError as error:
+    except Exception as error:  # transformers' own checks of fields have several kinds
         raise InputError(f"teacher_config_overrides: {_one_line(error)}") from error
 
 
@@ -309,33 +317,63 @@ def _own_view(name_or_path: str, default: InputView, trust_remote_code: bool) ->
     if hasattr(processor, "data_config"):  # timm's models
         settings = processor.data_config
         return InputView(settings["input_size"][-1], tuple(settings["mean"]), tuple(settings["std"]))
+    for unsupported in ("do_flip_channel_order", "include_top", "rescale_offset"):
+        if getattr(processor, unsupported, False):
+            raise InputError(
+                f"the teacher {name_or_path} prepares its pixels with {unsupported}, which is not supported"
+            )
     cropped = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
-    size = processor.crop_size if cropped else processor.size
+    size = (processor.crop_size if cropped else processor.size) or {"height": default.image_size}
     side = size["height"] if size.get("height") else size["shortest_edge"]
+    if not getattr(processor, "do_normalize", True):
+        return InputView(side, (0.0,) * 3, (1.0,) * 3)
     return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def _check_class_names(config: PreTrainedConfig, class_names: list[str], name_or_path: str):
     theirs = [config.id2label[index] for index in range(config.num_labels)]
-    if theirs == class_names:
+    if _numbered(theirs) == _numbered(class_names):
         return
     if len(theirs) == len(class_names) and all(name == f"LABEL_{index}" for index, name in enumerate(theirs)):
         logger.warning(f"the teacher {name_or_path} names no classes; they are taken to be in the dataset's order")
         return
     raise InputError(
         f"the teacher {name_or_path} has {len(theirs)} classes ({_some(theirs)}), the dataset has {len(class_names)} "
-        f"({_some(class_names)}); they must be the same in the same order: choose a teacher of these classes, or add "
-        "--train_teacher true to fine-tune this one"
+        f"({_some(class_names)}){_first_difference(theirs, class_names)}; they must be the same in the same order: "
+        "choose a teacher of these classes, or add --train_teacher true to fine-tune this one"
     )
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Names made unique: ImageNet has two classes "crane", and a dataset must call the second "crane2"."""
+    seen = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}{seen[name]}")
+    return unique
+
+
+def _first_difference(theirs: list[str], ours: list[str]) -> str:
+    if len(theirs) != len(ours):
+        return ""
+    index = next(index for index, names in enumerate(zip(theirs, ours, strict=True)) if names[0] != names[1])
+    return f", where class {index} is {theirs[index]!r} there and {ours[index]!r} here"
 
 
 def _check_record(directory: Path, found: dict, wanted: dict):
     for key, value in wanted.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"{directory} holds a teacher trained with another {key} ({found.get(key)}, now {value}); choose "
-                "another --output_dir, or pass that folder as --teacher_name_or_path without --train_teacher"
-            )
+        before = found.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            fields = [field for field in value if before.get(field) != value[field]]
+            before = {field: before.get(field) for field in fields}
+            value = {field: value[field] for field in fields}
+        raise InputError(
+            f"{directory} holds a teacher trained with another {key} ({before}, now {value}); choose another "
+            "--output_dir, or pass that folder as --teacher_name_or_path without --train_teacher"
+        )
 
 
 def _architecture(config: PreTrainedConfig) -> dict:

@@ -48,11 +48,13 @@ class DistillationTrainer(Trainer):
     ):
         _check_teacher(model, args, teacher)
         kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", self._compute_metrics)
-        kwargs.setdefault("preprocess_logits_for_metrics", _decide)
+        if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
+            kwargs["compute_metrics"] = self._compute_metrics
+            kwargs.setdefault("preprocess_logits_for_metrics", _decide)
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
         self.teacher_labels: np.ndarray | None = None
+        self._teacher_truth: np.ndarray | None = None
         self.view_sampler: ViewSampler | None = None
         self.bad_images: BadImages | None = None
         if isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset)):
@@ -65,7 +67,9 @@ class DistillationTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`; all draws depend on the seed alone, whatever ran before."""
-        set_seed(self.args.seed)
+        # Views are keyed by their own seed; what each process drops of its student should differ.
+        views = isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset))
+        set_seed(self.args.seed + (self.args.process_index if views else 0))
         return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -112,8 +116,8 @@ class DistillationTrainer(Trainer):
             decided, true = self.accelerator.gather_for_metrics((decided, batch["labels"]))
             answers.append(decided.cpu().numpy())
             labels.append(true.cpu().numpy())
-        self.teacher_labels = np.concatenate(answers)
-        return {"teacher_accuracy": float(np.mean(self.teacher_labels == np.concatenate(labels)))}
+        self.teacher_labels, self._teacher_truth = np.concatenate(answers), np.concatenate(labels)
+        return {"teacher_accuracy": float(np.mean(self.teacher_labels == self._teacher_truth))}
 
     def count_bad_images(self) -> int | None:
         """How many training images could not be read, over all processes; None for a training set of another kind."""
@@ -133,6 +137,9 @@ class DistillationTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: Trainer would write its own card over ours (see `model_card.write_model_card`)."""
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
@@ -181,7 +188,13 @@ class DistillationTrainer(Trainer):
     @torch.no_grad()
     def _ask_teacher(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.teacher(pixel_values)
-        return output.logits if hasattr(output, "logits") else output
+        logits = output.logits if hasattr(output, "logits") else output
+        if logits.shape[-1] != self.model.config.num_labels:
+            raise InputError(
+                f"the teacher has {logits.shape[-1]} classes, the student {self.model.config.num_labels}; they must be "
+                "the same classes in the same order"
+            )
+        return logits
 
     def _teacher_loss(self, outputs, teacher_logits: torch.Tensor) -> torch.Tensor:
         student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits
@@ -197,7 +210,7 @@ class DistillationTrainer(Trainer):
 
     def _compute_metrics(self, evaluated) -> dict[str, float]:
         labels = evaluated.label_ids
-        known = self.teacher_labels is not None and len(self.teacher_labels) == len(labels)
+        known = self.teacher_labels is not None and np.array_equal(self._teacher_truth, labels)
         return accuracies(evaluated.predictions, labels, self.teacher_labels if known else None)
 
 

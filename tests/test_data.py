@@ -235,10 +235,17 @@ def test_a_validation_class_that_training_does_not_know(folder):
     assert "cow" in message and "cat" not in message
 
 
-@pytest.mark.parametrize("images", [{"cat": 4}, {"": 4}])
-def test_one_class_only(folder, images):
-    message = refusal(train_dir=folder("photos", images))
+def test_one_class_only(folder):
+    message = refusal(train_dir=folder("photos", {"cat": 4}))
     assert "one class only" in message and "photos" in message
+
+
+@pytest.mark.parametrize(
+    ("images", "words"), [({"": 4}, "lies in no class folder"), ({"cat/big": 2, "dog": 2}, "lies 2 folders deep")]
+)
+def test_every_image_lies_in_a_class_folder(folder, images, words):
+    message = refusal(train_dir=folder("photos", images))
+    assert "photos" in message and words in message
 
 
 # --- named datasets ---------------------------------------------------------------------------------------------------

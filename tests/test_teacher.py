@@ -235,3 +235,18 @@ def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     weight = "resnet.embedder.embedder.convolution.weight"
     np.testing.assert_array_equal(tuned.state_dict()[weight], model.state_dict()[weight])
     assert load_teacher(str(folder), digits.class_names, 16).view == InputView(24, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_folder_that_is_no_teacher_of_ours_is_left_alone(tmp_path, digits):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists but holds no teacher"):
+        train(tmp_path, digits)
+    assert (tmp_path / "teacher" / "notes.txt").read_text() == "mine"
+
+
+def test_names_that_a_dataset_had_to_make_unique_match(tmp_path):
+    save_resnet(tmp_path, ["crane", "owl", "crane"])
+    assert describe_teacher(["crane", "owl", "crane2"], name_or_path=str(tmp_path)).num_labels == 3
+    with pytest.raises(InputError, match="class 1 is 'owl' there and 'eagle' here"):
+        describe_teacher(["crane", "eagle", "crane2"], name_or_path=str(tmp_path))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -264,6 +265,28 @@ def test_checkpoints_of_an_unfinished_run_are_not_lost(run, photos, tmp_path, ca
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_a_cut_off_checkpoint_is_passed_over_and_a_missing_one_named(run, photos, tmp_path, capsys):
+    folder, teacher = tmp_path / "out", run[0] / "teacher"
+    one_run(photos, folder, teacher, save_strategy="steps", save_steps=2)
+    (folder / "all_results.json").unlink()
+    (folder / "checkpoint-3" / "optimizer.pt").unlink()
+    one_run(photos, folder, teacher, resume_from_checkpoint="true")
+    printed = capsys.readouterr().out
+    assert f"passing over {folder / 'checkpoint-3'}" in printed
+    assert f"resuming from {folder / 'checkpoint-2'}" in printed
+    with pytest.raises(InputError, match="'nowhere' is no complete checkpoint"):
+        one_run(photos, tmp_path / "other", teacher, resume_from_checkpoint="nowhere")
+
+
+def test_nothing_is_cleared_before_everything_else_is_right(run, photos, tmp_path):
+    folder, teacher = tmp_path / "out", run[0] / "teacher"
+    one_run(photos, folder, teacher, save_strategy="steps", save_steps=2)
+    before = files(folder)
+    with pytest.raises(InputError):
+        one_run(photos, folder, teacher, overwrite_output_dir="true", attn_implementation="fast")
+    assert files(folder) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -275,6 +298,11 @@ def test_checkpoints_of_an_unfinished_run_are_not_lost(run, photos, tmp_path, ca
         ({"distillation_type": "none", "fusion": "distillation"}, ["fusion", "use_distillation_token"]),
         ({"hiden_size": 16}, ["'hiden_size'", "did you mean 'hidden_size'"]),
         ({"learning_rate": "fast"}, ["learning_rate", "'fast'"]),
+        ({"per_device_train_batch_size": 7}, ["per_device_train_batch_size is 7", "odd"]),
+        ({"gradient_accumulation_steps": 0}, ["gradient_accumulation_steps is 0", "at least 1"]),
+        ({"attn_implementation": "fast"}, ["student", "fast"]),
+        ({"teacher_config_name": "bert", "teacher_config_overrides": "{}"}, ["bert", "no image classifier"]),
+        ({"teacher_config_overrides": '{"depths": "x"}'}, ["teacher_config_overrides", "depths"]),
         ({"base_learning_rate": "1e-3"}, ["learning_rate 0.01", "base_learning_rate 0.001"]),
     ],
 )
@@ -288,10 +316,9 @@ def test_wrong_input_gets_one_clear_message(photos, tmp_path, changes, words):
 
 
 def test_one_class_only_is_refused(photos, tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "red").symlink_to(photos / "red")
+    shutil.copytree(photos / "red", tmp_path / "photos" / "red")
     with pytest.raises(InputError, match="one class only"):
-        train_deit.main(arguments(train_dir=photos / "red", output_dir=tmp_path / "out"))
+        train_deit.main(arguments(train_dir=tmp_path / "photos", output_dir=tmp_path / "out"))
 
 
 def test_a_teacher_of_other_classes_is_refused(run, tmp_path):

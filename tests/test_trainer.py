@@ -378,3 +378,30 @@ def test_contradictions_are_refused(tmp_path, arguments, token, teacher, words):
     with pytest.raises(InputError) as caught:
         trainer(tmp_path, student(use_distillation_token=token), teacher, **arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path):
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, CLASSES - 2))
+    with pytest.raises(InputError, match="the teacher has 5 classes, the student 7"):
+        trainer(tmp_path, teacher=teacher).train()
+
+
+def test_agreement_is_told_for_the_set_that_the_teacher_was_asked_about_alone(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher())
+    run.evaluate_teacher()
+    other = Images()
+    other.labels = other.labels.roll(1)
+    assert "eval_teacher_agreement" in run.evaluate()
+    assert "eval_teacher_agreement" not in run.evaluate(other)
+
+
+def test_a_users_own_metrics_see_logits(tmp_path):
+    settings = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    run = DistillationTrainer(
+        student(),
+        DistillationTrainingArguments(**settings),
+        CountingTeacher(),
+        eval_dataset=Images(),
+        compute_metrics=lambda evaluated: {"width": evaluated.predictions[0].shape[-1]},
+    )
+    assert run.evaluate()["eval_width"] == CLASSES

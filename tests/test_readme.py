@@ -1,0 +1,23 @@
+"""The README: its commands and links hold, and nothing in it is left to fill in."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_nothing_is_left_to_fill_in():
+    assert re.findall(r"\b[A-Z]+_[A-Z0-9]+\b", README) == []
+
+
+def test_the_two_commands_stand_as_they_are_run():
+    assert "pip install -e . && accelerate launch train_deit.py examples/recipes/digits.yaml" in README
+    assert "pip install -e '.[test]' && pytest" in README
+    assert "s/^\\(pip install .*&& pytest\\)$" in (ROOT / ".ci" / "run").read_text()
