@@ -27,6 +27,7 @@ setup(
         "huggingface-hub>=1.0",
         "timm>=1.0.20",
         "scikit-learn>=1.5",
+        "scipy>=1.13",
         "safetensors>=0.6",
         "matplotlib>=3.9",
     ],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
 from torch.utils.data import Sampler
 
 from .errors import InputError
@@ -53,7 +54,8 @@ _FLIP, _OPERATION, _APPLY, _NORMAL, _SIGN = 22, slice(23, 25), slice(25, 27), sl
 _ERASE, _ERASED_AREA, _ERASED_RATIO, _ERASED_PLACE = 31, slice(32, 42), slice(42, 52), slice(52, 54)
 _NOISE_SEED = 54
 _NUM_UNIFORMS = 56  # one to spare: Philox makes four numbers at a count
-_COUNTS_PER_VIEW = _NUM_UNIFORMS // 4
+_NUM_PAIR_UNIFORMS = 4
+_NUM_REPLACEMENT_COUNTS = 16
 
 
 class View(NamedTuple):
@@ -193,22 +195,12 @@ class ViewSampler(Sampler[View]):
 
 def draw_uniforms(seed: int, epoch: int, positions: Sequence[int]) -> np.ndarray:
     """The uniform draws of views, (views, draws), from which all else follows; float64 in [0, 1)."""
-    uniforms = np.empty((len(positions), _NUM_UNIFORMS))
-    begin = 0
-    while begin < len(positions):
-        end = begin + 1
-        while end < len(positions) and positions[end] == positions[end - 1] + 1:
-            end += 1
-        # Neighbours in a batch are neighbours in the generator's counter, so one call draws for all of them.
-        generator = _generator(seed, epoch, _VIEW, _COUNTS_PER_VIEW * positions[begin])
-        generator.random(out=uniforms[begin:end])
-        begin = end
-    return uniforms
+    return _uniforms(seed, epoch, _VIEW, positions, _NUM_UNIFORMS)
 
 
 def draw_replacement(seed: int, epoch: int, position: int, num_images: int) -> Iterator[int]:
     """Rows to see instead of a broken image, one after the other."""
-    generator = _generator(seed, epoch, _REPLACEMENT, _COUNTS_PER_VIEW * position)
+    generator = _generator(seed, epoch, _REPLACEMENT, _NUM_REPLACEMENT_COUNTS * position)
     while True:
         yield int(generator.integers(num_images))
 
@@ -258,15 +250,28 @@ def draw(
         first, second = np.asarray(positions[0::2]), np.asarray(positions[1::2])
         if len(first) != len(second) or (first % 2).any() or (second != first + 1).any():
             raise ValueError(f"views are mixed in pairs of positions (2k, 2k + 1), but came as {list(positions)[:8]}")
-        mixes = [_draw_mix(settings, _generator(seed, epoch, _PAIR, _COUNTS_PER_VIEW * position)) for position in first]
-        draws.mix_ratio = np.array([ratio for ratio, _ in mixes], dtype=np.float32)
-        draws.mix_box = np.array([box for _, box in mixes], dtype=np.int64).reshape(-1, 4)
+        pairs = (first // 2).tolist()
+        draws.mix_ratio, draws.mix_box = _draw_mixes(settings, _uniforms(seed, epoch, _PAIR, pairs, _NUM_PAIR_UNIFORMS))
     return draws
 
 
 def _generator(seed: int, epoch: int, stream: int, count: int) -> np.random.Generator:
     # A counter-based generator: any position is reached at once, and none depends on what was drawn before.
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[count, 0, stream, 0]))
+
+
+def _uniforms(seed: int, epoch: int, stream: int, places: Sequence[int], width: int) -> np.ndarray:
+    """(places, width) uniform numbers; those of a place depend on it alone."""
+    uniforms = np.empty((len(places), width))
+    begin = 0
+    while begin < len(places):
+        end = begin + 1
+        while end < len(places) and places[end] == places[end - 1] + 1:
+            end += 1
+        # Neighbours in a batch are neighbours in the generator's counter, so one call draws for all of them.
+        _generator(seed, epoch, stream, places[begin] * width // 4).random(out=uniforms[begin:end])
+        begin = end
+    return uniforms
 
 
 def _draw_operations(uniforms: np.ndarray, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
@@ -321,16 +326,21 @@ def _draw_erased_boxes(uniforms: np.ndarray, image_size: int, prob: float) -> np
     return np.where(erased[:, None], np.stack([top, left, height, width], axis=1), 0).astype(np.int64)
 
 
-def _draw_mix(settings: AugmentationSettings, generator: np.random.Generator) -> tuple[float, tuple[int, ...]]:
+def _draw_mixes(settings: AugmentationSettings, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio (pairs,) and box (pairs, 4) of each pair, see `Draws`."""
     size = settings.image_size
-    choice, down, right = generator.random(3)
-    cutmix = settings.cutmix_alpha > 0 and (settings.mixup_alpha == 0 or choice < CUTMIX_PROB)
-    alpha = settings.cutmix_alpha if cutmix else settings.mixup_alpha
-    ratio = float(generator.beta(alpha, alpha))
-    if not cutmix:
-        return ratio, (0, 0, -1, -1)
-    side, centre_y, centre_x = int(size * math.sqrt(1 - ratio)), int(down * size), int(right * size)
-    top, bottom = max(centre_y - side // 2, 0), min(centre_y + (side + 1) // 2, size)
-    left, end = max(centre_x - side // 2, 0), min(centre_x + (side + 1) // 2, size)
+    choice, quantile, down, right = uniforms.T
+    cutmix = np.full(len(choice), settings.mixup_alpha == 0)
+    if settings.mixup_alpha > 0 and settings.cutmix_alpha > 0:
+        cutmix = choice < CUTMIX_PROB
+    alpha = np.where(cutmix, settings.cutmix_alpha, settings.mixup_alpha)
+    ratio = betaincinv(alpha, alpha, quantile)
+    side = np.floor(size * np.sqrt(1 - ratio))
+    centre = np.floor(np.stack([down, right]) * size)
+    low = np.maximum(centre - side // 2, 0)  # top, left
+    high = np.minimum(centre + (side + 1) // 2, size)
+    height, width = high - low
     # The box may be cut by the border: the ratio is what was really kept.
-    return 1 - (bottom - top) * (end - left) / size**2, (top, left, bottom - top, end - left)
+    kept = np.where(cutmix, 1 - height * width / size**2, ratio)
+    boxes = np.where(cutmix, np.stack([*low, height, width]), np.array([[0], [0], [-1], [-1]]))
+    return kept.astype(np.float32), boxes.T.astype(np.int64)

@@ -61,7 +61,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("dataset", help="folder of images, one folder per class, or of parquet files")
     parser.add_argument("--against", choices=["timm"], default="timm")
     parser.add_argument("--views", type=int, default=192, help="views in a measurement")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each chain, alternating")
+    parser.add_argument("--rounds", type=int, default=15, help="measurements of each chain, alternating")
     parser.add_argument("--batch_size", type=int, default=96)
     parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader")
     parser.add_argument("--json", help="write the figures here")
