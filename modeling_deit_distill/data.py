@@ -691,6 +691,7 @@ def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Datase
     feature = ClassLabel(names=[str(value) for value in classes])
 
     def encode(rows):
+        """`rows` with indices for labels."""
         column = rows["label"][:]
         unknown = sorted({str(value) for value in column if value not in index})
         if unknown:

@@ -121,9 +121,11 @@ class DeiTDistillDropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The branch (batch, ...), with whole samples dropped in training."""
         return drop_path(hidden_states, self.drop_prob, self.training)
 
     def extra_repr(self) -> str:
+        """The rate, for `print(model)`."""
         return f"drop_prob={self.drop_prob:.3f}"
 
 
@@ -150,6 +152,7 @@ class DeiTDistillEmbeddings(nn.Module):
         return image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1]
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """Tokens (batch, prefix + patches, hidden) of `pixel_values` (batch, channels, height, width)."""
         self._check_input(pixel_values, interpolate_pos_encoding)
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # (B, P, D)
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
@@ -193,6 +196,7 @@ class DeiTDistillAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        """Mixed tokens (batch, tokens, hidden), and the weights (batch, heads, tokens, tokens) if asked for."""
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, self.head_dim))  # (B, N, 3, H, D/H)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
         context, weights = self._attention_function(output_attentions)(
@@ -214,6 +218,8 @@ class DeiTDistillAttention(nn.Module):
 
 
 class DeiTDistillMLP(nn.Module):
+    """Two linear maps with the activation between them."""
+
     def __init__(self, config: DeiTDistillConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -221,6 +227,7 @@ class DeiTDistillMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Each token (batch, tokens, hidden) by itself."""
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
@@ -237,6 +244,7 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         self.drop_path = DeiTDistillDropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
+        """The residual stream (batch, tokens, hidden) after both branches, and the attention's weights or None."""
         branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions)
         hidden_states = hidden_states + self.drop_path(self.dropout(branch))
         branch = self.mlp(self.norm2(hidden_states))
