@@ -243,24 +243,11 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, views: list[View]) -> dict:
         """The batch of `views`, which are of one epoch."""
-        epoch, positions = views[0].epoch, [view.position for view in views]
-        uniforms = draw_uniforms(self.seed, epoch, positions)
-        size = self.settings.image_size
-        pixel_values = torch.empty((len(views), 3, size, size), dtype=torch.uint8)
-        labels, bad, decoded = [], [], {}
-        for slot, view in enumerate(views):
-            pixels, label = self._look(view, decoded, bad)
-            box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], self.settings.crop_scale)
-            crop_and_resize(pixels, box, pixel_values[slot])
-            labels.append(label)
-        return {
-            "pixel_values": pixel_values,
-            "labels": torch.tensor(labels),
-            "epoch": np.full(len(views), epoch),
-            "position": np.asarray(positions),
-            "draws": draw(self.settings, self.seed, epoch, positions, uniforms),
-            "bad_images": bad,
-        }
+        bad: list[int] = []
+        decoded: dict = {}
+        images = (self._look(view, decoded, bad) for view in views)
+        positions = [view.position for view in views]
+        return _crop_views(images, self.settings, self.seed, views[0].epoch, positions, bad)
 
     def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[torch.Tensor, int]:
         """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
@@ -326,7 +313,8 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
             batch = list(itertools.islice(views, self.batch_size))
             if not batch:
                 return
-            yield self._batch(batch, number * self.batch_size, bad)
+            positions = list(range(number * self.batch_size, number * self.batch_size + len(batch)))
+            yield _crop_views(batch, self.settings, self.seed, 0, positions, bad)
             bad.clear()
 
     def _views(self, lane: int, bad: list[str]):
@@ -353,22 +341,25 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
                 name = (row["image"] or {}).get("path") or f"image {place} of share {lane} of the stream"
                 bad.append(f"{name} is a bad image: {error}")
 
-    def _batch(self, views: list[tuple[torch.Tensor, int]], begin: int, bad: list[str]) -> dict:
-        positions = list(range(begin, begin + len(views)))
-        uniforms = draw_uniforms(self.seed, 0, positions)
-        size = self.settings.image_size
-        pixel_values = torch.empty((len(views), 3, size, size), dtype=torch.uint8)
-        for slot, (pixels, _) in enumerate(views):
-            box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], self.settings.crop_scale)
-            crop_and_resize(pixels, box, pixel_values[slot])
-        return {
-            "pixel_values": pixel_values,
-            "labels": torch.tensor([label for _, label in views]),
-            "epoch": np.zeros(len(views), dtype=np.int64),
-            "position": np.asarray(positions),
-            "draws": draw(self.settings, self.seed, 0, positions, uniforms),
-            "bad_images": list(bad),
-        }
+
+def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, positions: list[int], bad: list) -> dict:
+    """A batch as `ViewDataset` describes it: one crop of each of `images`, (pixels, label), in the positions' order."""
+    uniforms = draw_uniforms(seed, epoch, positions)
+    size = settings.image_size
+    pixel_values = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
+    labels = []
+    for slot, (pixels, label) in enumerate(images):
+        box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.crop_scale)
+        crop_and_resize(pixels, box, pixel_values[slot])
+        labels.append(label)
+    return {
+        "pixel_values": pixel_values,
+        "labels": torch.tensor(labels),
+        "epoch": np.full(len(positions), epoch),
+        "position": np.asarray(positions),
+        "draws": draw(settings, seed, epoch, positions, uniforms),
+        "bad_images": list(bad),
+    }
 
 
 def crop_and_resize(pixels: torch.Tensor, box: tuple[int, int, int, int], output: torch.Tensor):

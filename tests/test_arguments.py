@@ -352,7 +352,14 @@ def test_a_teacher_on_the_command_line_replaces_the_recipe_s(recipe):
     ],
 )
 def test_the_command_line_replaces_what_it_excludes(recipe, text, words):
-    parse(recipe(text), *words.split())
+    parts = parse(recipe(text), *words.split())
+    name, value = words.removeprefix("--").split()
+    dropped = text.split(":")[0]
+    given = next(part for part in parts if hasattr(part, name))
+    assert str(getattr(given, name)) in (value, str(float(value)) if "rate" in name else value)
+    # The recipe's is gone, or, for the learning rate, worked out from the command line's.
+    derived = getattr(given, "effective_batch_size", 0) * 5e-4 / 512
+    assert getattr(given, dropped) == (pytest.approx(derived) if dropped == "learning_rate" else None)
 
 
 def test_warm_up_in_steps_replaces_the_recipe_s_epochs(recipe):
