@@ -11,6 +11,7 @@ are written as clamped differences of whole numbers rather than as comparisons.
 Shapes in comments: n views, 3 channels, S side.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -25,6 +26,10 @@ AUGMENTATION_VERSION = 1
 FILL = (124, 116, 104)
 GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1 / 65536
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+# Pillow's bicubic transform (a = -1): weights of four neighbours are these times 1, t, t², t³.
+_CUBIC = torch.tensor([[0.0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]])
+_EXPONENTS = torch.arange(4.0)[:, None]
+_FILL = torch.tensor(FILL, dtype=torch.float32).view(1, 3, 1, 1)
 _IS_GEOMETRIC = np.array([name in GEOMETRIC for name in OPERATIONS] + [False])  # the last is NO_OPERATION, -1
 
 
@@ -57,9 +62,9 @@ def augment(
         end = min(begin + together, num_views)
         for first in range(begin, end, 1 if on_cpu else num_views):
             chunk = slice(first, first + 1 if on_cpu else end)
-            levels = flip(pixel_values[chunk], draws.flip[chunk]).float()
+            levels = flip(pixel_values[chunk].contiguous(), draws.flip[chunk]).float()
             levels = rand_augment(levels, draws.operations[chunk], draws.arguments[chunk])
-            torch.mul(levels, scale, out=output[chunk]).add_(shift)
+            torch.add(levels.mul_(scale), shift, out=output[chunk])
             erase(output[chunk], draws.erased_box[chunk], draws.noise_seed[chunk])
         if draws.mix_ratio is not None:
             mix(output[begin:end], draws.mix_ratio[begin // 2 : end // 2], draws.mix_box[begin // 2 : end // 2])
@@ -97,6 +102,8 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
         pixels: (n, 3, S, S) float32, whole levels from 0 to 255; so is the result.
         operations, arguments: (n, 2), see `views.Draws`.
     """
+    if (operations == NO_OPERATION).all():
+        return pixels
     composed = _IS_GEOMETRIC[operations].all(axis=1)
     if composed.any():
         pixels = _apply(pixels, composed, _transform_twice, operations[composed], arguments[composed])
@@ -112,18 +119,20 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
 def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
     """Fill the boxes (n, 4: top, left, height, width) with normal noise, in place (Zhong et al. 2020)."""
     chosen = np.flatnonzero(boxes[:, 2])
+    if not len(chosen):
+        return
+    keys = _hash(seeds[chosen].astype(np.int32))  # on the host, which takes a tenth of a tensor's time
     if normalised.device.type == "cpu":
-        for view in chosen:
+        for view, key in zip(chosen, keys, strict=True):
             top, left, height, width = boxes[view]
             box = normalised[view, :, top : top + height, left : left + width]
-            seed = torch.tensor(seeds[view], dtype=torch.int32)
-            box.copy_(noise(_pixel_numbers(normalised.shape[-1], boxes[view], "cpu"), seed))
-    elif len(chosen):
+            numbers = _pixel_numbers(normalised.shape[-1], "cpu")[:, top : top + height, left : left + width]
+            box.copy_(noise(numbers, int(key)))
+    else:
         index = _to(chosen, normalised.device)
-        size = normalised.shape[-1]
-        everywhere = _pixel_numbers(size, (0, 0, size, size), normalised.device)
-        filled = noise(everywhere[None], _to(seeds[chosen].astype(np.int32), normalised.device).view(-1, 1, 1, 1))
-        inside = _inside(_to(boxes[chosen], normalised.device), size)
+        numbers = _pixel_numbers(normalised.shape[-1], normalised.device)
+        filled = noise(numbers, _to(keys, normalised.device).view(-1, 1, 1, 1))
+        inside = _inside(_to(boxes[chosen], normalised.device), normalised.shape[-1])
         normalised[index] = torch.where(inside[:, None], filled, normalised[index])
 
 
@@ -138,9 +147,9 @@ def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
     by_box = mix_box[:, 2] >= 0
     if not by_box.all():
         given = _to(np.where(by_box, 0.0, 1 - mix_ratio).astype(np.float32), normalised.device).view(-1, 1, 1, 1)
-        difference = second - first
-        first.addcmul_(difference, given)
-        second.addcmul_(difference, given, value=-1)
+        unmixed = first.clone()
+        first.lerp_(second, given)
+        second.lerp_(unmixed, given)
     if not by_box.any():
         return
     if normalised.device.type == "cpu":
@@ -158,15 +167,15 @@ def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
         first.copy_(swapped)
 
 
-def noise(numbers: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+def noise(numbers: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
     """Standard normal noise from a counter-based generator in tensor operations: the same numbers on every device.
 
     Args:
         numbers: (...) int32, the pixels' numbers in their view.
-        seed: of the view, below 2**31; an int32 tensor that broadcasts.
+        key: the view's, an integer of 32 bits or an int32 tensor that broadcasts.
     """
-    bits = _hash(numbers ^ _hash(seed))
-    uniform = (bits & 0x7FFFFF).float().add_(0.5).mul_(2.0**-22).sub_(1)  # in (-1, 1), exact in float32
+    bits = _hash(numbers ^ key)
+    uniform = bits.bitwise_and_(0x7FFFFF).float().mul_(2.0**-22).sub_(1 - 2.0**-23)  # in (-1, 1), exact in float32
     return uniform.erfinv_().mul_(math.sqrt(2))
 
 
@@ -180,14 +189,17 @@ def auto_contrast(pixels: torch.Tensor, _=None) -> torch.Tensor:
 
 def equalize(pixels: torch.Tensor, _=None) -> torch.Tensor:
     """Spread each channel's histogram evenly."""
-    values = pixels.flatten(2).long()  # (n, 3, S·S)
-    histogram = _histograms(values)
+    num_views, channels, height, width = pixels.shape
+    # Each channel of each view has 256 bins of its own, in int32: converting to int64 takes ten times as long.
+    first_bin = 256 * torch.arange(num_views * channels, dtype=torch.int32, device=pixels.device)
+    bins = (pixels.int() + first_bin.view(num_views, channels, 1, 1)).flatten()
+    histogram = _histogram(bins, 256 * num_views * channels).view(-1, 256)
     levels = torch.arange(256, device=pixels.device)
-    last = ((histogram > 0) * levels).amax(dim=2, keepdim=True)
-    step = (values.shape[2] - histogram.gather(2, last)) // 255  # (n, 3, 1)
-    table = (step // 2 + histogram.cumsum(2) - histogram) // step.clamp(min=1)
+    last = ((histogram > 0) * levels).amax(dim=1, keepdim=True)
+    step = (height * width - histogram.gather(1, last)) // 255  # (n·3, 1)
+    table = (step // 2 + histogram.cumsum(1) - histogram) // step.clamp(min=1)
     table = torch.where(step > 0, table.clamp(max=255), levels)
-    return table.float().gather(2, values).view_as(pixels)
+    return table.float().flatten().index_select(0, bins).view_as(pixels)
 
 
 def invert(pixels: torch.Tensor, _=None) -> torch.Tensor:
@@ -305,16 +317,13 @@ def _blend(degenerate: torch.Tensor, pixels: torch.Tensor, factor: torch.Tensor)
     return _as_levels((pixels - degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
 
 
-def _histograms(values: torch.Tensor) -> torch.Tensor:
-    """(n, 3, S·S) levels → (n, 3, 256) counts."""
-    num_views, channels, _ = values.shape
-    if values.device.type == "cpu":
-        channel = 256 * torch.arange(num_views * channels).view(num_views, channels, 1)
-        return torch.bincount((values + channel).flatten(), minlength=256 * num_views * channels).view(
-            -1, channels, 256
-        )
-    histogram = torch.zeros(num_views, channels, 256, dtype=torch.long, device=values.device)
-    return histogram.scatter_add_(2, values, torch.ones_like(values))  # bincount would make the host wait
+def _histogram(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
+    """How often each bin occurs, (num_bins,)."""
+    if bins.device.type == "cpu":
+        return torch.bincount(bins, minlength=num_bins)
+    histogram = torch.zeros(num_bins, dtype=torch.long, device=bins.device)
+    bins = bins.long()
+    return histogram.scatter_add_(0, bins, torch.ones_like(bins))  # bincount would make the host wait
 
 
 def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
@@ -326,20 +335,22 @@ def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def _pixel_numbers(size: int, box, device) -> torch.Tensor:
-    """The numbers of a box's pixels in their view, (3, height, width) int32."""
-    top, left, height, width = (int(value) for value in box)
-    rows = torch.arange(top, top + height, dtype=torch.int32, device=device)[:, None]
-    columns = torch.arange(left, left + width, dtype=torch.int32, device=device)
-    channels = torch.arange(3, dtype=torch.int32, device=device)[:, None, None]
-    return (channels * size + rows) * size + columns
+@functools.lru_cache(maxsize=4)
+def _pixel_numbers(size: int, device) -> torch.Tensor:
+    """The numbers of a view's pixels, (3, S, S) int32."""
+    return torch.arange(3 * size * size, dtype=torch.int32, device=device).view(3, size, size)
 
 
-def _hash(values: torch.Tensor) -> torch.Tensor:
-    """A bijection of int32 that scatters neighbours (two rounds of multiply and xor-shift; arithmetic wraps)."""
-    values = ((values >> 16) & 0xFFFF).bitwise_xor_(values).mul_(0x7FEB352D)
-    values = ((values >> 15) & 0x1FFFF).bitwise_xor_(values).mul_(-0x7B935975)  # 0x846CA68B as a signed number
-    return ((values >> 16) & 0xFFFF).bitwise_xor_(values)
+def _hash(values):
+    """A bijection of int32, of an array or a tensor, that scatters neighbours: multiply and xor-shift, twice."""
+    for shift, mask, factor in ((16, 0xFFFF, 0x7FEB352D), (15, 0x1FFFF, -0x7B935975)):  # 0x846CA68B, signed
+        shifted = (values >> shift) & mask
+        shifted ^= values
+        shifted *= factor  # wraps
+        values = shifted
+    shifted = (values >> 16) & 0xFFFF
+    shifted ^= values
+    return shifted
 
 
 def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -352,38 +363,37 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     num_views, channels, height, width = pixels.shape
     whole = torch.floor(shift)
     weights = _cubic_weights(shift - whole)[:, :, None, :, None]  # (4, n, 1, S, 1)
-    margin = width // 2 + 3
-    ends = pixels[..., :1], pixels[..., -1:]
-    padded = torch.cat([ends[0].expand(-1, -1, -1, margin), pixels, ends[1].expand(-1, -1, -1, margin)], dim=-1)
+    # All rows one after the other, two pixels longer at both ends, which is as far as taps of inside pixels reach.
+    padded_width, margin = width + 4, width // 2
+    memory = pixels.new_empty(pixels.numel() // width * padded_width + 2 * margin)
+    memory[:margin] = memory[-margin:] = 0  # read, never used
+    padded = memory[margin:-margin].view(num_views, channels, height, padded_width)
+    padded[..., 2:-2] = pixels
+    padded[..., :2] = pixels[..., :1]
+    padded[..., -2:] = pixels[..., -1:]
     # Every place where a stretch of S + 3 pixels may start, as a view that overlaps itself; one is taken for each row.
-    stretches = padded.as_strided((padded.numel() - width - 2, width + 3), (1, 1))
-    row_starts = torch.arange(num_views * channels * height, device=pixels.device).view(num_views, channels, height)
-    starts = row_starts * padded.shape[-1] + (whole + margin - 1).long()[:, None]
+    # Where it reaches into another row, the pixel is outside.
+    stretches = memory.as_strided((memory.numel() - width - 2, width + 3), (1, 1))
+    row_starts = torch.arange(margin + 1, memory.numel() - margin, padded_width, device=pixels.device)
+    starts = row_starts.view(num_views, channels, height) + whole.long()[:, None]
     taken = stretches.index_select(0, starts.flatten()).view(num_views, channels, height, width + 3)
     output = taken[..., :width] * weights[0]
     for tap in range(1, 4):
         output.addcmul_(taken[..., tap : tap + width], weights[tap])
-    place = torch.arange(width, device=pixels.device) + 0.5 + shift[..., None]  # (n, S, S)
-    return _fill_outside(output, _is_inside(place, width))
+    centre = torch.arange(width, device=pixels.device) + (0.5 - width / 2)
+    return _fill_outside(output, (centre + shift[..., None]).abs_(), width / 2)
 
 
 def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
-    """(...) → (4, ...): weights of the four neighbours of a point for Pillow's bicubic transform (a = -1)."""
-    powers = torch.stack([torch.ones_like(fraction), fraction, fraction**2, fraction**3])
-    coefficients = torch.tensor([[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], dtype=torch.float32)
-    return torch.tensordot(coefficients.to(fraction.device), powers, dims=1)
+    """(...) → (4, ...): weights of the four neighbours of a point that lies a fraction after the second."""
+    powers = fraction.reshape(1, -1) ** _EXPONENTS.to(fraction.device)
+    return (_CUBIC.to(fraction.device) @ powers).view(4, *fraction.shape)
 
 
-def _is_inside(place: torch.Tensor, size: int) -> torch.Tensor:
-    """1.0 where 0 <= place < size, else 0.0, without a comparison."""
-    cell = place.floor()
-    return (cell + 1).clamp_(0, 1).mul_((size - cell).clamp_(0, 1))
-
-
-def _fill_outside(values: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """`values` (n, 3, S, S) as levels, and the fill where `inside` (n, S, S) is 0; in place."""
-    fill = torch.tensor(FILL, dtype=torch.float32, device=values.device).view(1, 3, 1, 1)
-    return _as_levels(values).sub_(fill).mul_(inside[:, None]).add_(fill)
+def _fill_outside(values: torch.Tensor, distance: torch.Tensor, limit: float) -> torch.Tensor:
+    """`values` (n, 3, S, S) as levels, in place, and the fill where `distance` (n, S, S) is at the limit or beyond."""
+    inside = torch.sub(limit, distance, out=distance).sign_().clamp_(min=0)  # 1.0 or 0.0; comparing takes longer
+    return torch.lerp(_FILL.to(values.device), _as_levels(values), inside[:, None], out=values)
 
 
 def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
@@ -420,16 +430,15 @@ def _transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: np
 def _resample(pixels: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
     """Take each pixel from where the matrices, one after the other, send it; outside at any stage is filled."""
     size = pixels.shape[-1]
-    centres = torch.arange(size, device=pixels.device) + 0.5
-    x, y = centres[None, None, :], centres[None, :, None]
-    inside = 1.0
+    grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
+    centres = (torch.arange(size, device=pixels.device) + 0.5) * (2 / size) - 1  # as the grid wants them, -1 to 1
+    x, y, distance = centres[None, None, :], centres[None, :, None], None
     for matrix in matrices:
         a, b, c, d, e, f = matrix.view(-1, 6, 1, 1).unbind(1)
-        x, y = a * x + b * y + c, d * x + e * y + f  # (n, S, S)
-        inside = _is_inside(x, size).mul_(_is_inside(y, size)).mul_(inside)
-    grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
-    grid[..., 0].copy_(x)
-    grid[..., 1].copy_(y)
-    grid.mul_(2 / size).sub_(1)
+        c, f = c * (2 / size) + a + b - 1, f * (2 / size) + d + e - 1
+        x, y = a * x + (b * y + c), d * x + (e * y + f)  # (n, S, S)
+        from_centre = torch.maximum(x.abs(), y.abs())
+        distance = from_centre if distance is None else torch.maximum(distance, from_centre)
+    grid[..., 0], grid[..., 1] = x, y
     sampled = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return _fill_outside(sampled.add_(0.5), inside)
+    return _fill_outside(sampled.add_(0.5), distance, 1.0)

@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,13 +156,12 @@ def decode_pixels(image: dict) -> torch.Tensor:
     """
     try:
         encoded = _encoded_bytes(image)
-        opened = _open(encoded)
-        if opened.format == "JPEG" and opened.mode in ("RGB", "L") and _is_upright(opened):
+        if _needs_decoding_only(encoded):
             try:
                 return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
             except RuntimeError:
                 pass  # strict decoders refuse a few files that Pillow reads
-        return torch.from_numpy(np.array(_to_rgb(opened))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(_to_rgb(_open(encoded)))).permute(2, 0, 1)
     except Exception as error:
         raise _bad_image(error) from error
 
@@ -267,9 +267,9 @@ class ViewDataset(torch.utils.data.Dataset):
         )
 
     def _decode(self, row: int) -> tuple[torch.Tensor, int] | None:
-        content = self.rows[row]
+        image, label = encoded_row(self.rows, row)
         try:
-            return decode_pixels(content["image"]), content["label"]
+            return decode_pixels(image), label
         except BadImageError:
             return None
 
@@ -346,7 +346,8 @@ def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, p
     """A batch as `ViewDataset` describes it: one crop of each of `images`, (pixels, label), in the positions' order."""
     uniforms = draw_uniforms(seed, epoch, positions)
     size = settings.image_size
-    pixel_values = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
+    shape = (len(positions), 3, size, size)
+    pixel_values = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as the resizing leaves it
     labels = []
     for slot, (pixels, label) in enumerate(images):
         box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.crop_scale)
@@ -427,6 +428,12 @@ class BadImages:
             )
 
 
+def encoded_row(rows: Dataset, row: int) -> tuple[dict, int]:
+    """Image, encoded, and label of a row: those of `rows[row]`, in a third of its time, since nothing is formatted."""
+    place = rows._indices.column(0)[row].as_py() if rows._indices is not None else row
+    return rows.data.column("image")[place].as_py(), rows.data.column("label")[place].as_py()
+
+
 def describe_row(rows: Dataset, row: int) -> str:
     """A row in words: its number and, where it has one, its file."""
     image = rows[int(row)]["image"]
@@ -478,11 +485,42 @@ def _open(encoded: bytes) -> PIL.Image.Image:
         opened = PIL.Image.open(io.BytesIO(encoded))
     except PIL.UnidentifiedImageError:
         raise BadImageError("Pillow cannot identify it as an image of any format") from None
-    if opened.width * opened.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
-        raise BadImageError(f"{opened.width}x{opened.height} pixels: a decompression bomb?")
-    if opened.width * opened.height == 1:
-        raise BadImageError("one pixel only")
+    _check_size(opened.width, opened.height)
     return opened
+
+
+def _check_size(width: int, height: int):
+    if width * height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+        raise BadImageError(f"{width}x{height} pixels: a decompression bomb?")
+    if width * height == 1:
+        raise BadImageError("one pixel only")
+
+
+def _needs_decoding_only(encoded: bytes) -> bool:
+    """Whether it is a JPEG, grey or in colour, that is to be shown as it is stored."""
+    size = _plain_jpeg_size(encoded)
+    if size is not None:
+        _check_size(*size)
+        return True
+    opened = _open(encoded)
+    return opened.format == "JPEG" and opened.mode in ("RGB", "L") and _is_upright(opened)
+
+
+def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    """Width and height of the most common JPEG: grey or colour, no metadata that could turn it; None for all else.
+
+    Pillow takes fifty microseconds to tell the same, a twentieth of the time of decoding.
+    """
+    place = 2 if encoded.startswith(b"\xff\xd8\xff") else len(encoded)
+    while place + 10 <= len(encoded):
+        start, marker, length = struct.unpack_from(">BBH", encoded, place)
+        if start != 0xFF or marker == 0xE1:  # not a marker; Exif or XMP
+            return None
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame's header: baseline, extended, progressive
+            bits, height, width, channels = struct.unpack_from(">BHHB", encoded, place + 4)
+            return (width, height) if bits == 8 and channels in (1, 3) and width and height else None
+        place += 2 + length
+    return None
 
 
 def _is_upright(opened: PIL.Image.Image) -> bool:

@@ -35,6 +35,7 @@ from modeling_deit_distill.data import (
     crop_and_resize,
     decode_image,
     decode_pixels,
+    encoded_row,
     evaluation_processor,
     evaluation_transform,
     load_digits,
@@ -645,6 +646,22 @@ def test_ordinary_jpegs_are_read_by_torchvision(monkeypatch, name):
     assert decode_pixels(JPEGS[name][0]) == "torchvision"
 
 
+@pytest.mark.parametrize("name", ["jpeg", "jpeg, coarse", "jpeg, progressive", "jpeg, not in YCbCr", "jpeg, grey"])
+def test_pillow_need_not_look_at_a_plain_jpeg(monkeypatch, name):
+    monkeypatch.setattr("modeling_deit_distill.data._open", refuse)
+    np.testing.assert_allclose(
+        as_array(decode_pixels(JPEGS[name][0])), np.asarray(JPEGS[name][1].convert("RGB")), atol=60
+    )
+
+
+def test_every_cut_of_a_jpeg_is_bad_in_both_ways():
+    encoded = JPEGS["jpeg"][0]["bytes"]
+    headers = range(2, encoded.index(b"\xff\xda"))  # cuts within the header, which is read by hand
+    for length in headers:
+        cut_off = {"bytes": encoded[:length], "path": None}
+        assert why(decode_pixels, cut_off) == why(decode_image, cut_off), length
+
+
 # --- images that are none ---------------------------------------------------------------------------------------------
 
 
@@ -699,6 +716,14 @@ def test_a_bad_image_has_a_reason(decode, name):
 def test_a_decompression_bomb_is_not_opened(monkeypatch, decode, limit):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
     assert "decompression bomb" in why(decode, BOMB)
+
+
+@both_decoders
+def test_a_jpeg_that_claims_to_be_huge_takes_no_memory(decode):
+    encoded = bytearray(JPEGS["jpeg"][0]["bytes"])
+    frame = encoded.index(b"\xff\xc0")
+    encoded[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # height and width 65500: 13 GB
+    assert "decompression bomb" in why(decode, {"bytes": bytes(encoded), "path": None})
 
 
 @both_decoders
@@ -910,6 +935,31 @@ def test_cropping_and_resizing_is_pillow_s(box, side):
     difference = abs(as_array(output[0]) - expected)
     assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
     assert not output[1].any()  # the neighbour's slot
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+REARRANGED = {
+    "as they are": lambda rows: rows,
+    "shuffled": lambda rows: rows.shuffle(seed=1),
+    "selected": lambda rows: rows.select([4, 0, 2]),
+    "cut": lambda rows: rows.train_test_split(test_size=0.4, seed=0)["test"],
+    "put together": lambda rows: datasets.concatenate_datasets([rows.select([5, 1]), rows.shuffle(seed=2), rows]),
+    "read from files": lambda rows: rows,
+}
+
+
+@pytest.mark.parametrize("name", REARRANGED)
+def test_a_row_is_found_without_formatting(name, tmp_path):
+    plain = rows([0, 1, 2, 0, 1, 2], classes=["a", "b", "c"]).cast_column("image", Image(decode=False))
+    if name == "read from files":
+        plain.to_parquet(tmp_path / "rows.parquet")
+        plain = load_image_data(str(tmp_path / "rows.parquet"), validation_fraction=0.5).train
+    rearranged = REARRANGED[name](plain)
+    for row in range(len(rearranged)):
+        expected = rearranged[row]
+        assert encoded_row(rearranged, row) == (expected["image"], expected["label"])
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
