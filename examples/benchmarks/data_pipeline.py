@@ -6,7 +6,8 @@ DATASET is a folder of images (one folder per class) or of parquet files. Both c
 alternating; the figures are medians. timm's chain is its own `create_transform` for DeiT's recipe: it decodes, crops,
 flips, applies RandAugment, normalises and erases, sample by sample, to a float tensor; its batch Mixup is not counted,
 while ours ("ready") includes mixing. timm has no uint8 batch, so both of our stages are held against its whole chain.
-timm's samples go into one preallocated batch, ours are made anew; its posterize fails now and then on new Pillow (it asks for 0 bits); here alone it is given one.
+timm's samples go into one preallocated batch, our batches are made anew. Its posterize fails now and then on new
+Pillow (it asks for 0 bits); here alone it is given one.
 """
 
 import argparse
