@@ -32,9 +32,10 @@ from modeling_deit_distill.data import (
     load_image_data,
 )
 from modeling_deit_distill.errors import LocalInputError
+from modeling_deit_distill.labelling import find_store, planned_views, prepare_teacher, teacher_description
 from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
 from modeling_deit_distill.report import results_table, summary
-from modeling_deit_distill.teacher import describe_teacher, find_or_train_teacher, load_teacher
+from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
 
 # What may differ from the checkpoint a student starts from.
@@ -58,8 +59,10 @@ def main(arguments: list[str]):
     # What will run
     config = student_config(model_args, args, data.class_names)
     processor = evaluation_processor(config.image_size, crop_pct)
+    views = training_views(data_args, args, data, config.image_size)
     teacher_config = teacher_description(model_args, args, data)
-    facts = run_facts(model_args, args, data, config, teacher_config)
+    store = find_store(model_args, args, data, teacher_config, views)
+    facts = run_facts(model_args, args, data, config, teacher_config, store)
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
@@ -67,18 +70,22 @@ def main(arguments: list[str]):
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
     student = build_student(model_args, config)
-    views = training_views(data_args, args, data, config.image_size)
+    held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
 
-    # Teacher
-    teacher = prepare_teacher(model_args, args, data, teacher_config, config.image_size, crop_pct)
+    # Teacher, or what it said before
+    teacher = None
+    if args.distillation_type != "none" and not (store and store.holds(planned_views(args, views))):
+        teacher, store = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
+        try_teacher(model_args, args, teacher, held_out)
 
     # Distil
     trainer = DistillationTrainer(
         student,
         args,
         teacher,
+        store,
         train_dataset=views,
-        eval_dataset=EvaluationDataset(data.validation, evaluation_transform(processor)),
+        eval_dataset=held_out,
         processing_class=processor,
     )
     clear_earlier_run(args)
@@ -101,6 +108,8 @@ def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: 
         raise InputError("streaming: a stream has no length, so epochs mean nothing; give --max_steps")
     if args.warmup_epochs > 0:
         raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
+    if args.teacher_store:
+        raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
     if model_args.train_teacher and args.distillation_type != "none":
         raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
 
@@ -152,39 +161,10 @@ def check_fits_checkpoint(name_or_path: str, overrides: dict):
             )
 
 
-def teacher_description(model_args: ModelArguments, args: DistillationTrainingArguments, data: ImageData):
-    """The teacher's configuration, checked against the data's classes; None without distillation."""
-    if args.distillation_type == "none":
-        return None
-    return describe_teacher(
-        data.class_names,
-        model_args.teacher_name_or_path,
-        model_args.teacher_config_name,
-        model_args.teacher_config_overrides,
-        model_args.train_teacher,
-        model_args.trust_remote_code,
-    )
-
-
-def prepare_teacher(model_args, args, data: ImageData, teacher_config, image_size: int, crop_pct: float):
-    """The frozen teacher, trained first where the user asked for it; None without distillation."""
-    if teacher_config is None:
-        return None
-    name_or_path = model_args.teacher_name_or_path
-    if model_args.train_teacher:
-        name_or_path = find_or_train_teacher(
-            teacher_config,
-            data,
-            Path(args.output_dir, "teacher"),
-            args,
-            image_size=image_size,
-            crop_pct=crop_pct,
-            num_train_epochs=model_args.teacher_num_train_epochs,
-            learning_rate=model_args.teacher_learning_rate,
-            name_or_path=name_or_path,
-            trust_remote_code=model_args.trust_remote_code,
-        )
-    return load_teacher(str(name_or_path), data.class_names, image_size, model_args.trust_remote_code)
+def try_teacher(model_args: ModelArguments, args: DistillationTrainingArguments, teacher, held_out):
+    """Say how good the teacher is, and refuse one that is no better than chance."""
+    share = check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
+    say(args, f"the teacher is right about {share:.1%} of a sample of the held-out images")
 
 
 def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiTDistillForImageClassification:
@@ -219,6 +199,7 @@ def distil(
     results |= trained.metrics | trainer.evaluate()
     results["num_parameters"] = trainer.model.num_parameters()
     results["bad_images"] = trainer.count_bad_images()
+    results["teacher_views_asked"] = trainer.count_teacher_views()
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -287,7 +268,7 @@ def clear_earlier_run(args: DistillationTrainingArguments):
                 shutil.rmtree(checkpoint)
 
 
-def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config) -> dict[str, str]:
+def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config, store) -> dict[str, str]:
     """What will run, in words: for the summary and the card."""
     with torch.device("meta"):
         num_parameters = DeiTDistillForImageClassification(config).num_parameters()
@@ -302,7 +283,7 @@ def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teac
         "data": f"{data.source}: {num_images} images",
         "held out": f"{len(data.validation):,} images, {data.validation_source}",
         "classes": f"{len(data.class_names)}: {names}",
-        "teacher": teacher_in_words(model_args, teacher_config),
+        "teacher": teacher_in_words(model_args, args, teacher_config, store),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
         "parameters": f"{num_parameters:,}",
@@ -317,14 +298,18 @@ def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teac
     }
 
 
-def teacher_in_words(model_args: ModelArguments, teacher_config) -> str:
-    """The teacher and how it comes to be."""
-    if teacher_config is None:
+def teacher_in_words(model_args: ModelArguments, args: DistillationTrainingArguments, teacher_config, store) -> str:
+    """The teacher, how it comes to be, and where its answers are kept."""
+    if args.distillation_type == "none":
         return "none"
-    name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
-    if not model_args.train_teacher:
-        return name
-    return f"{name}, trained first for {model_args.teacher_num_train_epochs:g} epochs (or found in the output folder)"
+    if teacher_config is None:
+        name = f"{store.about['teacher']}, not asked again"
+    else:
+        name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
+        if model_args.train_teacher:
+            epochs = f"{model_args.teacher_num_train_epochs:g} epochs"
+            name += f", trained first for {epochs} (or found in the output folder)"
+    return f"{name}; its answers in {args.teacher_store}" if args.teacher_store else name
 
 
 def distillation_in_words(args: DistillationTrainingArguments) -> str:

@@ -14,6 +14,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 
 from .errors import InputError
+from .label_map import read_label_map
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -42,6 +43,8 @@ REPLACES = {
         "train_teacher",
         "teacher_num_train_epochs",
         "teacher_learning_rate",
+        "teacher_image_size",
+        "teacher_label_map",
     ),
     ("learning_rate", "base_learning_rate"): ("learning_rate", "base_learning_rate"),
     ("warmup_epochs", "warmup_steps"): ("warmup_epochs", "warmup_steps"),
@@ -99,6 +102,20 @@ class ModelArguments:
     )
     teacher_num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of the teacher's training."})
     teacher_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the teacher."})
+    teacher_image_size: int | None = field(
+        default=None, metadata={"help": "Side at which the teacher looks at views; its image processor's unless given."}
+    )
+    teacher_precision: Literal["fp32", "bf16", "fp16"] | None = field(
+        default=None, metadata={"help": "The teacher's arithmetic; the store's, else the run's, unless given."}
+    )
+    teacher_compile: bool = field(default=False, metadata={"help": "Compile the teacher with torch.compile."})
+    teacher_label_map: str | None = field(
+        default=None,
+        metadata={"help": "JSON or YAML file: dataset class to the teacher's class, where names do not tell."},
+    )
+    allow_weak_teacher: bool = field(
+        default=False, metadata={"help": "Go on with a teacher that is no better than chance on the validation images."}
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run code that comes with the teacher's or the student's checkpoint."}
     )
@@ -115,6 +132,8 @@ class ModelArguments:
             raise InputError("teacher_config_name describes a teacher without weights; add --train_teacher true")
         if self.train_teacher and not (self.teacher_name_or_path or self.teacher_config_name):
             raise InputError("train_teacher needs --teacher_name_or_path to fine-tune or --teacher_config_name")
+        if isinstance(self.teacher_label_map, str):
+            self.teacher_label_map = read_label_map(self.teacher_label_map)
         if isinstance(self.teacher_config_overrides, str):
             self.teacher_config_overrides = _parse_json_object(
                 "teacher_config_overrides", self.teacher_config_overrides
@@ -192,6 +211,14 @@ class DistillationTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Weight of the teacher's term; 0.5 for hard, 0.1 for soft unless given."}
     )
     distillation_temperature: float = field(default=3.0, metadata={"help": "Temperature of soft distillation."})
+    teacher_store: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the teacher's answers: read where it has them, written where it has not."},
+    )
+    teacher_store_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Classes that a new store keeps per view for soft distillation; 10 unless given."},
+    )
 
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate, taken as it is."})
     base_learning_rate: float | None = field(
@@ -282,6 +309,8 @@ class DistillationTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.teacher_store_top_k is not None and self.teacher_store_top_k < 1:
+            raise InputError(f"teacher_store_top_k is {self.teacher_store_top_k}; it must be at least 1")
         for name in ("seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")

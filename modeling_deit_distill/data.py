@@ -192,6 +192,11 @@ def _process(processor, image: PIL.Image.Image) -> torch.Tensor:
     return processor(image, return_tensors="pt")["pixel_values"][0]
 
 
+def evaluation_view(processor) -> str:
+    """How a saved image processor shows an image, in words: answers about one view say nothing about another."""
+    return " ".join(f"{name} {dict(getattr(processor, name, None) or {})}" for name in ("size", "crop_size"))
+
+
 class EvaluationDataset(torch.utils.data.Dataset):
     """Rows decoded and transformed one by one: `pixel_values` and `labels`.
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
+import math
 import os
 import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,15 +26,26 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 from .augmentation import augment
 from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
 from .errors import InputError
+from .label_map import match_classes
 from .views import AugmentationSettings, ViewSampler
 
 logger = logging.get_logger(__name__)
 
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A trial of the teacher before training: on so many validation images; with fewer than MIN_TRIAL nothing can be told.
+TRIAL_IMAGES, MIN_TRIAL = 400, 50
 TRAINING_RECORD = "teacher_training.json"
 # The teacher's training shares the machine with the student's, not its schedule.
 SHARED_ARGUMENTS = (
@@ -65,19 +78,37 @@ class InputView:
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that looks at the student's pixels in its own view.
+    """A frozen classifier that looks at the student's pixels in its own view and answers in the dataset's classes.
 
     Args:
-        model: an image classifier whose classes are the dataset's, in their order.
+        model: an image classifier.
         view: what the classifier expects.
         student_view: how `pixel_values` come.
+        classes: its class for each class of the dataset; None where they are the dataset's, in their order.
+        precision: `"fp32"`, or autocast to `"bf16"` or `"fp16"`, whatever the student's precision is.
+        compile: compile the classifier with `torch.compile`.
     """
 
-    def __init__(self, model: PreTrainedModel, view: InputView, student_view: InputView):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        view: InputView,
+        student_view: InputView,
+        classes: list[int] | None = None,
+        precision: str = "fp32",
+        compile: bool = False,
+    ):
         super().__init__()
-        self.model = model
+        # Convolutions are fastest on channels-last memory; a transformer has but one, that makes the patches.
+        is_convnet = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+        self.memory_format = torch.channels_last if is_convnet else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+        if compile:
+            self.model.compile()
         self.view = view
         self.student_view = student_view
+        self.precision = precision
+        self.register_buffer("classes", None if classes is None else torch.tensor(classes))
         own_std, std = torch.tensor(view.std), torch.tensor(student_view.std)
         own_mean, mean = torch.tensor(view.mean), torch.tensor(student_view.mean)
         self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
@@ -91,7 +122,11 @@ class Teacher(nn.Module):
         size = (self.view.image_size, self.view.image_size)
         if tuple(pixel_values.shape[-2:]) != size:
             pixel_values = F.interpolate(pixel_values, size, mode="bicubic", align_corners=False, antialias=True)
-        return self.model(pixel_values=pixel_values).logits
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(pixel_values.device.type, dtype, enabled=dtype is not None):
+            pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
+            logits = self.model(pixel_values=pixel_values).logits.float()
+        return logits if self.classes is None else logits[:, self.classes]
 
 
 def describe_teacher(
@@ -101,17 +136,19 @@ def describe_teacher(
     config_overrides: dict | None = None,
     train: bool = False,
     trust_remote_code: bool = False,
+    label_map: dict[str, str | int] | None = None,
 ) -> PreTrainedConfig:
-    """The teacher's configuration with the dataset's classes, before any weights are read.
+    """The teacher's configuration, before any weights are read.
 
     Args:
         class_names: the dataset's classes, in order.
-        name_or_path: a trained teacher. With `train` it gets a new head, otherwise its classes must be these.
+        name_or_path: a trained teacher. With `train` it gets a new head, otherwise these must be among its classes.
         config_name: the architecture of a new teacher: a folder, a JSON file, a Hub name or a bare `model_type`.
         config_overrides: fields that replace those of the configuration.
+        label_map: what settles classes that names do not, see `label_map.match_classes`.
 
     Raises:
-        InputError: a teacher that cannot be found, an override it does not know, or other classes than the dataset's.
+        InputError: a teacher that cannot be found, an override it does not know, or classes that it has not.
     """
     if name_or_path is None and config_name is None:
         raise InputError(
@@ -120,7 +157,7 @@ def describe_teacher(
         )
     config = _find_config(name_or_path, config_name, trust_remote_code)
     if not train:
-        _check_class_names(config, class_names, name_or_path)
+        teacher_classes(config, class_names, label_map)
     if config_overrides:
         config = _override(config, config_overrides)
     if train:
@@ -129,19 +166,112 @@ def describe_teacher(
     return config
 
 
-def load_teacher(
-    name_or_path: str, class_names: list[str], student_image_size: int, trust_remote_code=False
-) -> Teacher:
-    """A trained teacher, frozen, in its own view (its image processor's size and normalisation).
+def teacher_classes(
+    config: PreTrainedConfig, class_names: list[str], label_map: dict[str, str | int] | None = None
+) -> list[int] | None:
+    """The teacher's class for each class of the dataset; None where they are the same in the same order.
 
     Raises:
-        InputError: a teacher that cannot be read, or whose classes are not `class_names` in their order.
+        InputError: classes of the dataset that the teacher has not, or not for certain.
+    """
+    theirs = [config.id2label[index] for index in range(config.num_labels)]
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(theirs))
+    if unnamed and len(theirs) == len(class_names) and not label_map:
+        logger.warning("the teacher names no classes; they are taken to be in the dataset's order")
+        return None
+    classes = match_classes(theirs, class_names, label_map)
+    return None if classes == list(range(len(theirs))) else classes
+
+
+def load_teacher(
+    name_or_path: str,
+    class_names: list[str],
+    student_image_size: int,
+    *,
+    trust_remote_code: bool = False,
+    label_map: dict[str, str | int] | None = None,
+    image_size: int | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Teacher:
+    """A trained teacher, frozen, in its own view and in the dataset's classes.
+
+    Args:
+        name_or_path: a folder or a Hub name.
+        class_names: the dataset's classes, in order.
+        student_image_size: side of the pixels that it will be shown.
+        label_map: what settles classes that names do not.
+        image_size: side at which it looks at them; its image processor's unless given.
+        precision, compile: see [`Teacher`].
+
+    Raises:
+        InputError: a teacher that cannot be read, or classes that it has not.
     """
     config = _find_config(name_or_path, None, trust_remote_code)
-    _check_class_names(config, class_names, name_or_path)
+    classes = teacher_classes(config, class_names, label_map)
     model = _from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    student_view = InputView(student_image_size)
-    return Teacher(model, _own_view(name_or_path, student_view, trust_remote_code), student_view)
+    view = teacher_view(name_or_path, student_image_size, image_size, trust_remote_code)
+    return Teacher(model, view, InputView(student_image_size), classes, precision, compile)
+
+
+def teacher_view(
+    name_or_path: str, student_image_size: int, image_size: int | None = None, trust_remote_code: bool = False
+) -> InputView:
+    """What a teacher expects of its pixels: its image processor's word, but for `image_size` where that is given."""
+    view = _own_view(name_or_path, InputView(student_image_size), trust_remote_code)
+    return view if image_size is None else dataclasses.replace(view, image_size=image_size)
+
+
+def weights_checksum(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's weight files, before they are loaded.
+
+    Raises:
+        InputError: no weights there.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(name_or_path):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
+    """Try the teacher on some hundred images before training by it; its share of right answers.
+
+    Args:
+        teacher: on the device where it will be asked.
+        images: validation images, `pixel_values` normalised for the student and `labels`.
+        batch_size: images at a time.
+        allow_weak: go on whatever comes of it.
+
+    Raises:
+        InputError: no better than chance: as many hits as shuffled answers would have, give or take three deviations.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
+    answers, labels = [], []
+    for begin in range(0, len(chosen), batch_size):
+        batch = collate([images[index] for index in chosen[begin : begin + batch_size]])
+        with torch.no_grad():
+            answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
+        labels.append(batch["labels"])
+    answers, labels = torch.cat(answers).numpy(), torch.cat(labels).numpy()
+    hits, expected = int((answers == labels).sum()), _hits_by_chance(answers, labels)
+    deviation = math.sqrt(expected * (1 - expected / len(chosen)))
+    if hits <= expected + 3 * deviation and len(chosen) >= MIN_TRIAL and not allow_weak:
+        raise InputError(
+            f"the teacher is right about {hits} of {len(chosen)} validation images, and chance would be about "
+            f"{expected:.0f}: its classes are in another order than their names say, its head is not trained, or it "
+            "knows other images; mend it (--teacher_label_map), or go on by --allow_weak_teacher true"
+        )
+    return hits / len(chosen)
+
+
+def _hits_by_chance(answers: np.ndarray, labels: np.ndarray) -> float:
+    """Right answers to expect if the same answers were dealt out at random."""
+    num_classes = max(answers.max(), labels.max()) + 1
+    told, true = np.bincount(answers, minlength=num_classes), np.bincount(labels, minlength=num_classes)
+    return float(told @ true) / len(labels)
 
 
 def find_or_train_teacher(
@@ -172,14 +302,7 @@ def find_or_train_teacher(
         InputError: `directory` holds a teacher of other data or another configuration.
     """
     directory = Path(directory)
-    record = {
-        "dataset": data.fingerprint(),
-        "teacher": name_or_path or config.model_type,
-        "config": _architecture(config),
-        "image_size": image_size,
-        "num_train_epochs": num_train_epochs,
-        "learning_rate": learning_rate,
-    }
+    record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
     if (directory / TRAINING_RECORD).exists():
         _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
         return directory
@@ -203,6 +326,25 @@ def find_or_train_teacher(
         partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
+
+
+def training_record(
+    config: PreTrainedConfig,
+    data: ImageData,
+    image_size: int,
+    num_train_epochs: float,
+    learning_rate: float,
+    name_or_path: str | None = None,
+) -> dict[str, object]:
+    """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
+    return {
+        "dataset": data.fingerprint(),
+        "teacher": name_or_path or config.model_type,
+        "config": _architecture(config),
+        "image_size": image_size,
+        "num_train_epochs": num_train_epochs,
+        "learning_rate": learning_rate,
+    }
 
 
 def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | None, trust_remote_code: bool):
@@ -330,35 +472,24 @@ def _own_view(name_or_path: str, default: InputView, trust_remote_code: bool) ->
     return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
 
 
-def _check_class_names(config: PreTrainedConfig, class_names: list[str], name_or_path: str):
-    theirs = [config.id2label[index] for index in range(config.num_labels)]
-    if _numbered(theirs) == _numbered(class_names):
-        return
-    if len(theirs) == len(class_names) and all(name == f"LABEL_{index}" for index, name in enumerate(theirs)):
-        logger.warning(f"the teacher {name_or_path} names no classes; they are taken to be in the dataset's order")
-        return
-    raise InputError(
-        f"the teacher {name_or_path} has {len(theirs)} classes ({_some(theirs)}), the dataset has {len(class_names)} "
-        f"({_some(class_names)}){_first_difference(theirs, class_names)}; they must be the same in the same order: "
-        "choose a teacher of these classes, or add --train_teacher true to fine-tune this one"
-    )
+def _weight_files(name_or_path: str) -> list[str]:
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        path = _cached(name_or_path, name)
+        if path is not None:
+            return [path]
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        path = _cached(name_or_path, name)
+        if path is not None:
+            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            return [_cached(name_or_path, shard) for shard in shards]
+    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
 
 
-def _numbered(names: list[str]) -> list[str]:
-    """Names made unique: ImageNet has two classes "crane", and a dataset must call the second "crane2"."""
-    seen = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name}{seen[name]}")
-    return unique
-
-
-def _first_difference(theirs: list[str], ours: list[str]) -> str:
-    if len(theirs) != len(ours):
-        return ""
-    index = next(index for index, names in enumerate(zip(theirs, ours, strict=True)) if names[0] != names[1])
-    return f", where class {index} is {theirs[index]!r} there and {ours[index]!r} here"
+def _cached(name_or_path: str, filename: str) -> str | None:
+    try:
+        return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({_one_line(error)})") from error
 
 
 def _check_record(directory: Path, found: dict, wanted: dict):
@@ -381,10 +512,6 @@ def _architecture(config: PreTrainedConfig) -> dict:
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in sorted(fields.items()) if key not in passing}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(str(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _one_line(error: Exception) -> str:

@@ -10,10 +10,11 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import DistillationTrainingArguments
 from .augmentation import augment, mix_labels
-from .data import BadImages, StreamingViewDataset, ViewDataset, collate
-from .errors import InputError
+from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
+from .errors import InputError, LocalInputError
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
+from .teacher_store import TeacherStore, decode_labels, decode_top_k
 from .views import ViewSampler
 
 # Not decayed besides biases and norms: what is learned per token or position (public code; the distillation token as
@@ -32,7 +33,9 @@ class DistillationTrainer(Trainer):
         model: a [`DeiTDistillForImageClassification`].
         args: a [`DistillationTrainingArguments`].
         teacher: a module from `pixel_values` (batch, channels, height, width) to logits (batch, classes), or to an
-            output that has `logits`; classes in the student's order. None for `distillation_type="none"`.
+            output that has `logits`; classes in the student's order. None for `distillation_type="none"`, or where a
+            store has all its answers.
+        teacher_store: a [`TeacherStore`] for these views: what it has is not asked, what is asked it gets.
         kwargs: as for `transformers.Trainer`. A [`ViewDataset`] is seen in views (repeated augmentation, mixing);
             any other training set yields samples with `pixel_values` and `labels`, which are trained on as they are.
 
@@ -44,15 +47,24 @@ class DistillationTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     def __init__(
-        self, model=None, args: DistillationTrainingArguments = None, teacher: nn.Module | None = None, **kwargs
+        self,
+        model=None,
+        args: DistillationTrainingArguments = None,
+        teacher: nn.Module | None = None,
+        teacher_store: TeacherStore | None = None,
+        **kwargs,
     ):
-        _check_teacher(model, args, teacher)
+        _check_teacher(model, args, teacher, teacher_store)
         kwargs.setdefault("data_collator", collate)
         if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
             kwargs["compute_metrics"] = self._compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", _decide)
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
+        self.teacher_store = teacher_store
+        if teacher_store is not None and not isinstance(self.train_dataset, ViewDataset):
+            raise InputError("a teacher_store keeps answers by position; a stream has none, nor has a dataset of yours")
+        self._num_asked = 0
         self.teacher_labels: np.ndarray | None = None
         self._teacher_truth: np.ndarray | None = None
         self.view_sampler: ViewSampler | None = None
@@ -91,22 +103,27 @@ class DistillationTrainer(Trainer):
         outputs = model(pixel_values)
         terms = {"label_loss": label_loss(outputs.cls_logits, labels, self.args.label_smoothing_factor)}
         loss = terms["label_loss"]
-        if self.teacher is not None:
-            teacher_logits = self._ask_teacher(pixel_values)
-            terms["teacher_loss"] = self._teacher_loss(outputs, teacher_logits)
-            agree = outputs.logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
-            terms["teacher_agreement"] = agree.float().mean()
+        if self.args.distillation_type != "none":
+            answers = self._teacher_answers(inputs, pixel_values)
+            terms["teacher_loss"] = self._teacher_loss(outputs, answers)
+            decided = answers if self.args.distillation_type == "hard" else answers.argmax(dim=-1)
+            terms["teacher_agreement"] = (outputs.logits.argmax(dim=-1) == decided).float().mean()
             alpha = self.args.distillation_alpha
             loss = (1 - alpha) * terms["label_loss"] + alpha * terms["teacher_loss"]
         self._remember(terms)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
-        """Ask the teacher once about the evaluation set, and keep its answers for `eval_teacher_agreement`.
+        """Ask the teacher, or its store, about the evaluation set; its answers make `eval_teacher_agreement`.
 
         Returns:
-            `teacher_accuracy`, from 0 to 1; empty without a teacher.
+            `teacher_accuracy`, from 0 to 1; empty where neither knows.
         """
+        view = evaluation_view(self.processing_class)
+        kept = None if self.teacher_store is None else self.teacher_store.read_validation(view)
+        if kept is not None:
+            self.teacher_labels, self._teacher_truth = np.array(kept["answers"]), np.array(kept["labels"])
+            return {"teacher_accuracy": kept["accuracy"]}
         if self.teacher is None:
             return {}
         answers, labels = [], []
@@ -117,7 +134,14 @@ class DistillationTrainer(Trainer):
             answers.append(decided.cpu().numpy())
             labels.append(true.cpu().numpy())
         self.teacher_labels, self._teacher_truth = np.concatenate(answers), np.concatenate(labels)
-        return {"teacher_accuracy": float(np.mean(self.teacher_labels == self._teacher_truth))}
+        accuracy = float(np.mean(self.teacher_labels == self._teacher_truth))
+        if self.teacher_store is not None and self.is_world_process_zero():
+            self.teacher_store.write_validation(view, accuracy, self.teacher_labels, self._teacher_truth)
+        return {"teacher_accuracy": accuracy}
+
+    def count_teacher_views(self) -> int:
+        """About how many training views the teacher was asked so far, over all processes."""
+        return sum(gather_object([self._num_asked]))
 
     def count_bad_images(self) -> int | None:
         """How many training images could not be read, over all processes; None for a training set of another kind."""
@@ -185,6 +209,38 @@ class DistillationTrainer(Trainer):
         pixel_values = augment(pixel_values, draws, mean, std, out=self._pixels)
         return pixel_values, mix_labels(inputs["labels"], draws.mix_ratio, self.model.config.num_labels)
 
+    def _teacher_answers(self, inputs, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the teacher says about a batch: class indices (batch,) for hard distillation, logits for soft.
+
+        With a store it is always what the store keeps, also in the run that writes it: the same weights come out.
+        """
+        store, hard = self.teacher_store, self.args.distillation_type == "hard"
+        if store is None:
+            logits = self._ask_teacher(pixel_values)
+            self._num_asked += len(logits)
+            return logits.argmax(dim=-1) if hard else logits
+        epoch, positions = int(inputs["epoch"][0]), inputs["position"]
+        entries, known = store.read(epoch, positions)
+        if not known.all():
+            self._check_asked(epoch, known)
+            # The whole batch, though only some of it may be unknown: the same shapes give the same bits.
+            answered = store.encode(self._ask_teacher(pixel_values))
+            self._num_asked += len(positions)
+            store.write(epoch, positions[~known], answered[~known])
+            entries = np.where(known, entries, answered)
+        if hard:
+            return decode_labels(entries, pixel_values.device)
+        num_classes, temperature = self.model.config.num_labels, self.args.distillation_temperature
+        return decode_top_k(entries, num_classes, temperature, pixel_values.device)
+
+    def _check_asked(self, epoch: int, known: np.ndarray):
+        if self.teacher is None:
+            raise LocalInputError(
+                f"teacher_store {str(self.teacher_store.directory)!r} lacks {np.count_nonzero(~known)} of "
+                f"{len(known)} views of a batch of epoch {epoch}, and there is no teacher to ask; name it "
+                "(--teacher_name_or_path), or fill the store"
+            )
+
     @torch.no_grad()
     def _ask_teacher(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.teacher(pixel_values)
@@ -196,11 +252,11 @@ class DistillationTrainer(Trainer):
             )
         return logits
 
-    def _teacher_loss(self, outputs, teacher_logits: torch.Tensor) -> torch.Tensor:
+    def _teacher_loss(self, outputs, answers: torch.Tensor) -> torch.Tensor:
         student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits
         if self.args.distillation_type == "hard":
-            return hard_distillation_loss(student_logits, teacher_logits.argmax(dim=-1))
-        return soft_distillation_loss(student_logits, teacher_logits, self.args.distillation_temperature)
+            return hard_distillation_loss(student_logits, answers)
+        return soft_distillation_loss(student_logits, answers, self.args.distillation_temperature)
 
     def _remember(self, terms: dict[str, torch.Tensor]):
         # Kept on the device: reading them at each step would make the host wait for it.
@@ -230,16 +286,16 @@ def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str,
     return predicted_labels(*logits)
 
 
-def _check_teacher(model, args: DistillationTrainingArguments, teacher: nn.Module | None):
+def _check_teacher(model, args: DistillationTrainingArguments, teacher, teacher_store):
     if args.distillation_type == "none":
-        if teacher is not None:
+        if teacher is not None or teacher_store is not None:
             raise InputError("distillation_type is 'none' but a teacher was given; choose soft or hard, or drop it")
         if model.config.use_distillation_token:
             raise InputError(
                 "distillation_type is 'none' but use_distillation_token is true: nothing would train the distillation "
                 "head, and it would still enter the mean; set use_distillation_token to false"
             )
-    elif teacher is None:
+    elif teacher is None and teacher_store is None:
         raise InputError(
             f"distillation_type is {args.distillation_type!r} but there is no teacher; give --teacher_name_or_path, "
             "--train_teacher true with --teacher_config_name, or --distillation_type none"

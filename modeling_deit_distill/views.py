@@ -178,9 +178,13 @@ class ViewSampler(Sampler[View]):
 
     def __iter__(self) -> Iterator[View]:
         """Views from position `start` on; beginning in the middle of an epoch costs no more than at its start."""
-        images, epoch = self.plan(), self.epoch
+        plan = self.plan()
         for position in range(self.start, self.length):
-            yield View(int(images[self._rank(position)]), epoch, position)
+            yield self.view(plan, position)
+
+    def view(self, plan: np.ndarray, position: int) -> View:
+        """The view at a position of the epoch whose [`plan`] is given."""
+        return View(int(plan[self._rank(position)]), self.epoch, position)
 
     def plan(self) -> np.ndarray:
         """The drawn images of the epoch, as rows, in order; image of position p is `plan[2 * (p // 2R) + p % 2]`."""

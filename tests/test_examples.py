@@ -2,12 +2,18 @@
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from test_teacher import save_resnet
+
+from modeling_deit_distill import InputError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -50,3 +56,86 @@ def test_the_data_benchmark_writes_its_ratios(photos, tmp_path, monkeypatch):
     names = {f"{stage}_repeats{repeats}" for stage in ("uint8", "ready") for repeats in (1, 3)}
     assert set(ratios) - {"gpu_share_of_step"} == names | {"loader"}
     assert all(ratio > 0 for ratio in ratios.values())
+
+
+LABEL = EXAMPLES / "label_with_teacher.py"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A new teacher of the digits."""
+    folder = tmp_path_factory.mktemp("teacher")
+    save_resnet(folder)
+    return folder
+
+
+def words_to_label(teacher, store, *words) -> list[str]:
+    """Two epochs of digits; 1,616 of 1,617 images fill whole batches."""
+    sizes = ["--image_size", "16", "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]
+    data = ["--dataset_name", "digits", "--teacher_name_or_path", str(teacher), "--teacher_store", str(store)]
+    schedule = ["--num_train_epochs", "2", "--repeated_augmentation", "1", "--distillation_type", "hard"]
+    weak = ["--allow_weak_teacher", "true"]  # its weights are random
+    return [*data, *sizes, *schedule, *weak, "--output_dir", str(store.parent / "out"), "--report_to", "none", *words]
+
+
+def launch(*command) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300)
+
+
+def epochs_of(store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.glob("epoch-*.bin"))}
+
+
+def test_labelling_fills_a_range_and_asks_nothing_again(teacher, tmp_path, capsys, monkeypatch):
+    label, store = load(LABEL), tmp_path / "answers"
+    label.main(words_to_label(teacher, store, "--epochs", "1-1"))
+    assert "1,616 of 1,616 views known, epochs 1 to 1" in capsys.readouterr().out
+    first = epochs_of(store)
+    assert first.keys() == {"epoch-00001.bin"}
+    label.main(words_to_label(teacher, store))  # the rest
+    assert "3,232 of 3,232 views known, epochs 0 to 1" in capsys.readouterr().out
+    filled = epochs_of(store)
+    assert filled.keys() == {"epoch-00000.bin", "epoch-00001.bin"}
+    assert filled["epoch-00001.bin"] == first["epoch-00001.bin"]
+    monkeypatch.setattr("modeling_deit_distill.labelling.ask", None)
+    label.main(words_to_label(teacher, store, "--epochs=0-1"))
+    assert epochs_of(store) == filled
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_label_as_one(teacher, tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    load(LABEL).main(words_to_label(teacher, alone))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = words_to_label(teacher, together, "--gradient_accumulation_steps", "1")
+    run = launch(*torchrun, str(LABEL), *words)
+    assert run.returncode == 0, run.stderr
+    assert f"{together}: 3,232 of 3,232 views known" in run.stdout
+    assert epochs_of(together) == epochs_of(alone)
+    descriptions = [json.loads((store / "store.json").read_text())["fingerprint"] for store in (alone, together)]
+    assert descriptions[0] == descriptions[1]
+
+
+@pytest.mark.parametrize("epochs", ["three", "5-3", "1-2-3", "-2", ""])
+def test_epochs_that_are_no_range_are_refused(epochs):
+    with pytest.raises(InputError, match="--epochs"):
+        load(LABEL).take_epochs(["--epochs", epochs])
+    with pytest.raises(InputError, match="--epochs"):
+        load(LABEL).take_epochs(["--epochs"])
+
+
+def test_what_is_to_be_labelled_must_be_said(teacher, tmp_path):
+    words = words_to_label(teacher, tmp_path / "answers")
+    place = words.index("--teacher_store")
+    for wrong in (words[:place] + words[place + 2 :], [*words, "--distillation_type", "none"]):
+        with pytest.raises(InputError, match="give --teacher_store FOLDER, --distillation_type hard or soft"):
+            load(LABEL).main(wrong)
+
+
+def test_a_labelling_error_is_one_line():
+    run = launch(str(LABEL), "--dataset_name", "digits", "--distillation_type", "hard")
+    assert run.returncode == 2
+    assert re.fullmatch(r"error: give --teacher_store .*\n", run.stderr)
+    assert run.stdout == ""

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
@@ -12,12 +13,22 @@ from transformers import (
     ResNetConfig,
     ResNetForImageClassification,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessor,
 )
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.data import load_image_data
-from modeling_deit_distill.teacher import InputView, Teacher, describe_teacher, find_or_train_teacher, load_teacher
+from modeling_deit_distill.teacher import (
+    InputView,
+    Teacher,
+    check_teacher,
+    describe_teacher,
+    find_or_train_teacher,
+    load_teacher,
+    weights_checksum,
+)
 
 DIGITS = [str(digit) for digit in range(10)]
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
@@ -71,13 +82,10 @@ def test_an_unreadable_teacher_is_named(tmp_path):
         describe_teacher(DIGITS, name_or_path=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("theirs", [["cat", "dog"], DIGITS[::-1]])
-def test_other_classes_are_an_error_that_names_both_sides(tmp_path, theirs):
-    save_resnet(tmp_path, theirs)
-    with pytest.raises(InputError) as caught:
+def test_classes_that_the_teacher_lacks_are_listed(tmp_path):
+    save_resnet(tmp_path, ["cat", "0", "1"])
+    with pytest.raises(InputError, match="2.*3.*4.*--teacher_label_map"):
         describe_teacher(DIGITS, name_or_path=str(tmp_path))
-    assert f"{len(theirs)} classes ({theirs[0]}, {theirs[1]}" in str(caught.value)
-    assert "10 (0, 1, 2" in str(caught.value)
 
 
 def test_a_teacher_without_class_names_passes_by_its_count(tmp_path):
@@ -93,7 +101,138 @@ def test_loading_freezes_and_gives_the_models_logits(tmp_path):
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     pixel_values = torch.randn(2, 3, 32, 32)
-    assert torch.equal(teacher(pixel_values), model(pixel_values=pixel_values).logits)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)  # channels last
+
+
+def test_answers_come_in_the_datasets_classes(tmp_path):
+    shuffled = ["7", "9", "cat", "0", "5", "3", "1", "dog", "8", "2", "6", "4"]
+    model = save_resnet(tmp_path, shuffled)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixel_values = torch.randn(4, 3, 32, 32)
+    logits = model(pixel_values=pixel_values).logits
+    torch.testing.assert_close(teacher(pixel_values), logits[:, [shuffled.index(name) for name in DIGITS]])
+
+
+def test_a_label_map_settles_what_names_do_not(tmp_path):
+    model = save_resnet(tmp_path, ["zero", "one", "two"])
+    with pytest.raises(InputError, match="--teacher_label_map"):
+        load_teacher(str(tmp_path), ["0", "1"], 32)
+    teacher = load_teacher(str(tmp_path), ["0", "1"], 32, label_map={"0": "two", "1": 0})
+    pixel_values = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits[:, [2, 0]])
+
+
+def test_an_image_size_can_be_chosen(tmp_path):
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    model = save_resnet(tmp_path, processor=ConvNextImageProcessor(size={"shortest_edge": 44}, **statistics))
+    teacher = load_teacher(str(tmp_path), DIGITS, 32, image_size=32)
+    assert teacher.view.image_size == 32
+    pixel_values = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_agrees_with_fp32(tmp_path, precision):
+    save_resnet(tmp_path)
+    exact, rounded = (load_teacher(str(tmp_path), DIGITS, 32, precision=name) for name in ("fp32", precision))
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = 2 * torch.randn(256, 3, 32, 32, generator=generator)
+    expected, found = exact(pixel_values), rounded(pixel_values)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    spread = expected.std()
+    assert (found - expected).abs().max() < 0.1 * spread
+    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+
+
+def test_the_teachers_precision_is_its_own(tmp_path):
+    save_resnet(tmp_path)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    expected = teacher(pixel_values)
+    with torch.autocast("cpu", torch.bfloat16):  # the student's
+        assert torch.equal(teacher(pixel_values), expected)
+
+
+def test_a_compiled_teacher_answers_the_same(tmp_path, monkeypatch):
+    save_resnet(tmp_path)
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    load_teacher(str(tmp_path), DIGITS, 32, compile=True)
+    assert compiled == ["ResNetForImageClassification"]
+
+
+def test_convnets_run_channels_last_and_transformers_do_not(tmp_path):
+    convnet = load_teacher(str(save_resnet(tmp_path) and tmp_path), DIGITS, 32)
+    assert convnet.memory_format == torch.channels_last
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    transformer = Teacher(ViTForImageClassification(config), InputView(32), InputView(32))
+    assert transformer.memory_format == torch.contiguous_format
+
+
+def test_a_checksum_follows_the_weights(tmp_path):
+    save_resnet(tmp_path / "a"), save_resnet(tmp_path / "b")
+    changed = save_resnet(tmp_path / "c")
+    changed.classifier[1].bias.data[0] += 1
+    changed.save_pretrained(tmp_path / "c")
+    a, b, c = (weights_checksum(str(tmp_path / name)) for name in "abc")
+    assert a == b != c and len(a) == 64
+    changed.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    before = weights_checksum(str(tmp_path / "shards"))
+    last = sorted((tmp_path / "shards").glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"!")
+    assert weights_checksum(str(tmp_path / "shards")) != before
+    with pytest.raises(InputError, match="has no weights"):
+        weights_checksum(str(tmp_path))
+
+
+class Answers(torch.nn.Module):
+    """A classifier that reads its answer from the first pixel."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers, self.scale = answers, torch.ones(1)
+
+    def forward(self, pixel_values):
+        return F.one_hot(self.answers[pixel_values[:, 0, 0, 0].long()], 10).float()
+
+
+def images(labels):
+    return [{"pixel_values": torch.full((3, 2, 2), index), "labels": label} for index, label in enumerate(labels)]
+
+
+def balanced(length):
+    return torch.arange(length) % 10
+
+
+def test_a_good_teacher_is_let_through():
+    truth = balanced(1000)
+    assert check_teacher(Answers(truth), images(truth.tolist()), 64, allow_weak=False) == 1.0
+    half_right = torch.where(torch.arange(1000) % 20 < 10, truth, (truth + 1) % 10)
+    assert 0.4 < check_teacher(Answers(half_right), images(truth.tolist()), 64, allow_weak=False) < 0.6
+
+
+@pytest.mark.parametrize("kind", ["another order", "random", "always the same"])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_teacher_at_chance_is_refused(kind, skewed):
+    generator = torch.Generator().manual_seed(0)
+    truth = balanced(1000)
+    if skewed:  # nine in ten are of one class, so that answering it always is right nine times in ten
+        truth = torch.where(torch.rand(1000, generator=generator) < 0.9, 0, truth)
+    answers = {
+        "another order": (truth + 3) % 10,
+        "random": truth[torch.randperm(1000, generator=generator)],
+        "always the same": torch.zeros(1000, dtype=torch.long),
+    }[kind]
+    with pytest.raises(InputError, match="chance would be about.*another order.*--allow_weak_teacher true"):
+        check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=False)
+    assert check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=True) <= 1
+
+
+def test_too_few_images_tell_nothing():
+    truth = balanced(20)
+    assert check_teacher(Answers((truth + 3) % 10), images(truth.tolist()), 64, allow_weak=False) == 0.0
 
 
 def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
@@ -122,7 +261,8 @@ def test_the_input_size_is_read_from_any_processor(tmp_path, processor, side):
 def test_equal_views_leave_the_pixels_as_they_are():
     seen = {}
     model = torch.nn.Module()
-    model.forward = lambda pixel_values: seen.update(pixels=pixel_values) or type("Output", (), {"logits": None})
+    output = type("Output", (), {"logits": torch.zeros(1, 2)})
+    model.forward = lambda pixel_values: seen.update(pixels=pixel_values) or output
     pixel_values = torch.randn(1, 3, 32, 32)
     Teacher(model, InputView(32), InputView(32))(pixel_values)
     assert seen["pixels"] is pixel_values
@@ -247,6 +387,6 @@ def test_a_folder_that_is_no_teacher_of_ours_is_left_alone(tmp_path, digits):
 
 def test_names_that_a_dataset_had_to_make_unique_match(tmp_path):
     save_resnet(tmp_path, ["crane", "owl", "crane"])
-    assert describe_teacher(["crane", "owl", "crane2"], name_or_path=str(tmp_path)).num_labels == 3
-    with pytest.raises(InputError, match="class 1 is 'owl' there and 'eagle' here"):
+    assert load_teacher(str(tmp_path), ["crane", "owl", "crane2"], 32).classes is None  # the same, in the same order
+    with pytest.raises(InputError, match="eagle"):
         describe_teacher(["crane", "eagle", "crane2"], name_or_path=str(tmp_path))

@@ -11,7 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    pipeline,
+)
 
 import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
@@ -144,7 +150,13 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import json, torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    pipeline,
+)
 folder, image = sys.argv[1:]
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
@@ -324,8 +336,7 @@ def test_one_class_only_is_refused(photos, tmp_path):
 def test_a_teacher_of_other_classes_is_refused(run, tmp_path):
     with pytest.raises(InputError) as caught:
         one_run("unused", tmp_path / "out", run[0] / "teacher", train_dir=make_other_classes(tmp_path))
-    assert "3 classes (blue, green, red)" in str(caught.value)
-    assert "2 (day, night)" in str(caught.value)
+    assert "the teacher's 3: 'day', 'night'" in str(caught.value)
 
 
 def make_other_classes(folder):
@@ -350,3 +361,156 @@ def test_the_digits_recipe_trains_for_a_few_steps(tmp_path):
     changes += ["--report_to", "none", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "no"]
     train_deit.main([str(ROOT / "examples" / "recipes" / "digits.yaml"), *changes])
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_top5_accuracy"] > 0
+
+
+# --- stored teachers --------------------------------------------------------------------------------------------------
+
+
+def from_store(photos, output, store, **changes):
+    """Train with stored answers; the results and the student's bytes."""
+    given = {"validation_fraction": 0.25, "train_dir": photos, "output_dir": output, "teacher_store": store}
+    words = arguments(**{**given, **changes})
+    train_deit.main(words)
+    return json.loads((output / "all_results.json").read_text()), (output / "model.safetensors").read_bytes()
+
+
+def without_teacher():
+    """What names no teacher in the command line."""
+    return {key: value for key, value in RECIPE.items() if "teacher" not in key}
+
+
+@pytest.fixture(scope="module")
+def stored(run, photos, tmp_path_factory):
+    """A store that a run with the teacher of `run` has filled, and what came of that run."""
+    folder = tmp_path_factory.mktemp("stored")
+    given = {"train_teacher": "false", "teacher_config_name": "", "teacher_config_overrides": "{}"}
+    words = {**given, "teacher_name_or_path": run[0] / "teacher"}
+    return folder / "answers", words, from_store(photos, folder / "out", folder / "answers", **words)
+
+
+def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
+    answers, _, (results, weights) = stored
+    assert weights == (run[0] / "model.safetensors").read_bytes()
+    assert results["teacher_views_asked"] == run[1]["teacher_views_asked"] == 8 * 32
+    assert sorted(path.name for path in answers.glob("epoch-*")) == [f"epoch-0000{epoch}.bin" for epoch in range(8)]
+    assert {path.stat().st_size for path in answers.glob("epoch-*")} == {2 * 36}
+
+
+def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch):
+    answers, words, (before, weights) = stored
+    monkeypatch.setattr("modeling_deit_distill.labelling.load_teacher", None)
+    results, again = from_store(photos, tmp_path / "named", answers, **words)
+    assert again == weights
+    monkeypatch.setattr(sys.modules[__name__], "RECIPE", without_teacher())
+    unnamed, and_again = from_store(photos, tmp_path / "unnamed", answers)
+    assert and_again == weights
+    for found in (results, unnamed):
+        assert found["teacher_views_asked"] == 0
+        for key in ("teacher_accuracy", "eval_teacher_agreement", "eval_accuracy"):
+            assert found[key] == before[key] == run[1][key]
+
+
+def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tmp_path):
+    _, weights = from_store(photos, tmp_path / "first", tmp_path / "answers")
+    results, again = from_store(photos, tmp_path / "second", tmp_path / "answers", seed=1, data_seed=42)
+    assert again != weights  # another student
+    assert results["teacher_views_asked"] == 0 and not (tmp_path / "second" / "teacher").exists()
+    with pytest.raises(InputError, match="teacher_training"):
+        from_store(photos, tmp_path / "third", tmp_path / "answers", teacher_num_train_epochs=2)
+
+
+def test_holes_are_asked_again(stored, photos, tmp_path):
+    answers, words, (_, weights) = stored
+    shutil.copytree(answers, tmp_path / "answers")
+    (tmp_path / "answers" / "epoch-00003.bin").unlink()
+    path = tmp_path / "answers" / "epoch-00005.bin"
+    path.write_bytes(path.read_bytes()[:20] + bytes(4) + path.read_bytes()[24:])  # positions 10 and 11
+    results, again = from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+    assert again == weights
+    assert results["teacher_views_asked"] == 32 + 8
+    for name in ("epoch-00003.bin", "epoch-00005.bin"):
+        assert (tmp_path / "answers" / name).read_bytes() == (answers / name).read_bytes()
+
+
+def test_a_store_that_lacks_views_asks_for_the_teacher(stored, photos, tmp_path, monkeypatch):
+    answers, _, _ = stored
+    monkeypatch.setattr(sys.modules[__name__], "RECIPE", without_teacher())
+    with pytest.raises(InputError, match="has not all the views of this run.*--teacher_name_or_path"):
+        from_store(photos, tmp_path / "longer", answers, num_train_epochs=9)
+
+
+def test_a_damaged_store_is_refused(stored, photos, tmp_path):
+    answers, words, _ = stored
+    shutil.copytree(answers, tmp_path / "answers")
+    path = tmp_path / "answers" / "epoch-00002.bin"
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(InputError, match="epoch-00002.bin has 30 bytes.*72"):
+        from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+
+
+def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
+    _, words, _ = stored
+    soft = {**words, "distillation_type": "soft", "num_train_epochs": 3, "teacher_store_top_k": 3}
+    written, weights = from_store(photos, tmp_path / "first", tmp_path / "answers", **soft)
+    read, again = from_store(photos, tmp_path / "second", tmp_path / "answers", **soft)
+    assert again == weights
+    assert (written["teacher_views_asked"], read["teacher_views_asked"]) == (96, 0)
+    assert {path.stat().st_size for path in (tmp_path / "answers").glob("epoch-*")} == {36 * (4 * 3 + 4)}
+    # Live, without a store: the same but for the rounding of logits to half precision.
+    train_deit.main(arguments(validation_fraction=0.25, train_dir=photos, output_dir=tmp_path / "live", **soft))
+    live = json.loads((tmp_path / "live" / "all_results.json").read_text())
+    assert live["train_loss"] == pytest.approx(written["train_loss"], rel=1e-3)
+
+
+def test_a_teacher_at_chance_is_refused_before_training(tmp_path):
+    names = {str(digit): digit for digit in range(10)}
+    config = ResNetConfig(
+        **json.loads(RECIPE["teacher_config_overrides"]), label2id=names, id2label={v: k for k, v in names.items()}
+    )
+    torch.manual_seed(0)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "teacher")
+    words = {"dataset_name": "digits", "teacher_name_or_path": tmp_path / "teacher", "output_dir": tmp_path / "out"}
+    recipe = {**without_teacher(), **words}
+    with pytest.raises(InputError, match="chance would be about.*--allow_weak_teacher true"):
+        train_deit.main([word for key, value in recipe.items() for word in (f"--{key}", str(value))])
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def script(photos, output, store, words, *launcher, **changes):
+    """The command of a run with a store, as a process of its own."""
+    given = {"validation_fraction": 0.25, "train_dir": photos, "output_dir": output, "teacher_store": store, **words}
+    command = [sys.executable, *launcher, str(ROOT / "train_deit.py"), *arguments(**given, **changes)]
+    return command, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_a_killed_writer_loses_and_corrupts_nothing(stored, photos, tmp_path):
+    answers, words, (_, weights) = stored
+    command, environment = script(photos, tmp_path / "killed", tmp_path / "answers", words)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "answers" / "epoch-00001.bin").exists():
+        pass
+    process.kill()
+    assert process.wait() == -9
+    for path in sorted((tmp_path / "answers").glob("epoch-*")):
+        found, whole = (np.frombuffer((folder / path.name).read_bytes(), "<i2") for folder in (path.parent, answers))
+        assert set(found[found != whole]) <= {0}
+    results, again = from_store(photos, tmp_path / "again", tmp_path / "answers", **words)
+    assert again == weights
+    assert 0 < results["teacher_views_asked"] < 8 * 32
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_reads(stored, photos, tmp_path):
+    answers, words, (_, weights) = stored
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command, environment = script(
+        photos, tmp_path / "two", tmp_path / "answers", words, *launcher, per_device_train_batch_size=4
+    )
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    for path in answers.glob("epoch-*"):
+        assert (tmp_path / "answers" / path.name).read_bytes() == path.read_bytes()
+    written = json.loads((tmp_path / "two" / "all_results.json").read_text())
+    assert written["teacher_views_asked"] == 8 * 32
+    results, again = from_store(photos, tmp_path / "one", tmp_path / "answers", **words)
+    assert again == weights and results["teacher_views_asked"] == 0

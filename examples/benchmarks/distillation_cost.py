@@ -1,0 +1,162 @@
+"""What distillation costs: a training step without a teacher, with a live one, and with its stored answers.
+
+    python examples/benchmarks/distillation_cost.py [--json FILE]
+
+One student, one batch of views, one optimiser; the kinds of step alternate in one process, figures are medians:
+
+    none         labels alone, a student of one head
+    stored       hard distillation, the answers read from a store on the disk
+    live_fp32    hard distillation, the teacher asked in each step in fp32, as public code does
+    live_bf16    the same through our `Teacher` in bf16, channels last, compiled on a GPU
+
+A step is forward, loss, backward and AdamW on views that are augmented already: what is measured is the teacher. Its
+weights are random, which costs the same. Default: DeiT-Ti and RegNetY-16GF (83.6 M parameters, 16 GFLOPs an image).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageClassification, TimmWrapperConfig
+
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+from modeling_deit_distill.teacher import InputView, Teacher
+from modeling_deit_distill.teacher_store import create_store, decode_labels
+
+NUM_CLASSES = 1000
+
+
+def main():
+    options = parse_options()
+    torch.manual_seed(0)
+    batch = make_batch(options)
+    with tempfile.TemporaryDirectory() as folder:
+        store = filled_store(folder, options.batch_size)
+        steps = {
+            "none": make_step(options, batch, None),
+            "stored": make_step(options, batch, lambda views: read_labels(store, views)),
+        }
+        for name, teacher in (("live_fp32", make_classifier(options)), ("live_bf16", make_teacher(options))):
+            steps[name] = make_step(options, batch, lambda views, teacher=teacher: ask(teacher, views))
+        seconds = alternate(steps, options)
+    for name, value in seconds.items():
+        print(f"{name:12} {1000 * value:9.1f} ms a step of {options.batch_size}, {value / seconds['none']:6.2f} x none")
+    fastest = min(seconds["live_fp32"], seconds["live_bf16"])
+    ratios = {
+        "stored_over_none": seconds["stored"] / seconds["none"],
+        "stored_over_live": seconds["stored"] / seconds["live_fp32"],
+        "stored_over_fastest_live": seconds["stored"] / fastest,
+    }
+    print(json.dumps({name: round(ratio, 4) for name, ratio in ratios.items()}))
+    if options.json:
+        figures = {"seconds": seconds, "ratios": ratios, "options": vars(options)}
+        Path(options.json).write_text(json.dumps(figures, indent=2))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--student", choices=["tiny", "small", "base"], default="tiny", help="size of the student")
+    parser.add_argument("--teacher", default="regnety_160", help="architecture of the teacher, by timm's name")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each kind, alternating")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="the student's steps in bf16 autocast")
+    parser.add_argument("--json", help="write the figures here")
+    return parser.parse_args()
+
+
+def make_batch(options) -> dict:
+    """Views as they are after augmentation, and where they stand in the store."""
+    return {
+        "pixel_values": torch.randn(options.batch_size, 3, options.image_size, options.image_size).to(options.device),
+        "labels": torch.rand(options.batch_size, NUM_CLASSES).softmax(-1).to(options.device),  # as mixing makes them
+        "position": np.arange(options.batch_size),
+    }
+
+
+def filled_store(folder: str, num_views: int):
+    """A store with an answer for every view."""
+    fingerprint = {"num_classes": NUM_CLASSES, "num_views": num_views, "distillation_type": "hard"}
+    store = create_store(Path(folder, "store"), fingerprint, {})
+    store.write(0, np.arange(num_views), np.ones(num_views, store.dtype))
+    return store
+
+
+def make_classifier(options) -> torch.nn.Module:
+    """The teacher as it is loaded."""
+    config = TimmWrapperConfig(architecture=options.teacher, num_labels=NUM_CLASSES)
+    return AutoModelForImageClassification.from_config(config).to(options.device).requires_grad_(False).eval()
+
+
+def make_teacher(options) -> Teacher:
+    """The teacher as `train_deit.py` asks it with `--teacher_precision bf16`."""
+    view, on_gpu = InputView(options.image_size), options.device.startswith("cuda")
+    return Teacher(make_classifier(options), view, view, precision="bf16", compile=on_gpu).to(options.device)
+
+
+@torch.no_grad()
+def ask(teacher: torch.nn.Module, batch: dict) -> torch.Tensor:
+    answer = teacher(batch["pixel_values"])
+    return getattr(answer, "logits", answer).argmax(dim=-1)
+
+
+def read_labels(store, batch: dict) -> torch.Tensor:
+    entries, known = store.read(0, batch["position"])
+    assert known.all()
+    return decode_labels(entries, batch["pixel_values"].device)
+
+
+def make_step(options, batch: dict, teacher_labels):
+    """A training step; `teacher_labels` gives the second term's labels, None leaves it out."""
+    config = DeiTDistillConfig.from_size(
+        options.student,
+        num_labels=NUM_CLASSES,
+        image_size=options.image_size,
+        use_distillation_token=teacher_labels is not None,
+    )
+    model = DeiTDistillForImageClassification(config).to(options.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    device_type = torch.device(options.device).type
+
+    def step():
+        decided = None if teacher_labels is None else teacher_labels(batch)
+        with torch.autocast(device_type, torch.bfloat16, enabled=options.bf16):
+            outputs = model(batch["pixel_values"])
+            loss = label_loss(outputs.cls_logits, batch["labels"], 0.1)
+            if decided is not None:
+                loss = 0.5 * loss + 0.5 * hard_distillation_loss(outputs.distillation_logits, decided)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def alternate(steps: dict, options) -> dict[str, float]:
+    """Seconds of each kind of step, the median over rounds; the first two rounds warm up."""
+    seconds = {name: [] for name in steps}
+    for round_number in range(options.rounds + 2):
+        for name, step in steps.items():
+            synchronize(options.device)
+            start = time.perf_counter()
+            step()
+            synchronize(options.device)
+            if round_number > 1:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def synchronize(device: str):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

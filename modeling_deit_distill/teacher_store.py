@@ -1,0 +1,392 @@
+"""What a teacher said about each view, kept on disk: asked once, read by every later run.
+
+The answer about a view is a pure function of the view, and a view is (image, epoch, position) under one seed and one
+set of augmentations. So a store is a folder with
+
+- `store.json`: what the answers are about. Whoever reads them must agree with every field of it.
+- `epoch-00000.bin`, ...: one entry for each position of an epoch, all of one size, addressed by position.
+- `validation.json`: the teacher's answers about the validation images, and its accuracy.
+
+A file of entries is made at its full size, empty; a hole reads as zeros, which no answer is, so it is a view that
+nobody asked about yet. Entries are written in one piece, front to back, with what tells them from a hole at their
+end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import InputError, LocalInputError
+from .views import AugmentationSettings
+
+FORMAT = 1
+DESCRIPTION, VALIDATION = "store.json", "validation.json"
+MAX_INT16 = 32_767
+DEFAULT_TOP_K = 10
+# What to do about a field in which a run and a store differ, where there is more to say than to choose another store.
+REMEDIES = {
+    "format": "update the library, or fill a store with this one",
+    "num_views": "the data are smaller than a batch: give the run the store's batch size",
+    "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",
+    "distillation_type": "pass --distillation_type {theirs}",
+    "k": "pass --teacher_store_top_k {theirs}",
+    "temperature": "pass --distillation_temperature {theirs}",
+    "teacher_precision": "pass --teacher_precision {theirs}",
+    "teacher_image_size": "pass --teacher_image_size {theirs}",
+    "repeated_augmentation": "pass --repeated_augmentation {theirs}",
+    "image_size": "pass --image_size {theirs}",
+    "crop_scale": "give --random_crop_scale the store's range",
+    "flip_prob": "pass --horizontal_flip_prob {theirs}",
+    "rand_augment_magnitude": "pass --rand_augment_magnitude {theirs}",
+    "erasing_prob": "pass --random_erasing_prob {theirs}",
+    "mixup_alpha": "pass --mixup_alpha {theirs}",
+    "cutmix_alpha": "pass --cutmix_alpha {theirs}",
+    "teacher_weights": "name the teacher that the store was made with",
+    "label_map": "give the --teacher_label_map that the store was made with",
+    "dataset": "give the data that the store was made with",
+    "augmentation_version": "the store was made by another version of this library: fill a new one",
+}
+
+
+class TeacherStore:
+    """The stored answers of one teacher about the views of one dataset.
+
+    Args:
+        directory: of a store that exists, see [`create_store`].
+
+    Raises:
+        InputError: no store, or one of a later format.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        path = self.directory / DESCRIPTION
+        try:
+            description = json.loads(path.read_text())
+            self.fingerprint, self.about = dict(description["fingerprint"]), dict(description["about"])
+            self.check({"format": FORMAT})
+            self.dtype = entry_dtype(self.fingerprint)
+            self.num_views = int(self.fingerprint["num_views"])
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"teacher_store {str(directory)!r} is no store: it has no {DESCRIPTION}") from None
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} cannot be read ({reason}); fetch it anew, or fill another store") from error
+        self._open_epoch: tuple[int, np.ndarray] | None = None
+
+    def check(self, wanted: Mapping[str, object]):
+        """Refuse to be read by a run to which the answers do not apply.
+
+        Raises:
+            InputError: the first field that differs, both values and the remedy.
+        """
+        for field, ours in wanted.items():
+            theirs = self.fingerprint.get(field)
+            if theirs != json.loads(json.dumps(ours)):  # tuples as JSON keeps them
+                remedy = REMEDIES.get(field, "give the run the store's value").format(theirs=theirs)
+                raise InputError(
+                    f"teacher_store {str(self.directory)!r} holds answers for {field} {_short(theirs)}, this run has "
+                    f"{_short(ours)}; {remedy}, or choose another --teacher_store"
+                )
+
+    def read(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Entries (views,) at the positions of an epoch, and which of them are known, (views,) bool."""
+        self._check_positions(positions)
+        entries = self._entries(epoch)
+        if entries is None:
+            return np.zeros(len(positions), self.dtype), np.zeros(len(positions), bool)
+        found = entries[positions]
+        return found, is_known(found)
+
+    def write(self, epoch: int, positions: np.ndarray, entries: np.ndarray):
+        """Keep the entries (views,) of an epoch's positions; at once, in the operating system's hands.
+
+        Raises:
+            LocalInputError: the disk is full or refuses; what the store holds is intact.
+        """
+        self._check_positions(positions)
+        path = self.path(epoch)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                if os.fstat(file).st_size == 0:
+                    os.ftruncate(file, self.num_views * self.dtype.itemsize)
+                self._check_size(path)
+                order = np.argsort(positions, kind="stable")
+                for run in np.split(order, np.flatnonzero(np.diff(positions[order]) != 1) + 1):
+                    if len(run):
+                        _write_at(file, int(positions[run[0]]) * self.dtype.itemsize, entries[run].tobytes())
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise LocalInputError(f"{path} cannot be written ({error}); what it holds is intact") from error
+
+    def encode(self, logits: torch.Tensor) -> np.ndarray:
+        """A teacher's logits (views, classes) as entries (views,) of this store.
+
+        Raises:
+            LocalInputError: logits that are no numbers.
+        """
+        if not logits.isfinite().all():
+            raise LocalInputError(
+                "the teacher answers with NaN or infinity, which is not stored; give --teacher_precision bf16 or fp32"
+            )
+        if self.fingerprint["distillation_type"] == "hard":
+            return encode_labels(logits, self.dtype)
+        return encode_top_k(logits, self.dtype, self.fingerprint["temperature"])
+
+    def count(self, epoch: int, num_views: int | None = None) -> int:
+        """How many of the epoch's first `num_views` positions (all by default) are known."""
+        entries = self._entries(epoch)
+        return 0 if entries is None else int(np.count_nonzero(is_known(entries[:num_views])))
+
+    def holds(self, views_by_epoch: Mapping[int, int]) -> bool:
+        """Whether all views of a run are known: for each epoch its first so many positions."""
+        return all(self.count(epoch, num_views) == num_views for epoch, num_views in views_by_epoch.items())
+
+    def epochs(self) -> list[int]:
+        """The epochs of which something is known."""
+        numbers = (path.stem.removeprefix("epoch-") for path in self.directory.glob("epoch-*.bin"))
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def path(self, epoch: int) -> Path:
+        """The file of an epoch's entries."""
+        return self.directory / f"epoch-{epoch:05d}.bin"
+
+    def read_validation(self, view: str) -> dict | None:
+        """The teacher's `accuracy`, its `answers` and the true `labels` (class indices) of the validation images.
+
+        None where they are not known in that view.
+        """
+        try:
+            kept = json.loads((self.directory / VALIDATION).read_text())
+            answered = kept["view"] == view and len(kept["answers"]) == len(kept["labels"]) and kept["accuracy"] >= 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return kept if answered else None
+
+    def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
+        """Keep what the teacher said about the validation images, shown as `view` says."""
+        kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
+        _write_whole(self.directory / VALIDATION, json.dumps(kept))
+
+    def _entries(self, epoch: int) -> np.ndarray | None:
+        """The mapped entries of an epoch, None where nothing is known."""
+        if self._open_epoch is None or self._open_epoch[0] != epoch:
+            path = self.path(epoch)
+            if not path.exists() or path.stat().st_size == 0:  # being made at this moment
+                return None
+            self._check_size(path)
+            self._open_epoch = (epoch, np.memmap(path, self.dtype, mode="r"))
+        return self._open_epoch[1]
+
+    def _check_size(self, path: Path):
+        size, expected = path.stat().st_size, self.num_views * self.dtype.itemsize
+        if size != expected:
+            raise InputError(
+                f"{path} has {size:,} bytes where {self.num_views:,} views take {expected:,}: it was damaged; delete "
+                "it (the teacher is asked again), or fetch it anew"
+            )
+
+    def _check_positions(self, positions: np.ndarray):
+        if len(positions) and positions.max() >= self.num_views:
+            raise InputError(
+                f"teacher_store {str(self.directory)!r} has room for {self.num_views:,} views of an epoch, this run "
+                f"asks for position {positions.max():,}; choose another --teacher_store, or a smaller batch"
+            )
+
+
+def is_store(directory: str | os.PathLike | None) -> bool:
+    """Whether there is a store to be read."""
+    return directory is not None and Path(directory, DESCRIPTION).exists()
+
+
+def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object], about: Mapping[str, object]):
+    """Make an empty store, or find the same one made by another process at the same moment.
+
+    Args:
+        directory: a new or empty folder.
+        fingerprint: what the answers depend on; see [`fingerprint_of`]. For soft distillation without a k it is 10.
+        about: what a reader may want to know besides (names, sources); never compared.
+
+    Raises:
+        InputError: the folder holds something else, or another store.
+    """
+    directory, fingerprint = Path(directory), dict(fingerprint)
+    if fingerprint["distillation_type"] == "soft":
+        fingerprint.setdefault("k", min(DEFAULT_TOP_K, fingerprint["num_classes"]))
+    if not (directory / DESCRIPTION).exists():
+        _make_folder(directory)
+        created = datetime.date.today().isoformat()
+        description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
+        _write_whole(directory / DESCRIPTION, json.dumps(description, indent=2), replace=False)
+    store = TeacherStore(directory)
+    store.check(fingerprint)
+    return store
+
+
+def fingerprint_of(
+    settings: AugmentationSettings,
+    *,
+    augmentation_version: int,
+    dataset: str,
+    num_images: int,
+    num_classes: int,
+    num_views: int,
+    data_seed: int,
+    repeated_augmentation: int,
+    distillation_type: str,
+    k: int | None,
+    temperature: float | None,
+) -> dict[str, object]:
+    """What the answers about the views of a run depend on, besides the teacher (see `teacher.teacher_fingerprint`).
+
+    Args:
+        settings: what is drawn for each view.
+        augmentation_version: of the code that applies it.
+        dataset, num_images, num_classes: the training data, its hash and size.
+        num_views: positions of an epoch that a store has room for.
+        data_seed, repeated_augmentation: which image a position shows, and every draw.
+        distillation_type: "hard" keeps decisions, "soft" the k highest logits at the temperature.
+        k, temperature: for soft; None leaves the store's.
+    """
+    fingerprint = {
+        "dataset": dataset,
+        "num_images": num_images,
+        "num_classes": num_classes,
+        "num_views": num_views,
+        "data_seed": data_seed,
+        "repeated_augmentation": repeated_augmentation,
+        **dataclasses.asdict(settings),
+        "augmentation_version": augmentation_version,
+        "distillation_type": distillation_type,
+    }
+    if distillation_type == "soft":
+        fingerprint["temperature"] = temperature
+        if k is not None:
+            fingerprint["k"] = min(k, num_classes)
+    return fingerprint
+
+
+def entry_dtype(fingerprint: Mapping[str, object]) -> np.dtype:
+    """The layout of one entry: a label, or the k highest logits and the log-sum-exp of all of them.
+
+    A label takes two bytes, top-k 4k + 4 (above 32,767 classes four, or 6k + 4 and two more for an odd k). Classes
+    are counted from one, so that zeros are no answer; what is written last, the label or the k-th class, tells an
+    entry from a hole.
+    """
+    integer = "<i2" if fingerprint["num_classes"] <= MAX_INT16 else "<i4"
+    if fingerprint["distillation_type"] == "hard":
+        return np.dtype(integer)
+    k = (fingerprint["k"],)
+    # So that no page of memory ends within the class that tells an entry from a hole.
+    padding = [("padding", "<i2")] if integer == "<i4" and fingerprint["k"] % 2 else []
+    return np.dtype([("log_sum_exp", "<f4"), ("logits", "<f2", k), *padding, ("classes", integer, k)])
+
+
+def is_known(entries: np.ndarray) -> np.ndarray:
+    """Which entries are answers and not holes, bool of the same shape."""
+    return (entries if entries.dtype.names is None else entries["classes"][..., -1]) != 0
+
+
+def encode_labels(logits: torch.Tensor, dtype: np.dtype) -> np.ndarray:
+    """The teacher's decisions about logits (views, classes), as entries (views,)."""
+    return (logits.argmax(dim=-1) + 1).cpu().numpy().astype(dtype)
+
+
+def decode_labels(entries: np.ndarray, device) -> torch.Tensor:
+    """Class indices (views,) on the device."""
+    return torch.from_numpy(entries.astype(np.int64) - 1).to(device, non_blocking=True)
+
+
+def encode_top_k(logits: torch.Tensor, dtype: np.dtype, temperature: float) -> np.ndarray:
+    """The k highest of logits (views, classes) and what is needed to place the rest, as entries (views,).
+
+    The log-sum-exp is that of all logits / τ. Logits are kept in half precision; it is computed from the kept values,
+    so that the k highest never have more than the whole mass.
+    """
+    k = dtype["classes"].shape[0]
+    highest, classes = logits.float().topk(k, dim=-1)
+    kept = highest.half()
+    logits = logits.float().scatter(-1, classes, kept.float())
+    entries = np.zeros(len(logits), dtype)
+    entries["log_sum_exp"] = torch.logsumexp(logits / temperature, dim=-1).cpu().numpy()
+    entries["logits"] = kept.cpu().numpy()
+    entries["classes"] = (classes + 1).cpu().numpy()
+    return entries
+
+
+def decode_top_k(entries: np.ndarray, num_classes: int, temperature: float, device) -> torch.Tensor:
+    """Logits (views, classes) whose distribution at that temperature has the teacher's k highest probabilities.
+
+    The mass that these leave is spread evenly over the other classes.
+
+    Args:
+        entries: (views,), encoded at the same temperature.
+        num_classes: of the dataset.
+        temperature: τ.
+    """
+    log_sum_exp, highest, classes = (
+        torch.from_numpy(np.ascontiguousarray(entries[name])).to(device, non_blocking=True)
+        for name in ("log_sum_exp", "logits", "classes")
+    )
+    highest, classes = highest.float(), classes.long() - 1
+    rest = num_classes - classes.shape[-1]
+    if rest == 0:
+        return torch.empty(len(classes), num_classes, device=device).scatter_(-1, classes, highest)
+    share = torch.exp(highest / temperature - log_sum_exp[:, None]).sum(dim=-1)
+    left = torch.log((1 - share).clamp(min=torch.finfo(torch.float32).tiny)) - math.log(rest)
+    elsewhere = temperature * (log_sum_exp + left)
+    return elsewhere[:, None].repeat(1, num_classes).scatter_(-1, classes, highest)
+
+
+def _write_at(file: int, offset: int, content: bytes):
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def _make_folder(directory: Path):
+    """Make the folder of a new store; one that exists must be empty."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        others = [path for path in directory.iterdir() if path.suffix != ".partial"]
+    except OSError as error:
+        raise InputError(f"teacher_store {str(directory)!r} cannot be made ({error}); choose another folder") from error
+    if others and not (directory / DESCRIPTION).exists():  # another process may have made the store meanwhile
+        raise InputError(
+            f"teacher_store {str(directory)!r} exists and is no store; choose a new folder, so that nothing of "
+            "yours is mixed with it"
+        )
+
+
+def _write_whole(path: Path, text: str, replace: bool = True):
+    """Written beside and renamed: complete or not there. With `replace=False` the first of several writers wins."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(text + "\n")
+        if not replace:
+            with contextlib.suppress(OSError):  # there already, or a file system without links
+                os.link(partial, path)
+        if replace or not path.exists():
+            partial.replace(path)
+    except OSError as error:
+        raise LocalInputError(f"{path} cannot be written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else f"{text[:70]}..."
