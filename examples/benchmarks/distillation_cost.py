@@ -140,13 +140,17 @@ def make_step(options, batch: dict, teacher_labels):
 
 
 def alternate(steps: dict, options) -> dict[str, float]:
-    """Seconds of each kind of step, the median over rounds; the first two rounds warm up."""
+    """Seconds of each kind of step, the median over rounds; the first two rounds warm up.
+
+    Each round begins with another kind, so that none always follows the same one.
+    """
     seconds = {name: [] for name in steps}
     for round_number in range(options.rounds + 2):
-        for name, step in steps.items():
+        begin = round_number % len(steps)
+        for name in [*steps][begin:] + [*steps][:begin]:
             synchronize(options.device)
             start = time.perf_counter()
-            step()
+            steps[name]()
             synchronize(options.device)
             if round_number > 1:
                 seconds[name].append(time.perf_counter() - start)
