@@ -32,7 +32,13 @@ from modeling_deit_distill.data import (
     load_image_data,
 )
 from modeling_deit_distill.errors import LocalInputError
-from modeling_deit_distill.labelling import find_store, planned_views, prepare_teacher, teacher_description
+from modeling_deit_distill.labelling import (
+    find_store,
+    planned_views,
+    prepare_teacher,
+    store_for,
+    teacher_description,
+)
 from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
 from modeling_deit_distill.report import results_table, summary
 from modeling_deit_distill.teacher import check_teacher
@@ -75,8 +81,9 @@ def main(arguments: list[str]):
     # Teacher, or what it said before
     teacher = None
     if args.distillation_type != "none" and not (store and store.holds(planned_views(args, views))):
-        teacher, store = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
+        teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
         try_teacher(model_args, args, teacher, held_out)
+        store = store_for(data_args, args, data, views, teacher, store)
 
     # Distil
     trainer = DistillationTrainer(

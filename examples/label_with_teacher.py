@@ -32,6 +32,7 @@ from modeling_deit_distill.labelling import (
     planned_views,
     prepare_teacher,
     sampler_of,
+    store_for,
     teacher_description,
 )
 from modeling_deit_distill.teacher import check_teacher
@@ -55,16 +56,17 @@ def main(arguments: list[str]):
     views = ViewDataset(data.train, settings, args.seed if args.data_seed is None else args.data_seed)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
-    teacher, store = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
-    try_teacher(model_args, data_args, args, data, teacher, store)
+    teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
+    processor = evaluation_processor(settings.image_size, data_args.crop_pct)
+    held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
+    check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
+    store = store_for(data_args, args, data, views, teacher, store)
+    keep_validation(args, store, teacher, held_out, evaluation_view(processor))
     label(args, store, teacher, views, range(len(planned_views(args, views))) if epochs is None else epochs)
 
 
-def try_teacher(model_args, data_args, args, data, teacher, store):
-    """Refuse a teacher that is no better than chance; keep what it says about the held-out images."""
-    processor = evaluation_processor(store.fingerprint["image_size"], data_args.crop_pct)
-    held_out, view = EvaluationDataset(data.validation, evaluation_transform(processor)), evaluation_view(processor)
-    check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
+def keep_validation(args, store, teacher, held_out: EvaluationDataset, view: str):
+    """Keep what the teacher says about the held-out images, so that students are compared with it."""
     if args.process_index == 0 and store.read_validation(view) is None:
         accuracy = ask_about_validation(store, teacher, held_out, view, args.per_device_eval_batch_size)
         print(f"the teacher is right about {accuracy:.1%} of {len(held_out):,} held-out images", flush=True)

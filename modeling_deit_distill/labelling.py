@@ -75,8 +75,10 @@ def teacher_schedule(model_args: ModelArguments, views: ViewDataset) -> dict:
     }
 
 
-def prepare_teacher(model_args, data_args, args, data: ImageData, teacher_config, views, store: TeacherStore | None):
-    """The frozen teacher, trained first where the user asked for it, and the store for its answers, if any."""
+def prepare_teacher(
+    model_args, data_args, args, data: ImageData, teacher_config, views, store: TeacherStore | None
+) -> Teacher:
+    """The frozen teacher, trained first where the user asked for it."""
     if teacher_config is None:
         raise InputError(
             f"teacher_store {args.teacher_store!r} has not all the views of this run, and there is no teacher to ask "
@@ -93,7 +95,7 @@ def prepare_teacher(model_args, data_args, args, data: ImageData, teacher_config
             trust_remote_code=model_args.trust_remote_code,
             **teacher_schedule(model_args, views),
         )
-    teacher = load_teacher(
+    return load_teacher(
         str(name_or_path),
         data.class_names,
         views.settings.image_size,
@@ -102,15 +104,19 @@ def prepare_teacher(model_args, data_args, args, data: ImageData, teacher_config
         compile=model_args.teacher_compile,
         **teacher_numerics(model_args, args, store),
     ).to(args.device)
-    if args.teacher_store:
-        described = describe_loaded(str(name_or_path), teacher)
-        if store is None:
-            wanted = wanted_of_views(args, data, views) | described
-            wanted["teacher_training"] = _training_record(str(name_or_path))
-            about = {"teacher": str(name_or_path), "data": asdict(data_args)}
-            store = create_store(args.teacher_store, wanted, about)
-        store.check(described)
-    return teacher, store
+
+
+def store_for(data_args, args, data: ImageData, views, teacher: Teacher, store: TeacherStore | None):
+    """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""
+    if args.teacher_store is None:
+        return None
+    described, name_or_path = describe_loaded(teacher), teacher.model.name_or_path
+    if store is None:
+        wanted = wanted_of_views(args, data, views) | described
+        wanted["teacher_training"] = _training_record(name_or_path)
+        store = create_store(args.teacher_store, wanted, {"teacher": name_or_path, "data": asdict(data_args)})
+    store.check(described)
+    return store
 
 
 def teacher_numerics(model_args: ModelArguments, args: DistillationTrainingArguments, store: TeacherStore | None):
@@ -162,10 +168,10 @@ def wanted_of_teacher(
     }
 
 
-def describe_loaded(name_or_path: str, teacher: Teacher) -> dict[str, object]:
+def describe_loaded(teacher: Teacher) -> dict[str, object]:
     """What a store must agree to about a loaded teacher."""
     return {
-        "teacher_weights": weights_checksum(name_or_path),
+        "teacher_weights": weights_checksum(teacher.model.name_or_path),
         "teacher_image_size": teacher.view.image_size,
         "teacher_precision": teacher.precision,
         "label_map": None if teacher.classes is None else teacher.classes.tolist(),

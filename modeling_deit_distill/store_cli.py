@@ -114,7 +114,7 @@ def check_answers(options: argparse.Namespace) -> int:
         image_size=store.fingerprint["teacher_image_size"],
         precision=store.fingerprint["teacher_precision"],
     )
-    store.check(describe_loaded(name_or_path, teacher))
+    store.check(describe_loaded(teacher))
     try:
         teacher.to(options.device)
     except (AssertionError, RuntimeError) as error:

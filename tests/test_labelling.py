@@ -30,6 +30,7 @@ from modeling_deit_distill.labelling import (
     planned_views,
     prepare_teacher,
     sampler_of,
+    store_for,
     teacher_description,
     verify,
 )
@@ -102,7 +103,8 @@ class Run:
 
     def prepare(self) -> tuple[Teacher, TeacherStore]:
         config, store = self.describe(), self.find()
-        return prepare_teacher(self.model_args, self.data_args, self.args, self.data, config, self.views, store)
+        teacher = prepare_teacher(self.model_args, self.data_args, self.args, self.data, config, self.views, store)
+        return teacher, store_for(self.data_args, self.args, self.data, self.views, teacher, store)
 
     def fill(self, store, teacher, epochs=(0,), batch_size=8, **share) -> list[tuple[int, int]]:
         return list(fill(store, teacher, self.views, self.sampler, epochs, batch_size=batch_size, **share))
@@ -517,8 +519,9 @@ def test_a_teacher_changed_since_it_was_described_is_refused(filled, run_of, tmp
     run, _, store = filled
     config = run.describe()
     run.model_args.teacher_name_or_path = save_teacher(tmp_path / "late", 9)
+    teacher = prepare_teacher(run.model_args, run.data_args, run.args, run.data, config, run.views, store)
     with pytest.raises(InputError, match="teacher_weights"):
-        prepare_teacher(run.model_args, run.data_args, run.args, run.data, config, run.views, store)
+        store_for(run.data_args, run.args, run.data, run.views, teacher, store)
 
 
 def test_no_store_is_looked_for_without_distillation(filled, run_of):
@@ -532,7 +535,7 @@ def test_size_and_precision_are_the_stores_unless_given(run_of):
     run = run_of()
     teacher, store = run.prepare()
     assert (teacher.view.image_size, teacher.precision) == (24, "bf16")
-    assert describe_loaded(run.model_args.teacher_name_or_path, teacher).items() <= store.fingerprint.items()
+    assert describe_loaded(teacher).items() <= store.fingerprint.items()
     with pytest.raises(InputError, match='teacher_precision "bf16", this run has "fp32"'):
         run_of("--teacher_precision", "fp32").find()
     with pytest.raises(InputError, match="teacher_image_size 24, this run has 16; pass --teacher_image_size 24"):

@@ -470,10 +470,11 @@ def test_a_teacher_at_chance_is_refused_before_training(tmp_path):
     torch.manual_seed(0)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "teacher")
     words = {"dataset_name": "digits", "teacher_name_or_path": tmp_path / "teacher", "output_dir": tmp_path / "out"}
-    recipe = {**without_teacher(), **words}
+    recipe = {**without_teacher(), **words, "teacher_store": tmp_path / "answers"}
     with pytest.raises(InputError, match="chance would be about.*--allow_weak_teacher true"):
         train_deit.main([word for key, value in recipe.items() for word in (f"--{key}", str(value))])
     assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "answers").exists()  # the mended teacher will want a store of its own
 
 
 def script(photos, output, store, words, *launcher, **changes):
