@@ -68,7 +68,7 @@ def main(arguments: list[str]):
     views = training_views(data_args, args, data, config.image_size)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
-    facts = run_facts(model_args, args, data, config, teacher_config, store)
+    facts = run_facts(model_args, args, data, config, teacher_config, views, store)
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
@@ -171,7 +171,7 @@ def check_fits_checkpoint(name_or_path: str, overrides: dict):
 def try_teacher(model_args: ModelArguments, args: DistillationTrainingArguments, teacher, held_out):
     """Say how good the teacher is, and refuse one that is no better than chance."""
     share = check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
-    say(args, f"the teacher is right about {share:.1%} of a sample of the held-out images")
+    say(args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
 
 
 def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiTDistillForImageClassification:
@@ -275,7 +275,9 @@ def clear_earlier_run(args: DistillationTrainingArguments):
                 shutil.rmtree(checkpoint)
 
 
-def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config, store) -> dict[str, str]:
+def run_facts(
+    model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config, views, store
+) -> dict[str, str]:
     """What will run, in words: for the summary and the card."""
     with torch.device("meta"):
         num_parameters = DeiTDistillForImageClassification(config).num_parameters()
@@ -295,6 +297,7 @@ def run_facts(model_args, args, data: ImageData, config: DeiTDistillConfig, teac
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
         "parameters": f"{num_parameters:,}",
         "distillation": distillation_in_words(args),
+        **store_in_words(args, views, store),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
         "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
@@ -310,13 +313,27 @@ def teacher_in_words(model_args: ModelArguments, args: DistillationTrainingArgum
     if args.distillation_type == "none":
         return "none"
     if teacher_config is None:
-        name = f"{store.about['teacher']}, not asked again"
+        name = str(store.about.get("teacher"))
     else:
         name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
         if model_args.train_teacher:
             epochs = f"{model_args.teacher_num_train_epochs:g} epochs"
             name += f", trained first for {epochs} (or found in the output folder)"
-    return f"{name}; its answers in {args.teacher_store}" if args.teacher_store else name
+    return name
+
+
+def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[str, str]:
+    """How much of this run the teacher's store knows already."""
+    if args.teacher_store is None or args.distillation_type == "none":
+        return {}
+    if store is None:
+        return {"teacher's store": f"{args.teacher_store}, new"}
+    planned = planned_views(args, views)
+    missing, total = sum(store.missing(planned).values()), sum(planned.values())
+    known = f"all {total:,} views known, no teacher is loaded or trained"
+    if missing:
+        known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
+    return {"teacher's store": f"{args.teacher_store}, {known}"}
 
 
 def distillation_in_words(args: DistillationTrainingArguments) -> str:

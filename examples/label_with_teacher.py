@@ -31,9 +31,9 @@ from modeling_deit_distill.labelling import (
     find_store,
     planned_views,
     prepare_teacher,
-    sampler_of,
     store_for,
     teacher_description,
+    whole_sampler,
 )
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
@@ -56,20 +56,25 @@ def main(arguments: list[str]):
     views = ViewDataset(data.train, settings, args.seed if args.data_seed is None else args.data_seed)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
+    if epochs is None:
+        epochs = range(len(planned_views(args, views)))
+    if store and store.holds({epoch: len(whole_sampler(store, views)) for epoch in epochs}):
+        print(f"{args.teacher_store}: all views known, epochs {epochs.start} to {epochs.stop - 1}; nothing to ask")
+        return
     teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
     processor = evaluation_processor(settings.image_size, data_args.crop_pct)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
     check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
     store = store_for(data_args, args, data, views, teacher, store)
     keep_validation(args, store, teacher, held_out, evaluation_view(processor))
-    label(args, store, teacher, views, range(len(planned_views(args, views))) if epochs is None else epochs)
+    label(args, store, teacher, views, epochs)
 
 
 def keep_validation(args, store, teacher, held_out: EvaluationDataset, view: str):
     """Keep what the teacher says about the held-out images, so that students are compared with it."""
     if args.process_index == 0 and store.read_validation(view) is None:
         accuracy = ask_about_validation(store, teacher, held_out, view, args.per_device_eval_batch_size)
-        print(f"the teacher is right about {accuracy:.1%} of {len(held_out):,} held-out images", flush=True)
+        print(f"the teacher is right on {accuracy:.1%} of {len(held_out):,} held-out images", flush=True)
 
 
 def label(args, store, teacher, views: ViewDataset, epochs: range):
@@ -77,7 +82,8 @@ def label(args, store, teacher, views: ViewDataset, epochs: range):
     asked, start = 0, time.monotonic()
     last = start
     share = {"rank": args.process_index, "num_processes": args.world_size, "num_workers": args.dataloader_num_workers}
-    batches = fill(store, teacher, views, sampler_of(args, views), epochs, batch_size=args.train_batch_size, **share)
+    sampler = whole_sampler(store, views)
+    batches = fill(store, teacher, views, sampler, epochs, batch_size=args.train_batch_size, **share)
     for epoch, num_views in batches:
         asked += num_views
         if time.monotonic() - last > SECONDS_BETWEEN_REPORTS:
@@ -86,7 +92,7 @@ def label(args, store, teacher, views: ViewDataset, epochs: range):
     if args.world_size > 1:
         torch.distributed.barrier()
     if args.process_index == 0:
-        known, total = sum(store.count(epoch) for epoch in epochs), len(epochs) * len(sampler_of(args, views))
+        known, total = sum(store.count(epoch) for epoch in epochs), len(epochs) * len(sampler)
         print(f"{args.teacher_store}: {known:,} of {total:,} views known, epochs {epochs.start} to {epochs.stop - 1}")
 
 

@@ -39,6 +39,11 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
     None also where a store is to answer in the place of a teacher that nobody named.
     """
     named = model_args.teacher_name_or_path or model_args.teacher_config_name
+    if args.distillation_type != "none" and args.teacher_store and not named and not is_store(args.teacher_store):
+        raise InputError(
+            f"teacher_store {args.teacher_store!r} is no store yet, and no teacher is named to fill it; mend the path, "
+            "or give --teacher_name_or_path"
+        )
     if args.distillation_type == "none" or (not named and is_store(args.teacher_store)):
         return None
     return describe_teacher(
@@ -80,9 +85,11 @@ def prepare_teacher(
 ) -> Teacher:
     """The frozen teacher, trained first where the user asked for it."""
     if teacher_config is None:
+        missing = store.missing(planned_views(args, views))
         raise InputError(
-            f"teacher_store {args.teacher_store!r} has not all the views of this run, and there is no teacher to ask "
-            "about the others; give --teacher_name_or_path"
+            f"teacher_store {args.teacher_store!r} has not all the views of this run: it lacks "
+            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and no teacher is named to ask; give "
+            f"--teacher_name_or_path (the store was made with {store.about.get('teacher')}), or train for fewer epochs"
         )
     name_or_path = model_args.teacher_name_or_path
     if model_args.train_teacher:
@@ -188,6 +195,13 @@ def sampler_of(args: DistillationTrainingArguments, views: ViewDataset) -> ViewS
         args.train_batch_size,
         views.settings.mixes,
     )
+
+
+def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
+    """The order of all views that a store has room for, also of those that a run's batches leave out."""
+    sampler = ViewSampler(len(views), 1, store.fingerprint["repeated_augmentation"], views.seed)
+    sampler.length = store.num_views - (store.num_views % 2 if views.settings.mixes else 0)
+    return sampler
 
 
 def planned_views(args: DistillationTrainingArguments, views: ViewDataset) -> dict[int, int]:

@@ -24,6 +24,8 @@ def summary(facts: Mapping[str, object]) -> str:
 def results_table(results: Mapping[str, float]) -> str:
     """The accuracies in `results`, in per cent, and the time of training, as a table for a terminal."""
     rows = [(name, f"{100 * results[key]:.2f} %") for key, name in ACCURACY_NAMES.items() if key in results]
+    if "teacher_accuracy" in results and "teacher_views_asked" in results:
+        rows.append(("views the teacher was asked about", f"{results['teacher_views_asked']:,}"))
     if results.get("bad_images") is not None:
         rows.append(("images that could not be read", f"{results['bad_images']:,}"))
     if "train_runtime" in results:

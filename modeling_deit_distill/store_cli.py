@@ -22,11 +22,11 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from .data import ViewDataset, load_image_data
 from .errors import InputError
 from .label_map import read_label_map
-from .labelling import describe_loaded, verify
+from .labelling import describe_loaded, verify, whole_sampler
 from .report import summary
 from .teacher import load_teacher
 from .teacher_store import DESCRIPTION, VALIDATION, TeacherStore
-from .views import AugmentationSettings, ViewSampler
+from .views import AugmentationSettings
 
 CHECKSUMS = "checksums.json"
 # What a store consists of; nothing else that a repository names is written or removed.
@@ -119,8 +119,7 @@ def check_answers(options: argparse.Namespace) -> int:
         teacher.to(options.device)
     except (AssertionError, RuntimeError) as error:
         raise InputError(f"device {options.device!r} cannot be used: {_one_line(error)}") from error
-    sampler = ViewSampler(len(views), 2, store.fingerprint["repeated_augmentation"], views.seed)
-    sampler.length = store.num_views // 2 * 2
+    sampler = whole_sampler(store, views)
     alike, compared = verify(store, teacher, views, sampler, options.num_samples)
     if compared == 0:
         raise InputError(f"{options.store} holds no pair of answers yet; there is nothing to verify")

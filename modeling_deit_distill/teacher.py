@@ -246,7 +246,8 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
         allow_weak: go on whatever comes of it.
 
     Raises:
-        InputError: no better than chance: as many hits as shuffled answers would have, give or take three deviations.
+        InputError: hardly better than chance, which is as many hits as shuffled answers would have: within three
+            deviations of it, or within a tenth of the way from there to all.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
     answers, labels = [], []
@@ -258,9 +259,10 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
     answers, labels = torch.cat(answers).numpy(), torch.cat(labels).numpy()
     hits, expected = int((answers == labels).sum()), _hits_by_chance(answers, labels)
     deviation = math.sqrt(expected * (1 - expected / len(chosen)))
-    if hits <= expected + 3 * deviation and len(chosen) >= MIN_TRIAL and not allow_weak:
+    hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
+    if hardly_better and len(chosen) >= MIN_TRIAL and not allow_weak:
         raise InputError(
-            f"the teacher is right about {hits} of {len(chosen)} validation images, and chance would be about "
+            f"the teacher is right on {hits} of {len(chosen)} validation images, and chance would be about "
             f"{expected:.0f}: its classes are in another order than their names say, its head is not trained, or it "
             "knows other images; mend it (--teacher_label_map), or go on by --allow_weak_teacher true"
         )

@@ -50,7 +50,8 @@ REMEDIES = {
     "erasing_prob": "pass --random_erasing_prob {theirs}",
     "mixup_alpha": "pass --mixup_alpha {theirs}",
     "cutmix_alpha": "pass --cutmix_alpha {theirs}",
-    "teacher_weights": "name the teacher that the store was made with",
+    "teacher_weights": "name the teacher that the store was made with ({teacher})",
+    "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
     "label_map": "give the --teacher_label_map that the store was made with",
     "dataset": "give the data that the store was made with",
     "augmentation_version": "the store was made by another version of this library: fill a new one",
@@ -92,13 +93,17 @@ class TeacherStore:
             InputError: the first field that differs, both values and the remedy.
         """
         for field, ours in wanted.items():
-            theirs = self.fingerprint.get(field)
-            if theirs != json.loads(json.dumps(ours)):  # tuples as JSON keeps them
-                remedy = REMEDIES.get(field, "give the run the store's value").format(theirs=theirs)
-                raise InputError(
-                    f"teacher_store {str(self.directory)!r} holds answers for {field} {_short(theirs)}, this run has "
-                    f"{_short(ours)}; {remedy}, or choose another --teacher_store"
-                )
+            theirs, ours = self.fingerprint.get(field), json.loads(json.dumps(ours))  # tuples as JSON keeps them
+            if theirs == ours:
+                continue
+            remedy = REMEDIES.get(field, "give the run the store's value")
+            remedy = remedy.format(theirs=theirs, teacher=self.about.get("teacher"))
+            if isinstance(theirs, dict) and isinstance(ours, dict):
+                field, theirs, ours = _first_difference(field, theirs, ours)
+            raise InputError(
+                f"teacher_store {str(self.directory)!r} holds answers for {field} {_short(theirs)}, this run has "
+                f"{_short(ours)}; {remedy}, or choose another --teacher_store"
+            )
 
     def read(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Entries (views,) at the positions of an epoch, and which of them are known, (views,) bool."""
@@ -107,6 +112,12 @@ class TeacherStore:
         if entries is None:
             return np.zeros(len(positions), self.dtype), np.zeros(len(positions), bool)
         found = entries[positions]
+        highest = found if found.dtype.names is None else found["classes"]
+        if highest.size and not 0 <= highest.min() <= highest.max() <= self.fingerprint["num_classes"]:
+            raise InputError(
+                f"{self.path(epoch)} holds class {highest.max() - 1} of {self.fingerprint['num_classes']}: it was "
+                "damaged; delete it (the teacher is asked again), or fetch it anew"
+            )
         return found, is_known(found)
 
     def write(self, epoch: int, positions: np.ndarray, entries: np.ndarray):
@@ -151,9 +162,14 @@ class TeacherStore:
         entries = self._entries(epoch)
         return 0 if entries is None else int(np.count_nonzero(is_known(entries[:num_views])))
 
+    def missing(self, views_by_epoch: Mapping[int, int]) -> dict[int, int]:
+        """How many views of a run, for each epoch its first so many positions, are not known; by epoch, if any."""
+        lacking = {epoch: views - self.count(epoch, views) for epoch, views in views_by_epoch.items()}
+        return {epoch: number for epoch, number in lacking.items() if number}
+
     def holds(self, views_by_epoch: Mapping[int, int]) -> bool:
-        """Whether all views of a run are known: for each epoch its first so many positions."""
-        return all(self.count(epoch, num_views) == num_views for epoch, num_views in views_by_epoch.items())
+        """Whether all views of a run are known."""
+        return not self.missing(views_by_epoch)
 
     def epochs(self) -> list[int]:
         """The epochs of which something is known."""
@@ -385,6 +401,13 @@ def _write_whole(path: Path, text: str, replace: bool = True):
         raise LocalInputError(f"{path} cannot be written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object, object]:
+    for name in [*theirs, *ours]:
+        if theirs.get(name) != ours.get(name):
+            return f"{field}.{name}", theirs.get(name), ours.get(name)
+    return field, theirs, ours
 
 
 def _short(value: object) -> str:

@@ -99,7 +99,9 @@ def test_labelling_fills_a_range_and_asks_nothing_again(teacher, tmp_path, capsy
     assert filled.keys() == {"epoch-00000.bin", "epoch-00001.bin"}
     assert filled["epoch-00001.bin"] == first["epoch-00001.bin"]
     monkeypatch.setattr("modeling_deit_distill.labelling.ask", None)
+    capsys.readouterr()
     label.main(words_to_label(teacher, store, "--epochs=0-1"))
+    assert "all views known, epochs 0 to 1; nothing to ask" in capsys.readouterr().out
     assert epochs_of(store) == filled
     assert not (tmp_path / "out" / "model.safetensors").exists()
 

@@ -568,12 +568,14 @@ def test_a_full_store_answers_in_the_place_of_a_teacher(filled, run_of):
 def test_a_store_with_holes_needs_a_teacher(filled, run_of):
     run = run_of("--num_train_epochs", "2", teacher=None)
     assert not run.find().holds(planned_views(run.args, run.views))
-    with pytest.raises(InputError, match=r"answers.*there is no teacher to ask.*--teacher_name_or_path"):
+    with pytest.raises(
+        InputError, match=r"lacks 24, the first of epoch 1, and no teacher is named.*--teacher_name_or_path"
+    ):
         run.prepare()
 
 
 def test_neither_store_nor_teacher_says_what_to_give(run_of):
-    with pytest.raises(InputError, match="there is no teacher; give --teacher_name_or_path"):
+    with pytest.raises(InputError, match="is no store yet, and no teacher is named to fill it.*--teacher_name_or_path"):
         run_of(teacher=None).describe()
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 NAMES = ["day", "night"]
 REPOSITORY = "me/answers"
 VIEW = evaluation_view(evaluation_processor(16))
-NUM_VIEWS = 18  # of 20 images, two are held out; batches of four leave out two more
+NUM_VIEWS = 18  # of 20 images, two are held out
 
 
 class Place:
@@ -132,7 +132,7 @@ def test_info_names_teacher_coverage_and_size(filled, capsys):
     told = facts(capsys.readouterr().out)
     size = sum(len(content) for content in contents(filled.answers).values())
     assert told["teacher"] == str(filled.teacher)
-    assert told["views known"] == f"32 of at most {2 * NUM_VIEWS}, 2 epoch(s)"
+    assert told["views known"] == f"36 of at most {2 * NUM_VIEWS}, 2 epoch(s)"
     assert told["size"] == f"{size:,} bytes, 2 a view"
     assert told["teacher on validation"] == "75.00%"
     assert told["image_size"] == "16"
@@ -144,7 +144,7 @@ def test_info_of_an_incomplete_store_counts_what_is_known(place, capsys):
     path = TeacherStore(place.answers).path(1)
     path.write_bytes(path.read_bytes()[:10] + bytes(path.stat().st_size - 10))
     cli("info", place.answers)
-    assert facts(capsys.readouterr().out)["views known"] == f"{16 + 5} of at most {2 * NUM_VIEWS}, 2 epoch(s)"
+    assert facts(capsys.readouterr().out)["views known"] == f"{18 + 5} of at most {2 * NUM_VIEWS}, 2 epoch(s)"
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_no_store_is_one_line_on_the_error_stream(tmp_path):
 
 def test_the_right_teacher_answers_as_stored(filled, capsys):
     assert cli("verify", filled.answers) == 0
-    assert "answers 32 of 32 views as stored" in capsys.readouterr().out
+    assert "answers 36 of 36 views as stored" in capsys.readouterr().out
     assert cli("verify", filled.answers, "--num_samples", 8) == 0
     assert "answers 8 of 8 views as stored" in capsys.readouterr().out
 
@@ -182,7 +182,7 @@ def test_the_right_teacher_answers_as_stored(filled, capsys):
 def test_soft_answers_are_verified_by_their_most_likely_class(place, tmp_path, capsys):
     place.fill("0", tmp_path / "soft", distillation_type="soft")
     assert cli("verify", tmp_path / "soft") == 0
-    assert "answers 16 of 16 views as stored" in capsys.readouterr().out
+    assert "answers 18 of 18 views as stored" in capsys.readouterr().out
 
 
 def test_tampered_answers_are_found(place, capsys):
@@ -192,7 +192,7 @@ def test_tampered_answers_are_found(place, capsys):
     entries.tofile(path)
     assert cli("verify", place.answers) == 1
     printed = capsys.readouterr()
-    assert "answers 16 of 32 views as stored" in printed.out
+    assert "answers 20 of 36 views as stored" in printed.out
     assert printed.err.splitlines()[-1] == "error: that is too few; the store does not hold this teacher's answers"
 
 
@@ -214,7 +214,7 @@ def test_data_and_teacher_may_have_moved(place, tmp_path, capsys, option):
     assert "gone" in refused("verify", place.answers)
     assert "teacher_name_or_path 'gone'" in refused("verify", place.answers, *data)
     assert cli("verify", place.answers, *data, "--teacher_name_or_path", tmp_path / "teacher elsewhere") == 0
-    assert "answers 32 of 32" in capsys.readouterr().out
+    assert "answers 36 of 36" in capsys.readouterr().out
 
 
 def test_other_data_are_refused(place, tmp_path):
@@ -380,7 +380,7 @@ def test_a_pulled_store_reads_as_the_original(place, server, tmp_path, capsys):
     push(place)
     capsys.readouterr()
     assert cli("pull", REPOSITORY, tmp_path / "pulled") == 0
-    assert facts(capsys.readouterr().out)["views known"].startswith("32 of")
+    assert facts(capsys.readouterr().out)["views known"].startswith("36 of")
     original, pulled = TeacherStore(place.answers), TeacherStore(tmp_path / "pulled")
     assert pulled.fingerprint == original.fingerprint
     assert pulled.epochs() == original.epochs() == [0, 1]

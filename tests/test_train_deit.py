@@ -415,7 +415,7 @@ def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tm
     results, again = from_store(photos, tmp_path / "second", tmp_path / "answers", seed=1, data_seed=42)
     assert again != weights  # another student
     assert results["teacher_views_asked"] == 0 and not (tmp_path / "second" / "teacher").exists()
-    with pytest.raises(InputError, match="teacher_training"):
+    with pytest.raises(InputError, match="teacher_training.num_train_epochs 8.0, this run has 2.0; train the teacher"):
         from_store(photos, tmp_path / "third", tmp_path / "answers", teacher_num_train_epochs=2)
 
 
@@ -445,6 +445,10 @@ def test_a_damaged_store_is_refused(stored, photos, tmp_path):
     path = tmp_path / "answers" / "epoch-00002.bin"
     path.write_bytes(path.read_bytes()[:30])
     with pytest.raises(InputError, match="epoch-00002.bin has 30 bytes.*72"):
+        from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+    shutil.copy(answers / path.name, path)
+    path.write_bytes(path.read_bytes()[:20] + b"\x07\x03" + path.read_bytes()[22:])
+    with pytest.raises(InputError, match="epoch-00002.bin holds class 774 of 3: it was damaged"):
         from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
 
 
