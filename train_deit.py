@@ -34,6 +34,7 @@ from modeling_deit_distill.data import (
 from modeling_deit_distill.errors import LocalInputError
 from modeling_deit_distill.labelling import (
     find_store,
+    is_full,
     planned_views,
     prepare_teacher,
     store_for,
@@ -80,7 +81,7 @@ def main(arguments: list[str]):
 
     # Teacher, or what it said before
     teacher = None
-    if args.distillation_type != "none" and not (store and store.holds(planned_views(args, views))):
+    if args.distillation_type != "none" and not is_full(args, views, store):
         teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
         try_teacher(model_args, args, teacher, held_out)
         store = store_for(data_args, args, data, views, teacher, store)

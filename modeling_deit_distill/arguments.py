@@ -138,6 +138,11 @@ class ModelArguments:
             self.teacher_config_overrides = _parse_json_object(
                 "teacher_config_overrides", self.teacher_config_overrides
             )
+        if self.teacher_config_overrides and not self.train_teacher:
+            raise InputError(
+                "teacher_config_overrides changes a teacher that is yet to be trained; add --train_teacher true, or "
+                "leave it out"
+            )
 
 
 @dataclass

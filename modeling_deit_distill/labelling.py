@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -26,6 +27,7 @@ from .teacher import (
     find_or_train_teacher,
     load_teacher,
     teacher_classes,
+    teacher_view,
     training_record,
     weights_checksum,
 )
@@ -66,7 +68,7 @@ def find_store(model_args, args, data: ImageData, teacher_config, views: ViewDat
     record = None
     if teacher_config is not None and model_args.train_teacher:
         record = training_record(teacher_config, data, **teacher_schedule(model_args, views))
-    store.check(wanted_of_teacher(model_args, teacher_config, data.class_names, record))
+    store.check(wanted_of_teacher(model_args, teacher_config, data.class_names, views.settings.image_size, record))
     return store
 
 
@@ -154,13 +156,14 @@ def wanted_of_views(args: DistillationTrainingArguments, data: ImageData, views:
 
 
 def wanted_of_teacher(
-    model_args: ModelArguments, teacher_config, class_names: list[str], record: dict | None
+    model_args: ModelArguments, teacher_config, class_names: list[str], image_size: int, record: dict | None
 ) -> dict[str, object]:
     """What a store must agree to about the teacher that a run names, as far as its arguments say.
 
     Args:
         teacher_config: from `teacher.describe_teacher`; None if the run names no teacher.
         class_names: of the dataset.
+        image_size: of the student.
         record: of a teacher that the run trains itself, from `teacher.training_record`.
     """
     if teacher_config is None:
@@ -169,8 +172,11 @@ def wanted_of_teacher(
     wanted = {name: value for name, value in given.items() if value is not None}
     if model_args.train_teacher:
         return wanted | {"teacher_training": record, "label_map": None}
+    view = teacher_view(model_args.teacher_name_or_path, image_size, trust_remote_code=model_args.trust_remote_code)
     return wanted | {
         "teacher_weights": weights_checksum(model_args.teacher_name_or_path),
+        "teacher_mean": list(view.mean),
+        "teacher_std": list(view.std),
         "label_map": teacher_classes(teacher_config, class_names, model_args.teacher_label_map),
     }
 
@@ -179,6 +185,8 @@ def describe_loaded(teacher: Teacher) -> dict[str, object]:
     """What a store must agree to about a loaded teacher."""
     return {
         "teacher_weights": weights_checksum(teacher.model.name_or_path),
+        "teacher_mean": list(teacher.view.mean),
+        "teacher_std": list(teacher.view.std),
         "teacher_image_size": teacher.view.image_size,
         "teacher_precision": teacher.precision,
         "label_map": None if teacher.classes is None else teacher.classes.tolist(),
@@ -211,6 +219,11 @@ def planned_views(args: DistillationTrainingArguments, views: ViewDataset) -> di
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     total = steps * args.effective_batch_size
     return {epoch: min(length, total - epoch * length) for epoch in range(math.ceil(total / length))}
+
+
+def is_full(args: DistillationTrainingArguments, views, store: TeacherStore | None) -> bool:
+    """Whether a store has all the views of a run; all processes hear the first one's answer, others may be writing."""
+    return broadcast_object_list([store is not None and store.holds(planned_views(args, views))])[0]
 
 
 @torch.no_grad()

@@ -51,6 +51,8 @@ REMEDIES = {
     "mixup_alpha": "pass --mixup_alpha {theirs}",
     "cutmix_alpha": "pass --cutmix_alpha {theirs}",
     "teacher_weights": "name the teacher that the store was made with ({teacher})",
+    "teacher_mean": "the teacher's image processor has changed: take the one of {teacher}",
+    "teacher_std": "the teacher's image processor has changed: take the one of {teacher}",
     "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
     "label_map": "give the --teacher_label_map that the store was made with",
     "dataset": "give the data that the store was made with",
@@ -111,14 +113,15 @@ class TeacherStore:
         entries = self._entries(epoch)
         if entries is None:
             return np.zeros(len(positions), self.dtype), np.zeros(len(positions), bool)
-        found = entries[positions]
+        known = is_known(entries[positions])  # first: what is known now is whole when it is read
+        found = np.where(known, entries[positions], np.zeros((), self.dtype))
         highest = found if found.dtype.names is None else found["classes"]
         if highest.size and not 0 <= highest.min() <= highest.max() <= self.fingerprint["num_classes"]:
             raise InputError(
                 f"{self.path(epoch)} holds class {highest.max() - 1} of {self.fingerprint['num_classes']}: it was "
                 "damaged; delete it (the teacher is asked again), or fetch it anew"
             )
-        return found, is_known(found)
+        return found, known
 
     def write(self, epoch: int, positions: np.ndarray, entries: np.ndarray):
         """Keep the entries (views,) of an epoch's positions; at once, in the operating system's hands.

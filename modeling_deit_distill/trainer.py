@@ -1,15 +1,17 @@
 """`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
 
+import dataclasses
+
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import DistillationTrainingArguments
-from .augmentation import augment, mix_labels
+from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
 from .errors import InputError, LocalInputError
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
@@ -62,8 +64,8 @@ class DistillationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
         self.teacher_store = teacher_store
-        if teacher_store is not None and not isinstance(self.train_dataset, ViewDataset):
-            raise InputError("a teacher_store keeps answers by position; a stream has none, nor has a dataset of yours")
+        if teacher_store is not None:
+            _check_store(teacher_store, self.args, self.train_dataset)
         self._num_asked = 0
         self.teacher_labels: np.ndarray | None = None
         self._teacher_truth: np.ndarray | None = None
@@ -121,6 +123,7 @@ class DistillationTrainer(Trainer):
         """
         view = evaluation_view(self.processing_class)
         kept = None if self.teacher_store is None else self.teacher_store.read_validation(view)
+        kept = broadcast_object_list([kept])[0]  # another run may be writing it: all processes go one way
         if kept is not None:
             self.teacher_labels, self._teacher_truth = np.array(kept["answers"]), np.array(kept["labels"])
             return {"teacher_accuracy": kept["accuracy"]}
@@ -284,6 +287,23 @@ class _SetEpoch(TrainerCallback):
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
     return predicted_labels(*logits)
+
+
+def _check_store(store: TeacherStore, args: DistillationTrainingArguments, dataset):
+    """What a trainer can tell of whether the answers are about its views; `train_deit.py` compares all the rest."""
+    if not isinstance(dataset, ViewDataset):
+        raise InputError("a teacher_store keeps answers by position; a stream has none, nor has a dataset of yours")
+    wanted = {
+        **dataclasses.asdict(dataset.settings),
+        "augmentation_version": AUGMENTATION_VERSION,
+        "num_images": len(dataset),
+        "data_seed": dataset.seed,
+        "repeated_augmentation": args.repeated_augmentation,
+        "distillation_type": args.distillation_type,
+    }
+    if args.distillation_type == "soft":
+        wanted["temperature"] = args.distillation_temperature
+    store.check(wanted)
 
 
 def _check_teacher(model, args: DistillationTrainingArguments, teacher, teacher_store):

@@ -20,8 +20,16 @@ from transformers import (
 )
 
 import train_deit
-from modeling_deit_distill import DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.data import decode_image, evaluation_transform, load_image_data
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DeiTDistillForImageClassification,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    InputError,
+)
+from modeling_deit_distill.data import ViewDataset, decode_image, evaluation_transform, load_image_data
+from modeling_deit_distill.teacher_store import TeacherStore
+from modeling_deit_distill.views import AugmentationSettings
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
@@ -450,6 +458,36 @@ def test_a_damaged_store_is_refused(stored, photos, tmp_path):
     path.write_bytes(path.read_bytes()[:20] + b"\x07\x03" + path.read_bytes()[22:])
     with pytest.raises(InputError, match="epoch-00002.bin holds class 774 of 3: it was damaged"):
         from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+
+
+def test_a_teacher_that_sees_other_pixels_is_refused(stored, run, photos, tmp_path):
+    answers, words, _ = stored
+    shutil.copytree(run[0] / "teacher", tmp_path / "teacher")
+    path = tmp_path / "teacher" / "preprocessor_config.json"
+    processor = json.loads(path.read_text())
+    path.write_text(json.dumps({**processor, "image_mean": [0.1, 0.2, 0.3]}))
+    with pytest.raises(InputError, match="teacher_mean .*0.485.*this run has .*0.1, 0.2, 0.3"):
+        from_store(photos, tmp_path / "out", answers, **{**words, "teacher_name_or_path": tmp_path / "teacher"})
+
+
+def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
+    answers, _, _ = stored
+    data = load_image_data(train_dir=str(photos), validation_fraction=0.25)
+    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "erasing_prob": 0.0, "mixup_alpha": 0.2}
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), repeated_augmentation=1, per_device_train_batch_size=8, report_to="none"
+    )
+    student = DeiTDistillForImageClassification(DeiTDistillConfig(**STUDENT, image_size=16, patch_size=4, num_labels=3))
+
+    def trainer(seed=42, cutmix_alpha=0.0):
+        views = ViewDataset(data.train, AugmentationSettings(**settings, cutmix_alpha=cutmix_alpha), seed)
+        return DistillationTrainer(student, args, teacher_store=TeacherStore(answers), train_dataset=views)
+
+    assert trainer().teacher_store.num_views == 36
+    with pytest.raises(InputError, match="data_seed 42, this run has 1"):
+        trainer(seed=1)
+    with pytest.raises(InputError, match="cutmix_alpha 0.0, this run has 1.0"):
+        trainer(cutmix_alpha=1.0)
 
 
 def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
