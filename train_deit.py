@@ -31,7 +31,7 @@ from modeling_deit_distill.data import (
     evaluation_transform,
     load_image_data,
 )
-from modeling_deit_distill.errors import LocalInputError
+from modeling_deit_distill.errors import LocalInputError, one_line
 from modeling_deit_distill.labelling import (
     find_store,
     is_full,
@@ -142,7 +142,7 @@ def student_config(
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"student: {' '.join(str(error).split())}") from error
+        raise InputError(f"student: {one_line(error)}") from error
     if config.num_channels != 3:
         raise InputError(f"num_channels is {config.num_channels}; images are decoded as RGB, so it must be 3")
     if args.distillation_type == "none" and config.use_distillation_token:
@@ -185,7 +185,7 @@ def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiT
             model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **attention
         )
     except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"student: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"student: {one_line(error)}") from error
 
 
 def training_views(data_args, args: DistillationTrainingArguments, data: ImageData, image_size: int):

@@ -19,3 +19,8 @@ class InputError(ValueError):
 
 class LocalInputError(InputError):
     """Bad input that only one of several processes met: a broken image, say. That process prints it."""
+
+
+def one_line(error: Exception) -> str:
+    """What a library says about an error, in one line of moderate length, to be quoted in a message of ours."""
+    return " ".join(str(error).split())[:300]

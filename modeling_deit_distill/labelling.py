@@ -23,6 +23,7 @@ from .errors import InputError
 from .teacher import (
     TRAINING_RECORD,
     Teacher,
+    decisions_of,
     describe_teacher,
     find_or_train_teacher,
     load_teacher,
@@ -272,7 +273,6 @@ def fill(
             yield epoch, int((~known).sum())
 
 
-@torch.no_grad()
 def ask_about_validation(
     store: TeacherStore, teacher: Teacher, held_out: EvaluationDataset, view: str, batch_size: int
 ) -> float:
@@ -282,11 +282,7 @@ def ask_about_validation(
         held_out: the validation images, normalised for the student.
         view: how they are shown, see `data.evaluation_view`.
     """
-    answers, labels = [], []
-    for batch in DataLoader(held_out, batch_size, collate_fn=collate):
-        answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu().numpy())
-        labels.append(batch["labels"].numpy())
-    answers, labels = np.concatenate(answers), np.concatenate(labels)
+    answers, labels = decisions_of(teacher, held_out, batch_size)
     accuracy = float(np.mean(answers == labels))
     store.write_validation(view, accuracy, answers, labels)
     return accuracy

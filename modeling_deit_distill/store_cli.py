@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .data import ViewDataset, load_image_data
-from .errors import InputError
+from .errors import InputError, one_line
 from .label_map import read_label_map
 from .labelling import describe_loaded, verify, whole_sampler
 from .report import summary
@@ -36,6 +36,7 @@ MIN_ALIKE = 0.98
 
 
 def main(arguments: list[str]) -> int:
+    """Run one of the commands; its exit code."""
     options = parse_options(arguments)
     return options.command(options) or 0
 
@@ -118,7 +119,7 @@ def check_answers(options: argparse.Namespace) -> int:
     try:
         teacher.to(options.device)
     except (AssertionError, RuntimeError) as error:
-        raise InputError(f"device {options.device!r} cannot be used: {_one_line(error)}") from error
+        raise InputError(f"device {options.device!r} cannot be used: {one_line(error)}") from error
     sampler = whole_sampler(store, views)
     alike, compared = verify(store, teacher, views, sampler, options.num_samples)
     if compared == 0:
@@ -263,7 +264,7 @@ def hub_errors(action: str):
             remedy = "check the names and your token (hf auth login)"
         elif isinstance(error, HFValidationError):
             remedy = "give a name like me/regnet-answers"
-        raise InputError(f"{action} failed ({_one_line(error)}); {remedy}") from error
+        raise InputError(f"{action} failed ({one_line(error)}); {remedy}") from error
 
 
 def card(store: TeacherStore, about: dict[str, object], repository: str) -> str:
@@ -334,10 +335,6 @@ def _check_checksums(target: Path, checksums: dict[str, str]):
             f"not as their checksums say, and removed from {target}: {names}; pull again, and if that does not help, "
             "push the store anew"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 if __name__ == "__main__":

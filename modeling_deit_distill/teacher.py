@@ -37,7 +37,7 @@ from transformers.utils import (
 
 from .augmentation import augment
 from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
-from .errors import InputError
+from .errors import InputError, one_line
 from .label_map import match_classes
 from .views import AugmentationSettings, ViewSampler
 
@@ -250,13 +250,7 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
             deviations of it, or within a tenth of the way from there to all.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
-    answers, labels = [], []
-    for begin in range(0, len(chosen), batch_size):
-        batch = collate([images[index] for index in chosen[begin : begin + batch_size]])
-        with torch.no_grad():
-            answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
-        labels.append(batch["labels"])
-    answers, labels = torch.cat(answers).numpy(), torch.cat(labels).numpy()
+    answers, labels = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
     hits, expected = int((answers == labels).sum()), _hits_by_chance(answers, labels)
     deviation = math.sqrt(expected * (1 - expected / len(chosen)))
     hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
@@ -267,6 +261,16 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
             "knows other images; mend it (--teacher_label_map), or go on by --allow_weak_teacher true"
         )
     return hits / len(chosen)
+
+
+@torch.no_grad()
+def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's decisions on images and the true labels, both (images,) class indices."""
+    answers, labels = [], []
+    for batch in torch.utils.data.DataLoader(images, batch_size, collate_fn=collate):
+        answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
+        labels.append(batch["labels"])
+    return torch.cat(answers).numpy(), torch.cat(labels).numpy()
 
 
 def _hits_by_chance(answers: np.ndarray, labels: np.ndarray) -> float:
@@ -426,7 +430,7 @@ def _find_config(name_or_path: str | None, config_name: str | None, trust_remote
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{argument} {name!r} cannot be read ({_one_line(error)})") from error
+        raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)})") from error
 
 
 def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
@@ -441,14 +445,14 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
     try:
         return type(config)(**{**fields, **overrides})
     except Exception as error:  # transformers' own checks of fields have several kinds
-        raise InputError(f"teacher_config_overrides: {_one_line(error)}") from error
+        raise InputError(f"teacher_config_overrides: {one_line(error)}") from error
 
 
 def _from_pretrained(name_or_path: str, **kwargs) -> PreTrainedModel:
     try:
         return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
     except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({_one_line(error)})") from error
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
 
 
 def _own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> InputView:
@@ -491,7 +495,7 @@ def _cached(name_or_path: str, filename: str) -> str | None:
     try:
         return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({_one_line(error)})") from error
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error
 
 
 def _check_record(directory: Path, found: dict, wanted: dict):
@@ -514,7 +518,3 @@ def _architecture(config: PreTrainedConfig) -> dict:
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in sorted(fields.items()) if key not in passing}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

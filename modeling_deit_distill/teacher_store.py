@@ -175,7 +175,7 @@ class TeacherStore:
         return not self.missing(views_by_epoch)
 
     def epochs(self) -> list[int]:
-        """The epochs of which something is known."""
+        """The epochs that have a file; of some of them nothing may be known yet."""
         numbers = (path.stem.removeprefix("epoch-") for path in self.directory.glob("epoch-*.bin"))
         return sorted(int(number) for number in numbers if number.isdigit())
 
@@ -269,7 +269,7 @@ def fingerprint_of(
     k: int | None,
     temperature: float | None,
 ) -> dict[str, object]:
-    """What the answers about the views of a run depend on, besides the teacher (see `teacher.teacher_fingerprint`).
+    """What the answers about the views of a run depend on, besides the teacher (see `labelling.describe_loaded`).
 
     Args:
         settings: what is drawn for each view.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_teacher import DIGITS, SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -38,8 +39,6 @@ from modeling_deit_distill.teacher import Teacher, load_teacher, weights_checksu
 from modeling_deit_distill.teacher_store import TeacherStore, decode_top_k, is_store
 from modeling_deit_distill.views import AugmentationSettings, ViewSampler
 
-DIGITS = [str(digit) for digit in range(10)]
-SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 NUM_IMAGES = 28  # three batches of 8 are an epoch, four images are left out
 
 
