@@ -1,0 +1,284 @@
+"""Measure image classifiers of any kind on the same held-out images, and compare them.
+
+    python examples/evaluate_checkpoint.py MODEL [MODEL ...] --dataset_name digits --validation_fraction 0.2
+    python examples/evaluate_checkpoint.py MODEL [MODEL ...] --validation_dir IMAGES --output report.json
+
+A MODEL is a folder or a name on the Hub: a student of this package, a native checkpoint of transformers, one of timm;
+or a folder that `examples/export_onnx.py` wrote. Each runs as its users run it, through transformers'
+image-classification pipeline and its own image processor (ONNX: through onnxruntime and the processor beside it). Its
+classes are matched with the data's by name, whatever their order; of a model with more classes only the data's are
+read. The data are held out as in training: the same arguments give the same images, and the trainer's `eval_accuracy`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from datasets import Dataset
+from safetensors import SafetensorError
+from scipy.special import softmax
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_deit_distill import InputError
+from modeling_deit_distill.arguments import DataArguments
+from modeling_deit_distill.data import EvaluationDataset, ImageData, collate, evaluation_transform, load_image_data
+from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.label_map import match_classes
+
+METRICS = Path(__file__).parent / "metrics"
+# What of the data is asked for: all that training is, but how it is read and how a student would see it.
+DATA_ARGUMENTS = [field for field in fields(DataArguments) if field.name not in ("streaming", "crop_pct")]
+TOP_K = 5
+# The table's columns, and which results they show.
+COLUMNS = {
+    "top-1": "top1_accuracy",
+    f"top-{TOP_K}": f"top{TOP_K}_accuracy",
+    "calibration error": "expected_calibration_error",
+    "agrees with first": "teacher_agreement",
+}
+
+
+def main(arguments: list[str]):
+    options = parse_options(arguments)
+    data = load_held_out(options)
+    # All of them are looked at before the first is run, which may take an hour.
+    models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
+    classes = [classes_of(model, data.class_names) for model in models]
+    results, first = [], None
+    for model, indices in zip(models, classes, strict=True):
+        logits = logits_of(model, data.validation, options.batch_size, indices)
+        decisions = logits.argmax(axis=1)
+        result = measure(logits, np.asarray(data.validation["label"][:]))
+        if first is not None:
+            result |= load_metric("teacher_agreement").compute(predictions=decisions, references=first)
+        first = decisions if first is None else first
+        results.append({"model": model.name, "run_by": model.run_by, **result})
+    report = {"data": facts(data), "models": results}
+    print(table(report))
+    if options.output:
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: a batch without images, or a report that could not be written in the end.
+    """
+    first, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="folder or name on the Hub; the others are compared with the first"
+    )
+    for field in DATA_ARGUMENTS:
+        kind = float if isinstance(field.default, float) else str
+        parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=field.metadata["help"])
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
+    parser.add_argument("--output", metavar="FILE", help="write the report there, as JSON")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        raise InputError(f"batch_size is {options.batch_size}; it must be at least 1")
+    if options.output and (Path(options.output).is_dir() or not Path(options.output).absolute().parent.is_dir()):
+        raise InputError(f"output {options.output!r} cannot be written; give a file in a folder that exists")
+    return options
+
+
+def load_held_out(options: argparse.Namespace) -> ImageData:
+    """The data as `train_deit.py` loads them for the same arguments; a lone `validation_dir` is all held out."""
+    sources = {field.name: getattr(options, field.name) for field in DATA_ARGUMENTS}
+    if sources["validation_dir"] and not sources["train_dir"] and not sources["dataset_name"]:
+        sources["train_dir"] = sources["validation_dir"]
+    checked = asdict(DataArguments(**sources))
+    return load_image_data(**{name: checked[name] for name in sources})
+
+
+class PipelineModel:
+    """What transformers' image-classification pipeline can load: ours, native checkpoints, timm's by their wrapper.
+
+    Attributes:
+        name: folder or name on the Hub.
+        class_names: in the order of the logits.
+
+    Raises:
+        InputError: a checkpoint that cannot be found, read or run.
+    """
+
+    run_by = "transformers"
+
+    def __init__(self, name: str):
+        self.name = name
+        try:
+            id2label = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(f"model {name!r} cannot be read ({one_line(error)})") from error
+        self.class_names = [id2label[index] for index in sorted(id2label)]
+
+    def __call__(self, rows: Dataset, batch_size: int) -> Iterator[np.ndarray]:
+        """Logits (classes,) of each row's image. The weights are read now, and let go at the end."""
+        try:
+            classify = pipeline("image-classification", model=self.name, trust_remote_code=False)
+        except (ImportError, OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise InputError(f"model {self.name!r} cannot be loaded ({one_line(error)})") from error
+        # Answers come sorted by score under their labels. Two classes may have one (ImageNet's cranes), so here each
+        # is labelled with its index. Logits rather than probabilities: rounding these makes ties.
+        classify.model.config.id2label = {index: str(index) for index in range(len(self.class_names))}
+        images = KeyDataset(EvaluationDataset(rows, lambda image: image), "pixel_values")  # it has its own transform
+        everything = {"top_k": len(self.class_names), "function_to_apply": "none"}
+        for answers in classify(images, batch_size=batch_size, **everything):
+            logits = np.empty(len(self.class_names), dtype=np.float32)
+            logits[[int(answer["label"]) for answer in answers]] = [answer["score"] for answer in answers]
+            yield logits
+
+
+class OnnxModel:
+    """A folder with `model.onnx`, `config.json` (`id2label`) and `preprocessor_config.json`.
+
+    The model maps `pixel_values` (batch, 3, height, width) float32 to `logits` (batch, classes).
+
+    Attributes:
+        name: the folder.
+        class_names: in the order of the logits.
+
+    Raises:
+        InputError: a file that is missing or broken, or a model that does not run on what the processor makes.
+    """
+
+    run_by = "onnxruntime"
+
+    def __init__(self, name: str):
+        self.name = name
+        path = Path(name, "config.json")
+        try:
+            id2label = json.loads(path.read_text(encoding="utf-8"))["id2label"]
+            self.class_names = [id2label[str(index)] for index in range(len(id2label))]
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"model {name!r}: {path} has no id2label as transformers writes it ({reason})") from error
+
+    def __call__(self, rows: Dataset, batch_size: int) -> Iterator[np.ndarray]:
+        """Logits (classes,) of each row's image."""
+        session, processor = self._load()
+        images = EvaluationDataset(rows, evaluation_transform(processor))
+        for batch in DataLoader(images, batch_size, collate_fn=collate):
+            pixel_values = batch["pixel_values"].numpy()
+            try:
+                (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
+            except Exception as error:  # onnxruntime has a dozen kinds without a common one
+                raise InputError(
+                    f"model {self.name!r} does not run on pixel_values {pixel_values.shape} ({one_line(error)})"
+                ) from error
+            if logits.shape != (len(pixel_values), len(self.class_names)):
+                raise InputError(
+                    f"model {self.name!r}: logits are {logits.shape} for {len(pixel_values)} images, config.json names "
+                    f"{len(self.class_names)} classes; export it anew"
+                )
+            yield from logits
+
+    def _load(self):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError(f"model {self.name!r} needs onnxruntime; pip install onnxruntime") from error
+        try:
+            processor = AutoImageProcessor.from_pretrained(self.name, trust_remote_code=False)
+            return onnxruntime.InferenceSession(str(Path(self.name, "model.onnx"))), processor
+        except Exception as error:
+            raise InputError(f"model {self.name!r} cannot be loaded ({one_line(error)})") from error
+
+
+def is_onnx(name: str) -> bool:
+    """Whether it is a folder of `examples/export_onnx.py`."""
+    return Path(name, "model.onnx").is_file()
+
+
+def classes_of(model: PipelineModel | OnnxModel, class_names: list[str]) -> list[int]:
+    """The model's class for each class of the data.
+
+    Raises:
+        InputError: classes of the data that the model has not, or not for certain.
+    """
+    unnamed = [f"LABEL_{index}" for index in range(len(class_names))]
+    if model.class_names == unnamed:
+        print(f"{model.name}: names no classes; they are taken to be in the data's order", file=sys.stderr)
+        return list(range(len(class_names)))
+    try:
+        return match_classes(model.class_names, class_names)
+    except InputError as error:  # speaks of teachers, and of a remedy that training has
+        reason = str(error).split("; give ")[0].replace("teacher", "model")
+        raise InputError(f"model {model.name!r}: {reason}; name them alike in id2label of its config.json") from error
+
+
+def logits_of(model: PipelineModel | OnnxModel, rows: Dataset, batch_size: int, classes: list[int]) -> np.ndarray:
+    """(images, classes) float32: the model's logits for the data's classes, in the order of the rows.
+
+    Raises:
+        InputError: what the model raises, or logits that are no numbers.
+    """
+    logits = np.empty((len(rows), len(classes)), dtype=np.float32)
+    for row, answer in enumerate(tqdm(model(rows, batch_size), model.name, len(rows), unit=" images")):
+        logits[row] = answer[classes]
+    wrong = ~np.isfinite(logits.max(axis=1))  # a single class may well be impossible, -inf
+    if wrong.any():
+        raise InputError(
+            f"model {model.name!r} answers with NaN or infinity to {wrong.sum()} of {len(rows)} images, the first row "
+            f"{wrong.argmax()}; its weights are broken or its precision overflows"
+        )
+    return logits
+
+
+def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, object]:
+    """Accuracy and calibration from logits (images, classes) and labels (images,)."""
+    k = [1, TOP_K] if logits.shape[1] > TOP_K else [1]
+    accuracies = load_metric("topk_accuracy").compute(predictions=logits, references=labels, k=k)
+    probabilities = softmax(logits, axis=1)
+    return accuracies | load_metric("expected_calibration_error").compute(predictions=probabilities, references=labels)
+
+
+def load_metric(name: str) -> evaluate.Metric:
+    """One of the metrics beside this script."""
+    return evaluate.load(str(METRICS / name), keep_in_memory=True)
+
+
+def facts(data: ImageData) -> dict[str, object]:
+    """What was measured on."""
+    return {
+        "source": data.source,
+        "held_out": data.validation_source,
+        "num_images": len(data.validation),
+        "num_classes": len(data.class_names),
+    }
+
+
+def table(report: dict) -> str:
+    """The report for a terminal: a line per model, shares in per cent."""
+    about = report["data"]
+    shown = [title for title, key in COLUMNS.items() if any(key in result for result in report["models"])]
+    rows = [["", *shown]]
+    for result in report["models"]:
+        shares = [result.get(COLUMNS[title]) for title in shown]
+        rows.append([result["model"], *("" if share is None else f"{100 * share:.2f} %" for share in shares)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    title = f"{about['source']}: {about['num_images']:,} images, {about['held_out']}"
+    return "\n".join([title, *lines])
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
