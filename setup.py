@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ONNX = ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.22"]
+ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 
 setup(
     name="modeling-deit-distill",
