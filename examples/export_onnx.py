@@ -267,7 +267,7 @@ def compare_speed(model: DeiTDistillForImageClassification, processor, session, 
     threads = torch.get_num_threads()
     lines = [f"CPU, threads: {threads}, batch size: {batch_size}, medians of {ROUNDS} alternating rounds"]
     for name, (pytorch, onnx) in pairs.items():
-        times = f"PyTorch {1000 * pytorch:.1f} ms, onnxruntime {1000 * onnx:.1f} ms"
+        times = f"PyTorch {1000 * pytorch:.2f} ms, onnxruntime {1000 * onnx:.2f} ms"
         lines.append(f"  {name}: {times}, {pytorch / onnx:.2f} times as fast")
     return "\n".join(lines)
 
