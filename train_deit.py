@@ -8,51 +8,52 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import set_seed
 
 from modeling_deit_distill import (
-    DeiTDistillConfig,
     DeiTDistillForImageClassification,
     DistillationTrainer,
     DistillationTrainingArguments,
     InputError,
 )
 from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
+from modeling_deit_distill.card_pictures import PREDICTIONS, choose_examples, draw_predictions
 from modeling_deit_distill.data import (
     EvaluationDataset,
     ImageData,
     StreamingViewDataset,
     ViewDataset,
-    evaluation_processor,
     evaluation_transform,
     load_image_data,
 )
-from modeling_deit_distill.errors import LocalInputError, one_line
+from modeling_deit_distill.errors import LocalInputError
 from modeling_deit_distill.labelling import (
     find_store,
     is_full,
-    planned_views,
     prepare_teacher,
     store_for,
     teacher_description,
 )
-from modeling_deit_distill.model_card import CURVES, plot_training_curves, write_model_card
+from modeling_deit_distill.model_card import write_model_card
+from modeling_deit_distill.publishing import open_repository, push_run
 from modeling_deit_distill.report import results_table, summary
+from modeling_deit_distill.run_record import rename_run, run_facts, write_json, write_run_record
+from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
 
-# What may differ from the checkpoint a student starts from.
-FREE_FIELDS = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "fusion")
+# What is kept of the decisions on the held-out images.
+DECISIONS = ("labels", "fused", "cls", "distillation", "teacher")
 
 
 def main(arguments: list[str]):
     model_args, data_args, args = parse_arguments(arguments)
     if is_finished(args):
-        return
+        return push_finished(args)
 
     # Data
     check_streaming(model_args, data_args, args)
@@ -64,19 +65,20 @@ def main(arguments: list[str]):
     checkpoint = check_earlier_run(args)
 
     # What will run
-    config = student_config(model_args, args, data.class_names)
-    processor = evaluation_processor(config.image_size, crop_pct)
+    start = load_start(model_args)
+    config = student_config(model_args, args, data.class_names, start)
+    processor = student_processor(config, crop_pct, start)
     views = training_views(data_args, args, data, config.image_size)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
-    facts = run_facts(model_args, args, data, config, teacher_config, views, store)
+    facts = run_facts(model_args, args, data, config, start, teacher_config, views, store)
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
 
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
-    student = build_student(model_args, config)
+    student = build_student(config, start, model_args.attn_implementation)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
 
     # Teacher, or what it said before
@@ -97,15 +99,18 @@ def main(arguments: list[str]):
         processing_class=processor,
     )
     clear_earlier_run(args)
+    write_record = partial(record, trainer, facts, arguments, (model_args, data_args, args))
+    write_record()
     results = distil(trainer, args, checkpoint)
 
     # Publish
     say(args, f"Results, kept in {args.output_dir}", results_table(results))
-    if trainer.is_world_process_zero():
-        plot_training_curves(trainer.state.log_history, Path(args.output_dir, CURVES))
-        write_model_card(args.output_dir, facts)
+    write_record()  # again, with the day it was finished
+    draw_examples(trainer, held_out)
+    trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
+        say(args, f"pushed to {trainer.hub_model_id}")
 
 
 def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments):
@@ -122,70 +127,10 @@ def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: 
         raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
 
 
-def student_config(
-    model_args: ModelArguments, args: DistillationTrainingArguments, class_names: list[str]
-) -> DeiTDistillConfig:
-    """The student's configuration: a named size or a checkpoint's own, the arguments over it, the data's classes."""
-    fields = DeiTDistillConfig.__annotations__
-    overrides = {name: getattr(model_args, name) for name in fields if getattr(model_args, name, None) is not None}
-    classes = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: index for index, name in enumerate(class_names)},
-    }
-    try:
-        if model_args.model_name_or_path:
-            check_fits_checkpoint(model_args.model_name_or_path, overrides)
-            config = DeiTDistillConfig.from_pretrained(model_args.model_name_or_path, **overrides, **classes)
-        else:
-            overrides.setdefault("use_distillation_token", args.distillation_type != "none")
-            config = DeiTDistillConfig.from_size(model_args.model_size or "tiny", **overrides, **classes)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"student: {one_line(error)}") from error
-    if config.num_channels != 3:
-        raise InputError(f"num_channels is {config.num_channels}; images are decoded as RGB, so it must be 3")
-    if args.distillation_type == "none" and config.use_distillation_token:
-        raise InputError(
-            "use_distillation_token is true but distillation_type is none: nothing would train the distillation head, "
-            "and it would still enter the mean; drop it or choose soft or hard"
-        )
-    return config
-
-
-def check_fits_checkpoint(name_or_path: str, overrides: dict):
-    """Refuse a checkpoint that is no student of ours, and arguments that its weights would not fit."""
-    own, _ = DeiTDistillConfig.get_config_dict(name_or_path)
-    if own.get("model_type") != DeiTDistillConfig.model_type:
-        raise InputError(
-            f"model_name_or_path {name_or_path!r} holds a {own.get('model_type')!r} model, not a "
-            f"{DeiTDistillConfig.model_type!r} checkpoint as train_deit.py writes it"
-        )
-    own = DeiTDistillConfig.from_dict(own)
-    for name, value in overrides.items():
-        if name not in FREE_FIELDS and value != getattr(own, name):
-            raise InputError(
-                f"{name} is {value}, but the checkpoint {name_or_path!r} has {getattr(own, name)}; leave {name} out"
-            )
-
-
 def try_teacher(model_args: ModelArguments, args: DistillationTrainingArguments, teacher, held_out):
     """Say how good the teacher is, and refuse one that is no better than chance."""
     share = check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
     say(args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
-
-
-def build_student(model_args: ModelArguments, config: DeiTDistillConfig) -> DeiTDistillForImageClassification:
-    """A new student, or a checkpoint's with new heads where its classes differ."""
-    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
-    try:
-        if model_args.model_name_or_path is None:
-            return DeiTDistillForImageClassification._from_config(config, **attention)
-        return DeiTDistillForImageClassification.from_pretrained(
-            model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, **attention
-        )
-    except (ImportError, OSError, ValueError) as error:
-        raise InputError(f"student: {one_line(error)}") from error
 
 
 def training_views(data_args, args: DistillationTrainingArguments, data: ImageData, image_size: int):
@@ -208,14 +153,46 @@ def distil(
     results["num_parameters"] = trainer.model.num_parameters()
     results["bad_images"] = trainer.count_bad_images()
     results["teacher_views_asked"] = trainer.count_teacher_views()
-    trainer.save_model()
+    trainer.save_model(args.output_dir, _internal_call=True)  # a call from outside would push it, without its card
     trainer.save_state()
     if trainer.is_world_process_zero():
-        # Written last, beside and renamed: its presence says that the run is complete.
-        path = Path(args.output_dir, "all_results.json")
-        path.with_suffix(".partial").write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
-        path.with_suffix(".partial").rename(path)
+        decided = {name: trainer.decisions[name].tolist() for name in DECISIONS if name in trainer.decisions}
+        write_json(Path(args.output_dir, "predictions.json"), decided)
+        # Written last: its presence says that the run is complete.
+        write_json(Path(args.output_dir, "all_results.json"), dict(sorted(results.items())))
     return results
+
+
+def record(trainer: DistillationTrainer, facts: dict[str, str], arguments: list[str], parsed: tuple):
+    """Keep what the card tells of how the model was made."""
+    if trainer.is_world_process_zero():
+        output_dir = Path(trainer.args.output_dir)
+        write_run_record(output_dir, facts, arguments, parsed, trainer.hub_model_id or output_dir.resolve().name)
+
+
+def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):
+    """A picture of what the model, as it was saved, says about some held-out images and where it looks."""
+    if not trainer.is_world_process_zero():
+        return
+    args, decisions = trainer.args, trainer.decisions
+    model = DeiTDistillForImageClassification.from_pretrained(args.output_dir).to(args.device)
+    chosen = choose_examples(decisions["labels"], decisions["fused"])
+    pixel_values = torch.stack([held_out[index]["pixel_values"] for index in chosen])
+    teacher = decisions["teacher"][chosen] if "teacher" in decisions else None
+    path = Path(args.output_dir, PREDICTIONS)
+    draw_predictions(model, pixel_values, decisions["labels"][chosen], teacher, trainer.processing_class, path)
+
+
+def push_finished(args: DistillationTrainingArguments):
+    """Push a run that was finished before, as the push that failed, or was not asked for then, would have."""
+    if not args.push_to_hub or args.process_index != 0:
+        return
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    destination = open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
+    rename_run(args.output_dir, destination.repo_id, args.push_native)
+    write_model_card(args.output_dir)
+    push_run(args.output_dir, destination, "End of training", args.push_native)
+    say(args, f"pushed to {destination.repo_id}")
 
 
 def is_finished(args: DistillationTrainingArguments) -> bool:
@@ -274,77 +251,6 @@ def clear_earlier_run(args: DistillationTrainingArguments):
             Path(args.output_dir, "all_results.json").unlink(missing_ok=True)
             for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
-
-
-def run_facts(
-    model_args, args, data: ImageData, config: DeiTDistillConfig, teacher_config, views, store
-) -> dict[str, str]:
-    """What will run, in words: for the summary and the card."""
-    with torch.device("meta"):
-        num_parameters = DeiTDistillForImageClassification(config).num_parameters()
-    tokens = "class and distillation token" if config.use_distillation_token else "class token"
-    rate = f"{args.learning_rate:g}"
-    if args.base_learning_rate is not None:
-        rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
-    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
-    names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
-    return {
-        "data": f"{data.source}: {num_images} images",
-        "held out": f"{len(data.validation):,} images, {data.validation_source}",
-        "classes": f"{len(data.class_names)}: {names}",
-        "teacher": teacher_in_words(model_args, args, teacher_config, store),
-        "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
-        f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
-        "parameters": f"{num_parameters:,}",
-        "distillation": distillation_in_words(args),
-        **store_in_words(args, views, store),
-        "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
-        f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
-        "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
-        "length": length,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-        "device": str(args.device),
-        "output": str(args.output_dir),
-    }
-
-
-def teacher_in_words(model_args: ModelArguments, args: DistillationTrainingArguments, teacher_config, store) -> str:
-    """The teacher, how it comes to be, and where its answers are kept."""
-    if args.distillation_type == "none":
-        return "none"
-    if teacher_config is None:
-        name = str(store.about.get("teacher"))
-    else:
-        name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
-        if model_args.train_teacher:
-            epochs = f"{model_args.teacher_num_train_epochs:g} epochs"
-            name += f", trained first for {epochs} (or found in the output folder)"
-    return name
-
-
-def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[str, str]:
-    """How much of this run the teacher's store knows already."""
-    if args.teacher_store is None or args.distillation_type == "none":
-        return {}
-    if store is None:
-        return {"teacher's store": f"{args.teacher_store}, new"}
-    planned = planned_views(args, views)
-    missing, total = sum(store.missing(planned).values()), sum(planned.values())
-    known = f"all {total:,} views known, no teacher is loaded or trained"
-    if missing:
-        known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
-    return {"teacher's store": f"{args.teacher_store}, {known}"}
-
-
-def distillation_in_words(args: DistillationTrainingArguments) -> str:
-    """The objective with its figures."""
-    words = {
-        "none": "none: labels alone",
-        "soft": f"soft, weight {args.distillation_alpha:g}, temperature {args.distillation_temperature:g}",
-        "hard": f"hard, weight {args.distillation_alpha:g}",
-    }
-    return words[args.distillation_type]
 
 
 def say(args: DistillationTrainingArguments, title: str, text: str = ""):

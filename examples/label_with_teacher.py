@@ -14,12 +14,11 @@ from dataclasses import asdict
 
 import torch
 
-from modeling_deit_distill import DeiTDistillConfig, InputError
+from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.data import (
     EvaluationDataset,
     ViewDataset,
-    evaluation_processor,
     evaluation_transform,
     evaluation_view,
     load_image_data,
@@ -35,6 +34,7 @@ from modeling_deit_distill.labelling import (
     teacher_description,
     whole_sampler,
 )
+from modeling_deit_distill.student import load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
 
@@ -50,9 +50,11 @@ def main(arguments: list[str]):
         raise InputError("give --teacher_store FOLDER, --distillation_type hard or soft, and data that is not a stream")
     with args.main_process_first(desc="loading data"):
         sources = asdict(data_args)
-        del sources["crop_pct"]
+        crop_pct = sources.pop("crop_pct")
         data = load_image_data(**sources)
-    settings = AugmentationSettings.from_arguments(args, model_args.image_size or DeiTDistillConfig().image_size)
+    start = load_start(model_args)
+    config = student_config(model_args, args, data.class_names, start)
+    settings = AugmentationSettings.from_arguments(args, config.image_size)
     views = ViewDataset(data.train, settings, args.seed if args.data_seed is None else args.data_seed)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
@@ -62,7 +64,7 @@ def main(arguments: list[str]):
         print(f"{args.teacher_store}: all views known, epochs {epochs.start} to {epochs.stop - 1}; nothing to ask")
         return
     teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
-    processor = evaluation_processor(settings.image_size, data_args.crop_pct)
+    processor = student_processor(config, crop_pct, start)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
     check_teacher(teacher, held_out, args.per_device_eval_batch_size, model_args.allow_weak_teacher)
     store = store_for(data_args, args, data, views, teacher, store)

@@ -60,7 +60,10 @@ class ModelArguments:
         InputError: arguments that exclude each other, or overrides that are not a JSON object.
     """
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Start from this checkpoint of a student."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Start from a DeiT: ours, transformers' or timm's (a folder or name), facebook's (a .pth)."},
+    )
     model_size: Literal["tiny", "small", "base"] | None = field(
         default=None, metadata={"help": "Named size of a new student (DeiT-Ti, -S, -B); tiny unless given."}
     )
@@ -171,8 +174,12 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Read training images as a stream, without storing them; needs max_steps."}
     )
-    crop_pct: float = field(
-        default=0.875, metadata={"help": "Evaluation resizes the shorter side to image_size / crop_pct, then crops."}
+    crop_pct: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluation resizes the shorter side to image_size / crop_pct, then crops; 0.875, or that of the "
+            "checkpoint to start from, unless given."
+        },
     )
 
     def __post_init__(self):
@@ -186,7 +193,7 @@ class DataArguments:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
         if not 0.0 < self.validation_fraction < 1.0:
             raise InputError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
-        if not 0.0 < self.crop_pct <= 1.0:
+        if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
             raise InputError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1")
 
 
@@ -223,6 +230,11 @@ class DistillationTrainingArguments(TrainingArguments):
     teacher_store_top_k: int | None = field(
         default=None,
         metadata={"help": "Classes that a new store keeps per view for soft distillation; 10 unless given."},
+    )
+
+    push_native: bool = field(
+        default=False,
+        metadata={"help": "Push also, as revision 'native', a copy for transformers' own class: no remote code."},
     )
 
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate, taken as it is."})
@@ -282,6 +294,8 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.distillation_alpha is None:
             self.distillation_alpha = DEFAULT_ALPHA[self.distillation_type]
         self._check_ranges()
+        if self.push_native and not self.push_to_hub:
+            raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         super().__post_init__()
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
@@ -294,6 +308,10 @@ class DistillationTrainingArguments(TrainingArguments):
             if self.base_learning_rate is None:
                 self.base_learning_rate = DEFAULT_BASE_LEARNING_RATE
             self.learning_rate = self.base_learning_rate * self.effective_batch_size / REFERENCE_BATCH_SIZE
+
+    def __getstate__(self) -> dict:
+        """What is pickled, into `training_args.bin` among others: all but the token."""
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def effective_batch_size(self) -> int:
@@ -366,15 +384,13 @@ def parse_arguments(
     recipe, command_line = _split_recipe(arguments)
     if command_line and not command_line[0].startswith("-"):
         raise InputError(f"unexpected {command_line[0]!r}; arguments are written --key value, after the recipe")
-    given = {argument[2:].split("=")[0].replace("-", "_") for argument in command_line if argument.startswith("--")}
+    given = _names(command_line)
     _check_keys(recipe, known, "the recipe")
     _check_keys(given, known, "the command line")
     for key, value in recipe.items():
         if isinstance(value, list) and len(value) != 1 and parser._option_string_actions[f"--{key}"].nargs != "+":
             raise InputError(f"{key} takes one value, not the list {value} of the recipe")
-    for sources, replaced in REPLACES.items():
-        if given & set(sources):
-            recipe = {key: value for key, value in recipe.items() if key not in replaced}
+    recipe = _not_replaced(recipe, given)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
             _as_command_line(recipe) + command_line, return_remaining_strings=True, look_for_args_file=False
@@ -386,6 +402,47 @@ def parse_arguments(
     if rest:
         raise InputError(f"unexpected {' '.join(rest)!r}; arguments are written --key value, after the recipe")
     return tuple(parsed)
+
+
+def said_arguments(arguments: list[str]) -> dict[str, object]:
+    """What the user said, by name: the recipe's lines and the command line over them, tokens left out.
+
+    Args:
+        arguments: as for [`parse_arguments`], which has accepted them.
+    """
+    recipe, command_line = _split_recipe(arguments)
+    said, key = _not_replaced(recipe, _names(command_line)), None
+    for word in command_line:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            key = name.replace("-", "_")
+            said[key] = value if equals else True
+        else:
+            said[key] = word if said[key] is True else f"{said[key]} {word}"
+    said.pop("hub_token", None)
+    return said
+
+
+def without_tokens(arguments: list[str]) -> list[str]:
+    """A command line as it may be shown: what follows `--hub_token` left out."""
+    shown, is_secret = [], False
+    for word in arguments:
+        is_token = word.split("=")[0].replace("-", "_") == "__hub_token"
+        if not is_token and not (is_secret and not word.startswith("--")):
+            shown.append(word)
+        is_secret = is_token and "=" not in word or is_secret and not word.startswith("--")
+    return shown
+
+
+def _names(command_line: list[str]) -> set[str]:
+    return {word[2:].split("=")[0].replace("-", "_") for word in command_line if word.startswith("--")}
+
+
+def _not_replaced(recipe: dict, given: set[str]) -> dict:
+    for sources, replaced in REPLACES.items():
+        if given & set(sources):
+            recipe = {key: value for key, value in recipe.items() if key not in replaced}
+    return dict(recipe)
 
 
 def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:

@@ -41,6 +41,7 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
+DEFAULT_CROP_PCT = 0.875  # paper: evaluation crops 224 pixels from a shorter side of 256
 # Where Pillow finds an image's orientation; looking only there saves a parse of most files.
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 MAX_REPLACEMENTS = 10
@@ -167,7 +168,7 @@ def decode_pixels(image: dict) -> torch.Tensor:
 
 
 def evaluation_processor(
-    image_size: int, crop_pct: float = 0.875, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
+    image_size: int, crop_pct: float = DEFAULT_CROP_PCT, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
 ) -> DeiTImageProcessor:
     """The evaluation transform: shorter side to image_size / crop_pct, centre crop, ImageNet statistics (Table 9).
 

@@ -18,7 +18,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .arguments import DistillationTrainingArguments, ModelArguments
 from .augmentation import AUGMENTATION_VERSION, augment
-from .data import EvaluationDataset, ImageData, ViewDataset, collate
+from .data import DEFAULT_CROP_PCT, EvaluationDataset, ImageData, ViewDataset, collate
 from .errors import InputError
 from .teacher import (
     TRAINING_RECORD,
@@ -101,7 +101,7 @@ def prepare_teacher(
             data,
             Path(args.output_dir, "teacher"),
             args,
-            crop_pct=data_args.crop_pct,
+            crop_pct=data_args.crop_pct or DEFAULT_CROP_PCT,
             trust_remote_code=model_args.trust_remote_code,
             **teacher_schedule(model_args, views),
         )

@@ -1,89 +1,526 @@
-"""The model card and the training curves, from what a run left in its `output_dir`."""
+"""The model card, from what a run left in its folder: `python -m modeling_deit_distill.model_card OUTPUT_DIR`.
 
+Every figure comes from the run, and what was not measured, or not recorded by an older run, leaves no trace.
+"""
+
+import argparse
+import html
 import json
-from collections.abc import Mapping
+import math
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig, PreTrainedConfig
 
-from .report import ACCURACY_NAMES
+from .analysis import confusion_matrix, disagreement, wilson_interval, worst_classes, worst_confusions
+from .card_pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
+from .errors import InputError, one_line
+from .report import ACCURACY_NAMES, duration
 
-CURVES = "training_curves.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+CARD = "README.md"
+MAX_CLASSES = 20  # that are listed; of more, the first ten
+MAX_ROWS = 10
+PAPER = "https://arxiv.org/abs/2012.12877"
+HUB = "https://huggingface.co"
+
+FUSION_WORDS = {
+    "logit_mean": "the mean of both heads' logits",
+    "softmax_mean": "the mean of both heads' probabilities",
+    "cls": "the class head's",
+    "distillation": "the distillation head's",
+}
+# Sets of decisions in `predictions.json`, in the order of the paper's Table 4.
+DECISION_NAMES = {
+    "labels": "truth",
+    "teacher": "teacher",
+    "cls": "class head",
+    "distillation": "distillation head",
+    "fused": "this model",
+}
 
 
-def write_model_card(output_dir: str | Path, facts: Mapping[str, object]) -> Path:
-    """Write `README.md` into `output_dir` from its `config.json`, `all_results.json` and `facts` about the run.
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder; what is missing there is empty.
 
-    Args:
-        output_dir: a finished run.
-        facts: what was run, as printed before it: data, teacher, student, recipe.
+    Attributes:
+        config: the model's.
+        results: `all_results.json`; of a run under way, its last evaluation.
+        state: `trainer_state.json`.
+        decisions: `predictions.json` as arrays (images,) of class indices, `labels` among them.
+        record: `run.json`.
+        processor: `preprocessor_config.json`.
+        is_finished: whether all results are there.
     """
-    output_dir = Path(output_dir)
-    results = json.loads((output_dir / "all_results.json").read_text())
-    config = json.loads((output_dir / "config.json").read_text())
-    accuracies = [(name, f"{results[key]:.4f}") for key, name in ACCURACY_NAMES.items() if key in results]
-    card = ModelCard.from_template(
-        ModelCardData(
-            license="apache-2.0",
-            library_name="transformers",
-            pipeline_tag="image-classification",
-            tags=["image-classification", "deit", "distillation", "vision"],
-        ),
-        template_path=str(TEMPLATE),
-        title=output_dir.resolve().name,
-        two_heads=config["use_distillation_token"],
-        classes=", ".join(config["id2label"].values()),
-        accuracies=_table(("top-1 and agreement", "share of validation images"), accuracies),
-        facts=_table(("run", ""), [(name, value) for name, value in facts.items()]),
-        curves=CURVES if (output_dir / CURVES).exists() else None,
-    )
-    path = output_dir / "README.md"
-    card.save(path)
+
+    folder: Path
+    config: PreTrainedConfig
+    results: dict
+    state: dict
+    decisions: dict[str, np.ndarray]
+    record: dict
+    processor: dict
+    is_finished: bool
+
+    @cached_property
+    def name(self) -> str:
+        """Its name on the Hub, or that of its folder."""
+        return self.record.get("name") or self.folder.resolve().name
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """In the order of their indices."""
+        return [str(name) for _, name in sorted(self.config.id2label.items())]
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images were held out, if known."""
+        return len(self.decisions["labels"]) if self.decisions else None
+
+    @property
+    def facts(self) -> dict:
+        """What the run said of itself before it started, in words."""
+        return self.record.get("facts") or {}
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it is known that a teacher took part; only a teacher trains a distillation token."""
+        return self.config.use_distillation_token or self.facts.get("teacher", "none") != "none"
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) counts of the held-out images, truth by row and answer by column."""
+        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
+
+    def measured(self, key: str) -> float | None:
+        """A result, if it was measured and is a number."""
+        value = self.results.get(key)
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def file(self, name: str) -> str | None:
+        """The name of a file if it is there."""
+        return name if (self.folder / name).exists() else None
+
+
+def write_model_card(output_dir: str | Path) -> Path:
+    """Write `README.md` into a run's folder from what lies there and nothing else.
+
+    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so.
+
+    Raises:
+        InputError: no model in the folder, or a file that is not what a run leaves.
+    """
+    run = read_run(Path(output_dir))
+    card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
+    path = run.folder / CARD
+    partial = path.with_suffix(".partial")  # written beside and renamed: a kill leaves no half of a card
+    card.save(partial)
+    partial.replace(path)
     return path
 
 
-def plot_training_curves(log_history: list[dict], path: str | Path) -> Path | None:
-    """Losses and accuracies over epochs as a PNG; nothing is drawn (None) where nothing was logged.
+def read_run(folder: Path) -> Run:
+    """What lies in the folder of a run.
 
-    Args:
-        log_history: `trainer.state.log_history`.
-        path: where the picture is written.
+    Raises:
+        InputError: no model in the folder, or a file that is not what a run leaves.
     """
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    if not (folder / "config.json").exists():
+        raise InputError(f"{str(folder)!r} holds no config.json; give the output_dir of a run of train_deit.py")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"config.json in {str(folder)!r} does not describe a model: {one_line(error)}") from error
+    if config.model_type != "deit_distill":
+        raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
+    state, results = _read_json(folder / "trainer_state.json"), _read_json(folder / "all_results.json")
+    evaluations = [entry for entry in state.get("log_history", []) if "eval_accuracy" in entry]
+    return Run(
+        folder,
+        config,
+        results or (evaluations[-1] if evaluations else {}),
+        state,
+        _read_decisions(folder / "predictions.json", len(config.id2label)),
+        _read_json(folder / "run.json"),
+        _read_json(folder / "preprocessor_config.json"),
+        is_finished=bool(results),
+    )
 
-    losses = {"loss": "total", "label_loss": "label term", "teacher_loss": "teacher term", "eval_loss": "validation"}
-    shares = {
-        "eval_accuracy": "validation accuracy",
-        "eval_teacher_agreement": "agreement with teacher, validation",
-        "teacher_agreement": "agreement with teacher, training",
+
+def metadata(run: Run) -> ModelCardData:
+    """What the Hub reads of a card."""
+    dataset, evaluated = run.record.get("dataset") or {}, evaluation_results(run)
+    tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
+    optional = {
+        "base_model": run.record.get("base_model"),
+        "datasets": [dataset["id"]] if dataset.get("id") else None,
+        "metrics": ["accuracy"] if run.measured("eval_accuracy") is not None else None,
+        "model_name": run.name if evaluated else None,
+        "eval_results": evaluated or None,
     }
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    drawn = 0
-    for axes, title, names in zip(figure.subplots(1, 2), ("Loss", "Share of images"), (losses, shares), strict=True):
-        for key, label in names.items():
-            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry and "epoch" in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-                drawn += 1
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    if not drawn:
-        return None
-    figure.savefig(path, dpi=120)
-    return Path(path)
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=tags,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
 
 
-def _table(header: tuple[str, str], rows: list[tuple[str, object]]) -> str:
-    lines = [
-        f"| {header[0]} | {header[1]} |",
-        "|---|---|",
-        *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows),
+def evaluation_results(run: Run) -> list[EvalResult]:
+    """The model-index; it needs the data's name, so a run that did not note it has none."""
+    dataset = run.record.get("dataset") or {}
+    name = dataset.get("name") or dataset.get("id")
+    metrics = {
+        "eval_accuracy": ("accuracy", "top-1 accuracy"),
+        "eval_top5_accuracy": ("accuracy", "top-5 accuracy"),
+        "eval_teacher_agreement": ("teacher_agreement", "agreement with the teacher"),
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=dataset.get("id") or "imagefolder",
+            dataset_name=name,
+            dataset_split=dataset.get("split"),
+            metric_type=kind,
+            metric_name=metric_name,
+            metric_value=run.measured(key),
+        )
+        for key, (kind, metric_name) in metrics.items()
+        if name and run.measured(key) is not None
     ]
-    return "\n".join(lines)
 
 
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+def content(run: Run) -> dict[str, object]:
+    """What the template is filled with; what is empty leaves no trace in the card."""
+    has_decisions = bool(run.decisions)
+    # The branch is pushed at the end of a run.
+    native = bool(run.record.get("native")) and run.is_finished
+    return {
+        "title": _text(run.name.rsplit("/", 1)[-1]),
+        "introduction": introduction(run),
+        "score": score(run),
+        "picture": run.file(PREDICTIONS),
+        "how_chosen": HOW_CHOSEN,
+        "two_heads": run.config.use_distillation_token,
+        "name": json.dumps(run.name, ensure_ascii=False),
+        "shell_name": shlex.quote(run.name),
+        "native": native,
+        "exportable": not native and is_exportable(run.config),
+        "accuracies": accuracy_table(run),
+        "num_images": f"{run.num_images:,}" if run.num_images else None,
+        "disagreement": disagreement_table(run),
+        "worst_classes": worst_classes_table(run) if has_decisions else None,
+        "worst_confusions": worst_confusions_table(run) if has_decisions else None,
+        "method": method(run),
+        "facts": facts_table(run),
+        "curves": run.file(CURVES),
+        "recipe": recipe(run),
+        "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
+        "versions": ", ".join(f"{_text(name)} {_text(each)}" for name, each in _known(run.record.get("versions"))),
+        "limitations": list(limitations(run)),
+    }
+
+
+def introduction(run: Run) -> str:
+    """What the model is."""
+    height, width = _pair(run.config.image_size)
+    parameters = run.measured("num_parameters")
+    size = f" of {parameters / 1e6:.2f} million parameters" if parameters else ""
+    what = (
+        f"A vision transformer ([DeiT]({PAPER})){size} that looks at images of {height} × {width} pixels and tells "
+        f"{len(run.class_names):,} classes apart: {class_list(run.class_names)}."
+    )
+    if run.config.use_distillation_token:
+        how = (
+            "It was distilled through attention: its class token learned from labels, its distillation token from a "
+            f"teacher's answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
+        )
+    else:
+        how = "It has a class token and one head" + (
+            ", which learned from labels and from a teacher's answers." if run.has_teacher else "."
+        )
+    return f"{what}\n\n{how}"
+
+
+def class_list(names: Sequence[str]) -> str:
+    """The names; of very many, the first ones."""
+    shown = names if len(names) <= MAX_CLASSES else names[:10]
+    rest = f", ... and {len(names) - len(shown):,} others" if len(shown) < len(names) else ""
+    return ", ".join(_text(name) for name in shown) + rest
+
+
+def score(run: Run) -> str | None:
+    """How good it is, in a sentence or two."""
+    share, teacher = run.measured("eval_accuracy"), run.measured("teacher_accuracy")
+    if share is None:
+        return None if run.is_finished else "Training is still under way."
+    images = f"{run.num_images:,} held-out images" if run.num_images else "the held-out images"
+    text = f"It is right on **{_percent(share)}** of {images}"
+    if run.num_images:
+        text += f" (95 % interval: {_interval(share, run.num_images)})"
+    if teacher is not None:
+        text += f", its teacher on {_percent(teacher)}"
+    if run.is_finished:
+        return text + "."
+    epoch = run.measured("epoch")
+    when = "" if epoch is None else f", after {epoch:g} epochs" + _of_epochs(run)
+    return f"Training is still under way. {text}{when}."
+
+
+def is_exportable(config: PreTrainedConfig) -> bool:
+    """Whether transformers' own classes can compute what the model computes."""
+    from .conversion import why_not_native
+
+    return why_not_native(config) is None
+
+
+def accuracy_table(run: Run) -> str | None:
+    """Shares of right answers by head and fusion."""
+    names = {key: name.removeprefix("student, ") for key, name in ACCURACY_NAMES.items()}
+    names |= {"eval_accuracy": "**this model**", "eval_teacher_agreement": "this model agrees with the teacher"}
+    if run.config.use_distillation_token:
+        names["eval_accuracy"] += f", {FUSION_WORDS[run.config.fusion]}"
+        names.pop(f"eval_accuracy_{run.config.fusion}")  # the same once more
+    else:
+        names.pop("eval_accuracy_cls")
+    rows = [(name, run.measured(key)) for key, name in names.items() if run.measured(key) is not None]
+    if not rows:
+        return None
+    header = ("top-1 and agreement", "share of held-out images", "95 % interval")
+    if not run.num_images:
+        return _table(header[:2], [(name, _percent(share)) for name, share in rows])
+    return _table(header, [(name, _percent(share), _interval(share, run.num_images)) for name, share in rows])
+
+
+def disagreement_table(run: Run) -> str | None:
+    """Shares of images on which two sets of answers differ (paper, Table 4); of two sets alone it says nothing new."""
+    names = dict(DECISION_NAMES)
+    if not run.config.use_distillation_token:
+        names.pop("cls")  # the model's own answer once more
+    sets = {name: run.decisions[key] for key, name in names.items() if key in run.decisions}
+    if len(sets) < 3:
+        return None
+    shares = disagreement(sets)
+    rows = [
+        (one, *("–" if one == other else _percent(share) for other, share in row.items()))
+        for one, row in shares.items()
+    ]
+    return _table(("differs from", *sets), rows)
+
+
+def worst_classes_table(run: Run) -> str | None:
+    """The classes recognised least often."""
+    names = run.class_names
+    worst = worst_classes(run.confusion, MAX_ROWS)
+    rows = [
+        (_text(names[each.label]), f"{each.num_right} of {each.num_images}", _percent(each.recall)) for each in worst
+    ]
+    return _table(("class", "recognised", "share"), rows) if rows else None
+
+
+def worst_confusions_table(run: Run) -> str | None:
+    """The commonest pairs of true class and wrong answer."""
+    names = run.class_names
+    pairs = worst_confusions(run.confusion, MAX_ROWS)
+    rows = [(_text(names[pair.label]), _text(names[pair.answer]), pair.count, _percent(pair.share)) for pair in pairs]
+    return _table(("class", "taken for", "images", "share of the class"), rows) if rows else None
+
+
+def method(run: Run) -> str:
+    """By what, from what, on what and with whose help."""
+    dataset = run.record.get("dataset") or {}
+    parts = ["With `train_deit.py` of `modeling_deit_distill`"]
+    if run.record.get("base_model"):
+        parts.append(f"starting from {_hub_link(run.record['base_model'])}")
+    if dataset.get("id"):
+        parts.append(f"on {_hub_link(dataset['id'], 'datasets/')}")
+    if run.record.get("teacher"):
+        parts.append(f"taught by {_hub_link(run.record['teacher'])}")
+    return ", ".join(parts) + "."
+
+
+def facts_table(run: Run) -> str | None:
+    """What the run said of itself, and what it took."""
+    facts = {name: value for name, value in run.facts.items() if name != "output"}  # a folder of the trainer's machine
+    runtime, bad_images, asked = (run.measured(k) for k in ("train_runtime", "bad_images", "teacher_views_asked"))
+    added = {
+        "hardware": run.record.get("hardware"),
+        "training time": None if runtime is None else duration(runtime),
+        "views the teacher was asked about": f"{asked:,.0f}" if asked else None,
+        "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",
+        "finished": run.record.get("finished") if run.is_finished else None,
+    }
+    rows = [(_text(name), _text(value)) for name, value in _known({**facts, **added})]
+    return _table(("what", "in this run"), rows) if rows else None
+
+
+def recipe(run: Run) -> str | None:
+    """What was set, as a recipe that `train_deit.py` reads."""
+    settings = run.record.get("recipe")
+    if not settings:
+        return None
+    return _fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000), "yaml")
+
+
+def limitations(run: Run) -> Iterable[str]:
+    """What a user must know before relying on it, each from what the run noted."""
+    yield (
+        f"It knows the {len(run.class_names):,} classes above and no others: whatever an image shows, the answer is "
+        "one of them."
+    )
+    edge, crop = ((run.processor.get(key) or {}) for key in ("size", "crop_size"))
+    if run.processor.get("do_center_crop") and edge.get("shortest_edge") and crop.get("height") and crop.get("width"):
+        yield (
+            f"It sees the middle of an image alone: the shorter side is resized to {edge['shortest_edge']} pixels, and "
+            f"{crop['height']} × {crop['width']} are cut from the centre."
+        )
+    yield reach(run)
+    yield from unmeasured_classes(run)
+    if run.has_teacher:
+        yield "It learned from a teacher, its mistakes included." + teacher_mistakes(run)
+    if run.measured("bad_images"):
+        yield f"{run.measured('bad_images'):,.0f} training image(s) could not be read, so it has not learned from them."
+    yield "Its probabilities are not calibrated: how often an answer given with 90 % is right was not measured."
+
+
+def reach(run: Run) -> str:
+    """What it was trained and measured on, and that the figures go no further."""
+    trained, held_out = run.facts.get("data"), run.facts.get("held out")
+    done = [f"trained on {_text(trained)}"] if trained else []
+    if held_out:
+        is_cut = re.search(r"\d%\s+of\s+split", held_out)
+        done.append(f"measured on {_text(held_out)}" + (", a cut of the same data" if is_cut else ""))
+    start = f"It was {', and '.join(done)}. " if done else ""
+    return start + "How it does on images from elsewhere, taken by others or in another way, was not measured."
+
+
+def unmeasured_classes(run: Run) -> Iterable[str]:
+    """Classes of which no image was held out."""
+    if not run.decisions:
+        return
+    unseen = [name for name, count in zip(run.class_names, run.confusion.sum(axis=1), strict=True) if count == 0]
+    if unseen:
+        yield (
+            f"Of {len(unseen):,} of the {len(run.class_names):,} classes no image was held out, so nothing is known "
+            f"of how well it recognises them: {class_list(unseen)}."
+        )
+
+
+def teacher_mistakes(run: Run) -> str:
+    """How often the student repeats its teacher's mistakes; empty where that is not known."""
+    if "teacher" not in run.decisions:
+        return ""
+    wrong = run.decisions["teacher"] != run.decisions["labels"]
+    if not wrong.any():
+        return f" On the {run.num_images:,} held-out images the teacher made none."
+    repeated = np.count_nonzero(wrong & (run.decisions["teacher"] == run.decisions["fused"]))
+    return (
+        f" The teacher is wrong on {np.count_nonzero(wrong):,} of the {run.num_images:,} held-out images, and this "
+        f"model repeats {repeated:,} of these answers."
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Draw the curves of a run again and write its card again."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_deit_distill.model_card", description=__doc__.split(":")[0]
+    )
+    parser.add_argument("output_dir", help="folder of a run of train_deit.py, or a copy of its repository")
+    output_dir = Path(parser.parse_args(arguments).output_dir)
+    state = read_run(output_dir).state
+    if state.get("log_history"):
+        plot_training_curves(state["log_history"], output_dir / CURVES)
+    print(f"wrote {write_model_card(output_dir)}")
+    return 0
+
+
+def _read_json(path: Path) -> dict:
+    """The content of a file, or {} if there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{str(path)!r} is no JSON ({one_line(error)}); remove it or run the training again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, not names with values; remove it")
+    return content
+
+
+def _read_decisions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
+    """Class indices (images,) by name; {} without the file, or without images."""
+    decisions = {name: np.asarray(indices) for name, indices in _read_json(path).items() if name in DECISION_NAMES}
+    if not any(len(indices) for indices in decisions.values()):
+        return {}
+    lengths = {name: len(indices) for name, indices in decisions.items()}
+    if len(set(lengths.values())) > 1 or not {"labels", "fused"} <= decisions.keys():
+        raise InputError(f"{str(path)!r} must hold labels and fused, all of one length, and holds {lengths}; remove it")
+    for name, indices in decisions.items():
+        if indices.dtype.kind != "i" or indices.min() < 0 or indices.max() >= num_classes:
+            raise InputError(f"{str(path)!r}: {name} are not class indices below {num_classes}; remove it")
+    return decisions
+
+
+def _known(values: dict | None) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in (values or {}).items() if value is not None and value != ""]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _interval(share: float, num_images: int) -> str:
+    low, high = wilson_interval(share, num_images)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _of_epochs(run: Run) -> str:
+    total = run.state.get("num_train_epochs")
+    return f" of {total:g}" if total else ""
+
+
+def _hub_link(name: str, kind: str = "") -> str:
+    return f"[{_text(name)}]({HUB}/{kind}{name})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; cells are Markdown on one line."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """A value on one line, in which no character is taken for Markdown, HTML or a formula."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, whose fence is longer than any within it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -7,20 +7,18 @@ pull REPOSITORY STORE     from there
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
-import os
 import re
 import sys
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
 
 from .data import ViewDataset, load_image_data
 from .errors import InputError, one_line
+from .hub import hub_errors, without_folders
 from .label_map import read_label_map
 from .labelling import describe_loaded, verify, whole_sampler
 from .report import summary
@@ -250,23 +248,6 @@ def read_checksums(fetched: Path, repository: str) -> dict[str, str]:
     return checksums
 
 
-@contextlib.contextmanager
-def hub_errors(action: str):
-    """Say what the Hub refuses in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        remedy = "run it again"
-        if status in (401, 403, 404):
-            remedy = "check the names and your token (hf auth login)"
-        elif isinstance(error, HFValidationError):
-            remedy = "give a name like me/regnet-answers"
-        raise InputError(f"{action} failed ({one_line(error)}); {remedy}") from error
-
-
 def card(store: TeacherStore, about: dict[str, object], repository: str) -> str:
     """The dataset card of a pushed store."""
     facts = "\n".join(f"| {name} | {value} |" for name, value in describe(store, about).items())
@@ -297,21 +278,13 @@ A run whose data, seed or augmentations differ from the following is refused, wi
 
 def public_description(store: TeacherStore) -> dict[str, dict]:
     """`store.json` without the folders of whoever made it."""
-    return _without_folders({"fingerprint": store.fingerprint, "about": store.about})
+    return without_folders({"fingerprint": store.fingerprint, "about": store.about})
 
 
 def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
     """The names of what two stores' answers are about and do not agree in."""
     ours, theirs = (public_description(each)["fingerprint"] for each in (store, other))
     return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-
-
-def _without_folders(value):
-    if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
-    path = os.path.expanduser(value) if isinstance(value, str) else ""
-    is_local = os.path.isabs(path) or path.startswith(".") or os.path.exists(path)
-    return os.path.basename(os.path.normpath(path)) if is_local else value
 
 
 def _checksum(content: Path | bytes) -> str:

@@ -1,23 +1,42 @@
 """`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
 
 import dataclasses
+import functools
+import logging
+from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
 
 from .arguments import DistillationTrainingArguments
 from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
+from .card_pictures import CURVES, plot_training_curves
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
 from .errors import InputError, LocalInputError
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
+from .model_card import write_model_card
+from .publishing import (
+    Destination,
+    clear_stages,
+    open_repository,
+    push_run,
+    push_stage_of_checkpoint,
+    stage_checkpoint,
+)
 from .teacher_store import TeacherStore, decode_labels, decode_top_k
 from .views import ViewSampler
+
+logger = logging.getLogger(__name__)
 
 # Not decayed besides biases and norms: what is learned per token or position (public code; the distillation token as
 # in timm).
@@ -30,6 +49,9 @@ class DistillationTrainer(Trainer):
     With the distillation token the label term reads the class head and the teacher's term the distillation head; a
     student without it reads both from its one head ("usual distillation"). The teacher sees exactly the pixels that
     the student sees. It is frozen, replicated on each process, and no part of what is saved.
+
+    After an evaluation `decisions` holds, by name, (images,) class indices: the `labels`, those of each head and fusion
+    (see `metrics.predicted_labels`), and the `teacher`'s if known.
 
     Args:
         model: a [`DeiTDistillForImageClassification`].
@@ -57,6 +79,7 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         _check_teacher(model, args, teacher, teacher_store)
+        self._destination: Destination | None = None  # set by `init_hf_repo`, which Trainer's own set-up calls
         kwargs.setdefault("data_collator", collate)
         if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
             kwargs["compute_metrics"] = self._compute_metrics
@@ -69,6 +92,7 @@ class DistillationTrainer(Trainer):
         self._num_asked = 0
         self.teacher_labels: np.ndarray | None = None
         self._teacher_truth: np.ndarray | None = None
+        self.decisions: dict[str, np.ndarray] = {}
         self.view_sampler: ViewSampler | None = None
         self.bad_images: BadImages | None = None
         if isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset)):
@@ -165,8 +189,82 @@ class DistillationTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        """Make the repository and the branch that the arguments name, or find them.
+
+        Raises:
+            InputError: the Hub refuses, or five tries failed.
+        """
+        if not self.is_world_process_zero():
+            return
+        args = self.args
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        private = args.hub_private_repo if private is None else private
+        self._destination = open_repository(name, token or args.hub_token, private, args.hub_revision)
+        self.hub_model_id = self._destination.repo_id
+        self.push_in_progress = None
+        clear_stages(args.output_dir)
+
     def create_model_card(self, *args, **kwargs):
-        """Nothing: Trainer would write its own card over ours (see `model_card.write_model_card`)."""
+        """Write our card, and the curves, from what lies in `output_dir`; what Trainer's own card takes is not used."""
+        if not self.is_world_process_zero():
+            return
+        output_dir = Path(self.args.output_dir)
+        self.state.save_to_json(str(output_dir / "trainer_state.json"))
+        plot_training_curves(self.state.log_history, output_dir / CURVES)
+        write_model_card(output_dir)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """Save the model, write its card and push both, after the pushes that are under way.
+
+        Args:
+            commit_message, token, revision, private: as in Trainer; the arguments' unless given.
+            blocking: wait for the end; otherwise a future comes back.
+            kwargs: not used; Trainer's own card would take them.
+
+        Raises:
+            InputError: the Hub refuses, or five tries failed. What was saved is whole, and the push can be repeated.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self._destination is None or token is not None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        self._finish_current_push()
+        destination = self._destination
+        if revision is not None and revision != destination.revision:
+            destination = open_repository(destination.repo_id, destination.token, revision=revision)
+        push = functools.partial(push_run, self.args.output_dir, destination, commit_message, self.args.push_native)
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # Trainer's own copies weights into `output_dir` and uploads it while training goes on to change it, leaves
+        # the code out and hides what fails.
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        kept_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        path_in_repo = kept_as.get(self.args.hub_strategy)
+        stage = stage_checkpoint(checkpoint_folder, self.args.output_dir, path_in_repo)
+        message = f"Training in progress, step {self.state.global_step}"
+        # One thread of the client's runs one push after the other.
+        job = HfApi().run_as_future(push_stage_of_checkpoint, stage, self._destination, message, path_in_repo)
+        job.add_done_callback(_warn_of_failure)
+        earlier = self.push_in_progress.jobs if busy else []
+        self.push_in_progress = PushInProgress([*earlier, job])
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
@@ -270,7 +368,11 @@ class DistillationTrainer(Trainer):
     def _compute_metrics(self, evaluated) -> dict[str, float]:
         labels = evaluated.label_ids
         known = self.teacher_labels is not None and np.array_equal(self._teacher_truth, labels)
-        return accuracies(evaluated.predictions, labels, self.teacher_labels if known else None)
+        teacher_labels = self.teacher_labels if known else None
+        self.decisions = {"labels": labels, **evaluated.predictions}
+        if known:
+            self.decisions["teacher"] = teacher_labels
+        return accuracies(evaluated.predictions, labels, teacher_labels)
 
 
 class _SetEpoch(TrainerCallback):
@@ -283,6 +385,11 @@ class _SetEpoch(TrainerCallback):
         """Before the epoch's first view is drawn."""
         if self.trainer.view_sampler is not None:
             self.trainer.view_sampler.set_epoch(int(state.epoch or 0))
+
+
+def _warn_of_failure(push: Future):
+    if not push.cancelled() and push.exception() is not None:
+        logger.warning("%s; training goes on, and the next push brings what this one lacked", push.exception())
 
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,15 +1,18 @@
 """Recipes and command lines: what they say reaches the dataclasses, what they get wrong is one clear line."""
 
 import dataclasses
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
 from modeling_deit_distill import DeiTDistillConfig, InputError, arguments
-from modeling_deit_distill.arguments import ModelArguments, parse_arguments
+from modeling_deit_distill.arguments import ModelArguments, parse_arguments, said_arguments, without_tokens
+from modeling_deit_distill.data import DEFAULT_CROP_PCT
 
-RECIPES = sorted(Path(__file__).parents[1].glob("examples/recipes/*.yaml"))
+RECIPE_FOLDER = Path(__file__).parents[1] / "examples" / "recipes"
+RECIPES = sorted(RECIPE_FOLDER.glob("*.yaml"))
 IMAGENET_RECIPES = [path for path in RECIPES if path.stem.startswith("imagenet")]
 
 
@@ -467,7 +470,7 @@ def test_imagenet_recipes_are_table_9(path):
     assert (args.rand_augment_magnitude, args.horizontal_flip_prob) == (9.0, 0.5)
     assert args.random_crop_scale == [0.08, 1.0]
     assert (args.repeated_augmentation, args.on_bad_image) == (3, "warn")
-    assert (model.drop_path_rate, data.crop_pct) == (0.1, 0.875)
+    assert (model.drop_path_rate, data.crop_pct or DEFAULT_CROP_PCT) == (0.1, 0.875)
 
 
 @pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
@@ -487,3 +490,47 @@ def test_the_digits_recipe():
     assert args.distillation_type == "hard"
     assert args.horizontal_flip_prob == 0.0 and args.cutmix_alpha == 0.0
     assert model.patch_size % 2 == 0 and not args.bf16
+
+
+def test_fine_tuning_at_384_keeps_the_training_and_takes_the_teacher_along():
+    model, _, args = parse(str(RECIPE_FOLDER / "finetune_384.yaml"), "--gradient_accumulation_steps", "32")
+    assert (args.effective_batch_size, args.learning_rate) == (512, 5e-6)
+    assert (args.lr_scheduler_type, args.weight_decay, args.num_train_epochs) == ("constant_with_warmup", 1e-8, 30)
+    assert (model.image_size, model.teacher_image_size, model.drop_path_rate) == (384, 384, 0.1)
+    assert (args.random_erasing_prob, args.rand_augment_magnitude, args.repeated_augmentation) == (0.25, 9.0, 3)
+    assert args.distillation_type == "hard"
+
+
+def test_transfer_is_sgd_without_erasing_and_stochastic_depth():
+    model, _, args = parse(str(RECIPE_FOLDER / "transfer_cifar10.yaml"), "--gradient_accumulation_steps", "8")
+    assert (args.effective_batch_size, args.learning_rate, args.weight_decay) == (768, 0.01, 1e-4)
+    assert (args.optim, args.optim_args) == ("sgd", "momentum=0.9,nesterov=true")
+    assert (args.num_train_epochs, args.random_erasing_prob, model.drop_path_rate) == (1000, 0.0, 0.0)
+
+
+def test_said_arguments_are_the_recipe_and_the_command_line_over_it(recipe):
+    path = recipe("validation_fraction: 0.2\nseed: 3\nrandom_crop_scale: [0.5, 1.0]\n")
+    words = ["--train_dir", "photos", "--seed=4", "--hub_token", "hf_secret", "--push-to-hub", "--betas", "1", "2"]
+    assert said_arguments([path, *words]) == {
+        "random_crop_scale": [0.5, 1.0],
+        "train_dir": "photos",  # replaces the recipe's data with all that it says of them
+        "seed": "4",
+        "push_to_hub": True,
+        "betas": "1 2",
+    }
+
+
+def test_a_shown_command_line_has_no_token():
+    words = ["recipe.yaml", "--hub_token", "hf_secret", "--seed", "3", "--hub-token=hf_secret", "--bf16"]
+    assert without_tokens(words) == ["recipe.yaml", "--seed", "3", "--bf16"]
+
+
+def test_a_pickled_copy_has_no_token():
+    _, _, args = parse("--dataset_name", "digits", "--hub_token", "hf_secret")
+    assert args.hub_token == "hf_secret"
+    assert b"hf_secret" not in pickle.dumps(args)
+
+
+def test_a_native_push_needs_a_push():
+    with pytest.raises(InputError, match="push_native is true but push_to_hub is not"):
+        parse("--dataset_name", "digits", "--push_native", "true")

@@ -27,9 +27,17 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
-from modeling_deit_distill.data import ViewDataset, decode_image, evaluation_transform, load_image_data
+from modeling_deit_distill.conversion import Checkpoint, save_checkpoint, save_native, save_timm
+from modeling_deit_distill.data import (
+    ViewDataset,
+    decode_image,
+    evaluation_processor,
+    evaluation_transform,
+    load_image_data,
+)
 from modeling_deit_distill.teacher_store import TeacherStore
 from modeling_deit_distill.views import AugmentationSettings
+from modeling_deit_distill.weight_names import ours_to_public
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
@@ -270,6 +278,85 @@ def test_a_student_starts_from_a_checkpoint_at_another_size(run, photos, tmp_pat
     expected = DeiTDistillForImageClassification.from_pretrained(folder, image_size=24).state_dict()
     found = DeiTDistillForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A DeiT that knows one colour more, as each format keeps it: `published[format]` is what to start from."""
+    folder, colours = tmp_path_factory.mktemp("published"), ["red", "yellow", "blue", "green"]
+    torch.manual_seed(0)
+    config = DeiTDistillConfig(
+        **{**STUDENT, "hidden_size": 64, "num_attention_heads": 1},
+        image_size=16,
+        patch_size=4,
+        id2label=dict(enumerate(colours)),
+        label2id={name: index for index, name in enumerate(colours)},
+        initializer_range=0.2,
+    )
+    model = DeiTDistillForImageClassification(config)
+    checkpoint = Checkpoint(config, model.state_dict(), evaluation_processor(16), "deit_distill")
+    for save, name in ((save_checkpoint, "ours"), (save_native, "native"), (save_timm, "timm")):
+        save(checkpoint, folder / name)
+    torch.save({"model": ours_to_public(model.state_dict())}, folder / "public.pth")
+    places = {name: folder / name for name in ("ours", "native", "timm")} | {"public": folder / "public.pth"}
+    return model.state_dict(), places
+
+
+@pytest.mark.parametrize("kind", ("ours", "native", "timm", "public"))
+def test_fine_tuning_starts_from_every_format_at_a_finer_resolution(published, run, photos, tmp_path, kind, capsys):
+    weights, places = published
+    chosen = {key: value for key, value in RECIPE.items() if key not in STUDENT and not key.startswith("teacher_")}
+    settings = {"model_name_or_path": places[kind], "image_size": 24, "teacher_image_size": 24, "max_steps": 1}
+    settings |= {"learning_rate": 0, "eval_strategy": "no", "train_dir": photos, "output_dir": tmp_path / "out"}
+    settings |= {"teacher_name_or_path": run[0] / "teacher", "train_teacher": "false"}
+    train_deit.main([word for key, value in {**chosen, **settings}.items() for word in (f"--{key}", str(value))])
+    printed = capsys.readouterr().out
+    assert "kept: patches, tokens and 2 blocks" in printed
+    assert "resized bicubically: position embeddings, from 16 to 24 pixels" in printed
+    found = DeiTDistillForImageClassification.from_pretrained(tmp_path / "out")
+    kept = {name: value for name, value in found.state_dict().items() if name.startswith("deit.")}
+    positions = kept.pop("deit.embeddings.position_embeddings")
+    assert positions.shape == (1, 2 + 6 * 6, 64)
+    assert torch.equal(positions[:, :2], weights["deit.embeddings.position_embeddings"][:, :2])
+    assert all(torch.equal(value, weights[name]) for name, value in kept.items())
+    blue_green_red = found.cls_classifier.weight
+    if kind == "public":  # names no classes
+        assert "new: both heads, for 3 classes" in printed
+        assert not torch.equal(blue_green_red, weights["cls_classifier.weight"][[2, 3, 0]])
+    else:
+        assert "of both heads the rows of 3 of 4 classes" in printed
+        assert torch.equal(blue_green_red, weights["cls_classifier.weight"][[2, 3, 0]])
+    answer = pipeline("image-classification", model=str(tmp_path / "out"))(str(photos / "red" / "1.png"))
+    assert {entry["label"] for entry in answer} == set(COLOURS)
+
+
+@pytest.mark.parametrize("recipe", ("finetune_384", "finetune_own_images", "transfer_cifar10"))
+def test_the_fine_tuning_recipes_run(published, run, photos, tmp_path, recipe):
+    small = {
+        "model_name_or_path": published[1]["ours"],
+        "teacher_name_or_path": run[0] / "teacher",
+        "teacher_image_size": 24,
+        "image_size": 24,
+        "train_dir": photos,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": "false",
+        "bf16": "false",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": "true",
+        "disable_tqdm": "true",
+        "output_dir": tmp_path / "out",
+    }
+    words = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    if recipe != "finetune_384":
+        words += ["--train_teacher", "true", "--teacher_num_train_epochs", "1"]
+    train_deit.main([str(ROOT / "examples" / "recipes" / f"{recipe}.yaml"), *words])
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert {"teacher_accuracy", "eval_accuracy", "eval_teacher_agreement"} < results.keys()
 
 
 def test_checkpoints_of_an_unfinished_run_are_not_lost(run, photos, tmp_path, capsys):

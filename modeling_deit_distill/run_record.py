@@ -1,0 +1,204 @@
+"""What a run was, for its summary and its card: facts in words, the command, the versions, the machine."""
+
+import json
+import platform
+import shlex
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from .arguments import (
+    DataArguments,
+    DistillationTrainingArguments,
+    ModelArguments,
+    said_arguments,
+    without_tokens,
+)
+from .conversion import Checkpoint
+from .data import ImageData
+from .hub import without_folders
+from .labelling import planned_views
+from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .student import what_is_kept
+
+RECORD = "run.json"
+LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
+
+
+def write_run_record(
+    output_dir: str | Path,
+    facts: dict[str, str],
+    arguments: list[str],
+    parsed: tuple[ModelArguments, DataArguments, DistillationTrainingArguments],
+    name: str,
+) -> Path:
+    """Keep in `run.json` what the card tells of how the model was made; no token, no folder of this machine.
+
+    Args:
+        facts: as of [`run_facts`].
+        arguments: the command line.
+        parsed: what [`arguments.parse_arguments`] made of it.
+        name: the model's: that of its repository, else of its folder.
+    """
+    model_args, data_args, args = parsed
+    sources = (model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store)
+    folders = [*sources, data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
+    record = {
+        "name": name,
+        "facts": {key: _without(folders, text) for key, text in facts.items() if key not in ("device", "output")},
+        "command": command(arguments, args),
+        "recipe": without_folders(said_arguments(arguments)),
+        "versions": versions(),
+        "hardware": hardware(args),
+        "finished": date.today().isoformat(),
+        "base_model": hub_id(model_args.model_name_or_path),
+        "teacher": hub_id(model_args.teacher_name_or_path) if args.distillation_type != "none" else None,
+        "dataset": {key: value and _without(folders, value) for key, value in dataset(data_args, facts).items()},
+        "native": args.push_native,
+    }
+    return write_json(Path(output_dir, RECORD), record)
+
+
+def rename_run(output_dir: str | Path, name: str, native: bool):
+    """Note the repository that a finished run goes to; a run without a record keeps none."""
+    path = Path(output_dir, RECORD)
+    if path.exists():
+        write_json(path, {**json.loads(path.read_text()), "name": name, "native": native})
+
+
+def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
+    """The command that does it again, tokens and folders of this machine left out."""
+    launcher = "accelerate launch"
+    if args.world_size > 1:
+        launcher += f" --num_processes {args.world_size}"
+    words = [word if word.endswith((".yaml", ".yml")) else without_folders(word) for word in without_tokens(arguments)]
+    return f"{launcher} train_deit.py {shlex.join(words)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what comes out."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except ImportError:  # run from its folder, without being installed
+            continue
+    return found
+
+
+def hardware(args: DistillationTrainingArguments) -> str:
+    """The devices in words."""
+    if args.device.type == "cuda":
+        return f"{args.world_size} × {torch.cuda.get_device_name(args.device)}"
+    return f"CPU ({platform.machine()}), {args.world_size} process(es) of {torch.get_num_threads()} thread(s)"
+
+
+def hub_id(name_or_path: str | None) -> str | None:
+    """A name if it is one on the Hub: `owner/name`, and nothing on this machine."""
+    if name_or_path is None or Path(name_or_path).exists() or name_or_path.count("/") != 1:
+        return None
+    return name_or_path if not name_or_path.startswith((".", "/", "~")) else None
+
+
+def dataset(data_args: DataArguments, facts: dict[str, str]) -> dict[str, str | None]:
+    """What it was trained and evaluated on."""
+    identity = hub_id(data_args.dataset_name)
+    name = data_args.dataset_name or data_args.train_dir
+    return {"name": identity or Path(name).name, "id": identity, "split": facts["held out"]}
+
+
+def write_json(path: Path, content: dict) -> Path:
+    """Beside and renamed, so that a kill leaves no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".partial").write_text(json.dumps(content, indent=2) + "\n")
+    path.with_suffix(".partial").rename(path)
+    return path
+
+
+def _without(folders: list[str | None], text: str) -> str:
+    for folder in folders:
+        if folder is not None:
+            text = text.replace(folder, without_folders(folder))
+    return text
+
+
+def run_facts(
+    model_args: ModelArguments,
+    args: DistillationTrainingArguments,
+    data: ImageData,
+    config: DeiTDistillConfig,
+    start: Checkpoint | None,
+    teacher_config,
+    views,
+    store,
+) -> dict[str, str]:
+    """What will run, in words: for the summary and the card."""
+    with torch.device("meta"):
+        num_parameters = DeiTDistillForImageClassification(config).num_parameters()
+    tokens = "class and distillation token" if config.use_distillation_token else "class token"
+    rate = f"{args.learning_rate:g}"
+    if args.base_learning_rate is not None:
+        rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
+    names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    return {
+        "data": f"{data.source}: {num_images} images",
+        "held out": f"{len(data.validation):,} images, {data.validation_source}",
+        "classes": f"{len(data.class_names)}: {names}",
+        "teacher": teacher_in_words(model_args, args, teacher_config, store),
+        "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
+        **({} if start is None else {"starts from": f"{model_args.model_name_or_path}: {what_is_kept(start, config)}"}),
+        "parameters": f"{num_parameters:,}",
+        "distillation": distillation_in_words(args),
+        **store_in_words(args, views, store),
+        "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
+        f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
+        "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
+        "length": length,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "device": str(args.device),
+        "output": str(args.output_dir),
+    }
+
+
+def teacher_in_words(model_args: ModelArguments, args: DistillationTrainingArguments, teacher_config, store) -> str:
+    """The teacher, how it comes to be, and where its answers are kept."""
+    if args.distillation_type == "none":
+        return "none"
+    if teacher_config is None:
+        name = str(store.about.get("teacher"))
+    else:
+        name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
+        if model_args.train_teacher:
+            epochs = f"{model_args.teacher_num_train_epochs:g} epochs"
+            name += f", trained first for {epochs} (or found in the output folder)"
+    return name
+
+
+def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[str, str]:
+    """How much of this run the teacher's store knows already."""
+    if args.teacher_store is None or args.distillation_type == "none":
+        return {}
+    if store is None:
+        return {"teacher's store": f"{args.teacher_store}, new"}
+    planned = planned_views(args, views)
+    missing, total = sum(store.missing(planned).values()), sum(planned.values())
+    known = f"all {total:,} views known, no teacher is loaded or trained"
+    if missing:
+        known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
+    return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def distillation_in_words(args: DistillationTrainingArguments) -> str:
+    """The objective with its figures."""
+    words = {
+        "none": "none: labels alone",
+        "soft": f"soft, weight {args.distillation_alpha:g}, temperature {args.distillation_temperature:g}",
+        "hard": f"hard, weight {args.distillation_alpha:g}",
+    }
+    return words[args.distillation_type]

@@ -1,0 +1,133 @@
+"""Attention maps, disagreement, confusions and intervals: hand-worked values."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_deit_distill.analysis import (
+    ClassRecall,
+    Confusion,
+    attention_maps,
+    confusion_matrix,
+    disagreement,
+    wilson_interval,
+    worst_classes,
+    worst_confusions,
+)
+
+# truth and answers of three classes: 0 is right twice of three times, 1 once of four times, 2 always
+LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2])
+ANSWERS = np.array([0, 0, 2, 1, 2, 2, 0, 2, 2])
+
+
+# Attention maps
+
+
+def test_a_map_is_the_mean_over_heads_from_the_prefix_to_the_patches_of_the_last_block():
+    first = torch.full((1, 2, 4, 4), 0.25)
+    last = torch.zeros(1, 2, 4, 4)
+    last[0, 0] = torch.tensor([[0.2, 0.2, 0.6, 0.0], [0.5, 0.3, 0.1, 0.1], [9.0] * 4, [9.0] * 4])
+    last[0, 1] = torch.tensor([[0.2, 0.2, 0.2, 0.4], [0.5, 0.3, 0.0, 0.2], [9.0] * 4, [9.0] * 4])
+    maps = attention_maps((first, last), grid=(1, 2), num_prefix_tokens=2)
+    # class token: mean 0.4 and 0.2 of 0.6; distillation token: mean 0.05 and 0.15 of 0.2
+    torch.testing.assert_close(maps, torch.tensor([[[[2 / 3, 1 / 3]], [[0.25, 0.75]]]]))
+
+
+def test_patches_lie_in_rows_as_in_the_image():
+    weights = torch.zeros(1, 1, 7, 7)
+    weights[0, 0, 0] = torch.tensor([0.0, 1, 2, 3, 4, 5, 6])
+    (token_maps,) = attention_maps((weights,), grid=(2, 3), num_prefix_tokens=1)
+    torch.testing.assert_close(token_maps, torch.tensor([[[1.0, 2, 3], [4, 5, 6]]]) / 21)
+
+
+def test_maps_of_a_model_sum_to_one(tiny_model):
+    model = tiny_model()
+    output = model(torch.randn(3, 3, 32, 32), output_attentions=True)
+    maps = attention_maps(output.attentions, grid=(4, 4), num_prefix_tokens=2)
+    assert maps.shape == (3, 2, 4, 4) and maps.dtype == torch.float32
+    torch.testing.assert_close(maps.sum(dim=(-2, -1)), torch.ones(3, 2))
+
+
+def test_all_attention_on_the_prefix_gives_zeros_not_nan():
+    weights = torch.zeros(1, 1, 3, 3, dtype=torch.bfloat16)
+    weights[..., 0] = 1
+    assert attention_maps((weights,), (1, 2), 1).tolist() == [[[[0.0, 0.0]]]]
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="7 tokens, but 2 and a grid of"):
+        attention_maps((torch.zeros(1, 1, 7, 7),), (2, 3), 2)
+
+
+# Disagreement
+
+
+def test_disagreement_is_the_share_of_images_with_different_answers():
+    table = disagreement({"truth": [0, 1, 2, 3], "teacher": [0, 1, 2, 0], "student": [0, 0, 2, 0]})
+    assert table == {
+        "truth": {"truth": 0.0, "teacher": 0.25, "student": 0.5},
+        "teacher": {"truth": 0.25, "teacher": 0.0, "student": 0.25},
+        "student": {"truth": 0.5, "teacher": 0.25, "student": 0.0},
+    }
+
+
+@pytest.mark.parametrize("other", [[0, 1], []])
+def test_disagreement_needs_as_many_answers_in_each_set(other):
+    with pytest.raises(ValueError, match="as many decisions"):
+        disagreement({"truth": [0, 1, 2] if other else [], "student": other})
+
+
+# Confusions
+
+
+def test_the_confusion_matrix_counts_truth_by_row_and_answer_by_column():
+    matrix = confusion_matrix(LABELS, ANSWERS, 3)
+    assert matrix.tolist() == [[2, 0, 1], [1, 1, 2], [0, 0, 2]]
+    assert matrix.dtype.kind == "i"
+
+
+def test_a_class_without_images_has_its_row():
+    assert confusion_matrix([0, 2], [2, 2], 4).tolist() == [[0, 0, 1, 0], [0] * 4, [0, 0, 1, 0], [0] * 4]
+
+
+@pytest.mark.parametrize(("labels", "decisions"), [([0, 3], [0, 0]), ([0, 1], [0, -1]), ([0, 1], [0]), ([], [])])
+def test_indices_that_are_no_classes_are_refused(labels, decisions):
+    with pytest.raises(ValueError, match="classes|as many decisions"):
+        confusion_matrix(labels, decisions, 3)
+
+
+def test_the_worst_classes_are_those_with_the_least_recall():
+    worst = worst_classes(confusion_matrix(LABELS, ANSWERS, 4))
+    assert worst == [ClassRecall(1, 1, 4), ClassRecall(0, 2, 3)]  # 2 is always right, 3 has no image
+    assert [each.recall for each in worst] == [0.25, 2 / 3]
+    assert worst_classes(confusion_matrix(LABELS, ANSWERS, 4), count=1) == worst[:1]
+
+
+def test_of_two_classes_alike_the_one_with_more_images_comes_first():
+    matrix = np.array([[1, 1, 0], [2, 2, 0], [1, 0, 1]])
+    assert [each.label for each in worst_classes(matrix)] == [1, 0, 2]
+
+
+def test_the_worst_confusions_are_the_pairs_with_the_most_images():
+    pairs = worst_confusions(confusion_matrix(LABELS, ANSWERS, 3))
+    assert pairs == [Confusion(1, 2, 2, 0.5), Confusion(0, 2, 1, 1 / 3), Confusion(1, 0, 1, 0.25)]
+    assert worst_confusions(confusion_matrix(LABELS, ANSWERS, 3), count=2) == pairs[:2]
+    assert worst_confusions(confusion_matrix(LABELS, LABELS, 3)) == []
+
+
+# Intervals
+
+
+def test_the_interval_has_wilsons_textbook_values():
+    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+    # all right: 1 / (1 + z² / n), with z² = 3.8415
+    assert wilson_interval(1.0, 100) == pytest.approx((100 / 103.8415, 1.0), abs=1e-6)
+    assert wilson_interval(0.0, 100) == pytest.approx((0.0, 3.8415 / 103.8415), abs=1e-6)
+
+
+def test_the_interval_shrinks_with_the_images_and_stays_within_bounds():
+    few, many = wilson_interval(0.9, 50), wilson_interval(0.9, 5000)
+    assert few[0] < many[0] < 0.9 < many[1] < few[1]
+    for share in (0.0, 0.01, 0.5, 1.0):
+        low, high = wilson_interval(share, 1)
+        assert 0.0 <= low <= share <= high <= 1.0

@@ -1,0 +1,433 @@
+"""Runs pushed to a Hub on the loopback by the real client: whole commits, no token, faults passing and lasting."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hub_server import HubServer, skip_waits, use_hub
+from safetensors.torch import load as load_safetensors
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    pipeline,
+)
+
+import train_deit
+from modeling_deit_distill import InputError, hub
+from modeling_deit_distill.data import evaluation_processor
+from modeling_deit_distill.model_card import write_model_card
+from modeling_deit_distill.publishing import PUBLISHED, open_repository, push, push_run, stage_checkpoint, stage_run
+
+TOKEN = "hf_secret_of_the_test"
+CODE = {"configuration_deit_distill.py", "modeling_deit_distill.py"}
+COLOURS = {"blue": (30, 60, 220), "red": (220, 40, 40)}
+RECIPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 4,
+    "allow_weak_teacher": "true",
+    "validation_fraction": 0.25,
+    "max_steps": 4,
+    "learning_rate": 1e-2,
+    "repeated_augmentation": 1,
+    "per_device_train_batch_size": 8,
+    "rand_augment_magnitude": 0,
+    "logging_steps": 1,
+    "save_steps": 2,
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+    "bf16": "false",
+    "push_to_hub": "true",
+    "hub_token": TOKEN,
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Eight noisy pictures of each of two colours, wider than high."""
+    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for index in range(8):
+            pixels = np.clip(draws.normal(colour, 25, size=(24, 40, 3)), 0, 255).astype(np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A small convnet that knows the two colours' names."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("teacher")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=2)
+    config.id2label, config.label2id = dict(enumerate(COLOURS)), {name: index for index, name in enumerate(COLOURS)}
+    ResNetForImageClassification(config).save_pretrained(folder)
+    evaluation_processor(32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with HubServer(token=TOKEN) as server:
+        use_hub(monkeypatch, server, tmp_path / "home")
+        monkeypatch.setenv("HF_TOKEN", "hf_not_the_one")  # the argument's must be used
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds between tries, which no test waits."""
+    waited = skip_waits(monkeypatch)
+    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+@pytest.fixture
+def train(photos, teacher, tmp_path):
+    """`train(**changes)`: run the script, the command line in the log included; the run's folder."""
+
+    def run(**changes) -> Path:
+        folder = tmp_path / "colours"
+        given = {"train_dir": photos, "teacher_name_or_path": teacher, "output_dir": folder}
+        words = {**RECIPE, **given, "hub_model_id": "me/colours", **changes}
+        train_deit.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
+        return folder
+
+    return run
+
+
+def weights(files):
+    return load_safetensors(files["model.safetensors"])
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def messages(server, revision="main"):
+    return [commit.message for commit in server.commits("models", "me/colours", revision)]
+
+
+# --- what is pushed ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_pushed_whole(server, train):
+    folder = train(hub_strategy="end")
+    files = server.files("models", "me/colours")
+    assert files.keys() > CODE
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "run.json"}
+    assert expected | {"training_curves.png", "predictions.png", "predictions.json", "all_results.json"} < files.keys()
+    assert set(json.loads(files["config.json"])["auto_map"]) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageClassification",
+    }
+    assert same(weights(files), load_safetensors((folder / "model.safetensors").read_bytes()))
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert b'model="me/colours"' in files["README.md"]
+    assert not [name for name in files if name.startswith(("checkpoint-", "_push", "training_args", "teacher"))]
+    assert not list(folder.glob("_push*"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "folders"),
+    [
+        ("end", set()),
+        ("every_save", set()),
+        ("checkpoint", {"last-checkpoint"}),
+        ("all_checkpoints", {"checkpoint-2", "checkpoint-4"}),
+    ],
+)
+def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(server, train, strategy, folders):
+    train(hub_strategy=strategy, hub_always_push="true")
+    files = server.files("models", "me/colours")
+    assert {name.split("/")[0] for name in files if "/" in name} == folders
+    for kept in folders:
+        inside = {name.removeprefix(f"{kept}/") for name in files if name.startswith(f"{kept}/")}
+        assert CODE | {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} < inside
+        assert "training_args.bin" not in inside
+    commits = [commit for commit in server.commits("models", "me/colours") if "model.safetensors" in commit.files]
+    assert len(commits) == (1 if strategy == "end" else 3)
+    for commit in commits:
+        assert CODE | {"README.md", "config.json", "preprocessor_config.json", "run.json"} <= commit.files.keys()
+
+
+def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(server, train):
+    folder = train(hub_always_push="true", hub_strategy="checkpoint", save_total_limit=10)
+    commits = {commit.message: commit.files for commit in server.commits("models", "me/colours")}
+    for step in (2, 4):
+        files = commits[f"Training in progress, step {step}"]
+        kept = folder / f"checkpoint-{step}"
+        assert json.loads(files["trainer_state.json"])["global_step"] == step
+        assert files["model.safetensors"] == (kept / "model.safetensors").read_bytes()
+        assert files["last-checkpoint/optimizer.pt"] == (kept / "optimizer.pt").read_bytes()
+    early, late = commits["Training in progress, step 2"], commits["Training in progress, step 4"]
+    assert not same(weights(early), weights(late))
+
+
+def test_the_token_is_in_no_file(server, train):
+    folder = train(hub_strategy="all_checkpoints", hub_always_push="true", push_native="true")
+    local = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert any(path.name == "training_args.bin" for path in local)  # Trainer's own, which keeps all but the token
+    assert not [path for path, content in local.items() if TOKEN.encode() in content]
+    for commit in (*server.commits("models", "me/colours"), *server.commits("models", "me/colours", "native")):
+        assert not [name for name, content in commit.files.items() if TOKEN.encode() in content]
+        assert not [name for name in commit.files if name.endswith("training_args.bin")]
+    arguments = torch.load(folder / "training_args.bin", weights_only=False)
+    assert arguments.hub_token is None
+    assert TOKEN not in json.loads((folder / "run.json").read_text())["command"]
+
+
+def test_nothing_published_names_a_folder_of_this_machine(server, train, tmp_path):
+    train(hub_strategy="all_checkpoints", hub_always_push="true")
+    for name, content in server.files("models", "me/colours").items():
+        if "/" not in name:
+            assert str(tmp_path.parent).encode() not in content, name
+
+
+def test_a_private_repository_and_a_branch(server, train):
+    train(hub_private_repo="true", hub_revision="trial", hub_strategy="end")
+    assert server.repositories["models", "me/colours"].private
+    assert "model.safetensors" in server.files("models", "me/colours", "trial")
+    assert "model.safetensors" not in server.files("models", "me/colours")
+
+
+def test_the_folder_names_the_repository_unless_told(server, train):
+    train(hub_model_id="colours-of-mine", hub_strategy="end")
+    assert "model.safetensors" in server.files("models", "me/colours-of-mine")
+
+
+# --- how it is loaded -------------------------------------------------------------------------------------------------
+
+
+def test_the_pushed_model_answers_as_the_evaluation_did(server, train, photos, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder = train(hub_strategy="end")
+    pushed = AutoModelForImageClassification.from_pretrained("me/colours", trust_remote_code=True)
+    kept = AutoModelForImageClassification.from_pretrained(folder)
+    pixel_values = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(pushed(pixel_values).logits, kept(pixel_values).logits)
+    assert AutoModel.from_pretrained("me/colours", trust_remote_code=True).config.image_size == 16
+    answers = pipeline("image-classification", model="me/colours", trust_remote_code=True)(
+        str(photos / "red" / "1.png")
+    )
+    assert {answer["label"] for answer in answers} == set(COLOURS)
+
+
+def test_a_revision_is_the_model_as_it_was(server, train, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder = train(hub_always_push="true", save_total_limit=10)
+    (early,) = [commit for commit in server.commits("models", "me/colours") if commit.message.endswith("step 2")]
+    loaded = AutoModel.from_pretrained("me/colours", revision=early.sha, trust_remote_code=True)
+    kept = AutoModel.from_pretrained(folder / "checkpoint-2")
+    assert same(loaded.state_dict(), kept.state_dict())
+
+
+STRANGER = """
+import json
+import sys
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_deit_distill":
+            raise ImportError("the package is not here")
+
+
+sys.meta_path.insert(0, Blocked())
+from transformers import AutoModel, pipeline
+
+AutoModel.from_pretrained("me/colours", trust_remote_code=True)
+for form in ({"trust_remote_code": True}, {"revision": "native"}):
+    answers = pipeline("image-classification", model="me/colours", **form)(sys.argv[1])
+    print(json.dumps({answer["label"]: answer["score"] for answer in answers}))
+"""
+
+
+def test_a_stranger_with_an_empty_cache_loads_both_forms(server, train, photos, tmp_path):
+    folder = train(hub_strategy="end", push_native="true")
+    image = str(photos / "red" / "1.png")
+    environment = {**os.environ, **server.environment(tmp_path / "empty"), "HF_TOKEN": TOKEN, "PYTHONPATH": ""}
+    command = [sys.executable, "-c", STRANGER, image]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    remote, native = (json.loads(line) for line in done.stdout.splitlines()[-2:])
+    expected = {answer["label"]: answer["score"] for answer in pipeline("image-classification", model=folder)(image)}
+    assert remote == pytest.approx(expected, abs=1e-6)
+    assert native == pytest.approx(expected, abs=1e-6)
+
+
+# --- the native export ------------------------------------------------------------------------------------------------
+
+
+def test_the_native_revision_holds_transformers_own_class_and_the_card_leads_with_it(server, train):
+    train(hub_strategy="every_save", hub_always_push="true", push_native="true")
+    files = server.files("models", "me/colours", "native")
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} < files.keys()
+    assert not CODE & files.keys()
+    config = json.loads(files["config.json"])
+    assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"] and "auto_map" not in config
+    card = server.files("models", "me/colours")["README.md"].decode()
+    assert card.index('revision="native"') < card.index("trust_remote_code=True")
+    for commit in server.commits("models", "me/colours"):
+        if commit.message.startswith("Training in progress"):  # not promised before it is there
+            assert b'revision="native"' not in commit.files["README.md"]
+
+
+def test_a_fusion_without_a_native_form_is_refused_before_training(server, train, tmp_path):
+    with pytest.raises(InputError, match="push_native"):
+        train(push_native="true", fusion="softmax_mean")
+    assert not (tmp_path / "colours" / "all_results.json").exists()
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_repositorys_creation_and_the_commit_are_tried_again(server, train, waits):
+    server.fail("POST", "/api/repos/create", times=2)
+    server.fail("POST", "/commit/", times=3)
+    train(hub_strategy="end")
+    assert "model.safetensors" in server.files("models", "me/colours")
+    assert waits[:2] == [1, 2]
+
+
+@pytest.mark.parametrize("unlucky", (1, 5, 9, 13, 17))
+def test_one_request_in_twenty_may_fail(server, train, waits, monkeypatch, unlucky):
+    respond, numbers = server.respond, iter(range(10**6))
+
+    def unreliable(request):
+        if next(numbers) % 20 == unlucky:
+            server.fail("*", "", 503)
+        return respond(request)
+
+    monkeypatch.setattr(server, "respond", unreliable)
+    train(hub_strategy="all_checkpoints", hub_always_push="true", push_native="true")
+    assert {"checkpoint-2/model.safetensors", "model.safetensors"} < server.files("models", "me/colours").keys()
+    assert "model.safetensors" in server.files("models", "me/colours", "native")
+    assert next(numbers) > 20 and waits
+
+
+@pytest.mark.parametrize(
+    "path",
+    ("/repos/create", "/validate-yaml", "/preupload/", "/objects/batch", "/lfs/", "/verify", "/commit/", "/branch/"),
+)
+def test_every_kind_of_request_may_fail_once(server, finished, waits, path):
+    write_model_card(finished)
+    server.fail("*", path, 503)
+    push_run(finished, open_repository("me/colours", TOKEN, revision="trial"), "End of training")
+    assert "model.safetensors" in server.files("models", "me/colours", "trial")
+    assert waits
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, train, waits):
+    server.fail("POST", "/commit/", 503, applied=True)
+    train(hub_strategy="end")
+    assert messages(server).count("End of training") == 1
+
+
+def test_five_failures_end_in_a_clear_error_and_the_same_command_pushes(server, train, waits, monkeypatch, capsys):
+    server.fail("POST", "/commit/", times=5)
+    with pytest.raises(InputError, match=r"push to 'me/colours' failed .*run it again"):
+        train(hub_strategy="end")
+    assert "model.safetensors" not in server.files("models", "me/colours")
+    folder = train(hub_strategy="end")
+    assert "pushed to me/colours" in capsys.readouterr().out
+    files = server.files("models", "me/colours")
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+    assert not list(folder.glob("_push*"))
+
+
+def test_a_run_finished_without_a_push_can_be_pushed_later(server, train):
+    folder = train(push_to_hub="false", hub_model_id="me/late")
+    assert b'model="me/late"' not in (folder / "README.md").read_bytes()
+    train(hub_model_id="me/late", push_native="true")
+    files = server.files("models", "me/late")
+    assert b'model="me/late"' in files["README.md"]
+    assert "model.safetensors" in server.files("models", "me/late", "native")
+
+
+def test_a_push_that_fails_during_training_is_named_and_does_not_stop_it(server, train, waits, caplog):
+    server.fail("POST", "/commit/", times=5)
+    train(hub_strategy="every_save", hub_always_push="true")
+    assert "push to 'me/colours' failed" in caplog.text and "training goes on" in caplog.text
+    assert messages(server)[0] == "End of training" or "End of training" in messages(server)
+
+
+def test_a_wrong_token_is_found_before_training(server, train, tmp_path):
+    with pytest.raises(InputError, match="hf auth login"):
+        train(hub_token="hf_wrong")
+    assert not list((tmp_path / "colours").glob("checkpoint-*"))
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tiny_model, tmp_path):
+    """A folder with a model, its processor and things that are nobody's business."""
+    folder = tmp_path / "run"
+    tiny_model().save_pretrained(folder)
+    evaluation_processor(32).save_pretrained(folder)
+    state = {"global_step": 1, "log_history": [], "best_model_checkpoint": "/home/me/run/checkpoint-1"}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    (folder / "training_args.bin").write_bytes(pickle.dumps("anything"))
+    (folder / "diary.txt").write_text("private")
+    (folder / "teacher").mkdir()
+    return folder
+
+
+def test_only_what_is_listed_is_staged(finished):
+    stage = stage_run(finished)
+    staged = {path.name for path in stage.iterdir()}
+    assert staged == {*CODE, "config.json", "model.safetensors", "preprocessor_config.json", "trainer_state.json"}
+    assert not any(Path("training_args.bin").match(pattern) for pattern in PUBLISHED)
+    assert "/home/me" not in (stage / "trainer_state.json").read_text()
+
+
+def test_a_staged_checkpoint_outlives_its_folder(finished, tmp_path):
+    checkpoint = finished / "checkpoint-1"
+    shutil.copytree(finished, checkpoint, ignore=shutil.ignore_patterns("checkpoint-1"))
+    kept = (checkpoint / "model.safetensors").read_bytes()
+    stage = stage_checkpoint(checkpoint, finished, "last-checkpoint")
+    shutil.rmtree(checkpoint)
+    assert (stage / "model.safetensors").read_bytes() == kept
+    assert (stage / "last-checkpoint" / "model.safetensors").read_bytes() == kept
+    assert not (stage / "last-checkpoint" / "training_args.bin").exists()
+
+
+def test_a_replaced_folder_keeps_nothing_of_the_earlier_checkpoint(server, finished):
+    destination, output_dir = open_repository("me/colours", TOKEN), finished.parent
+    stage = stage_checkpoint(finished, output_dir, "last-checkpoint")
+    (stage / "last-checkpoint" / "rng_state_7.pth").write_bytes(b"of eight processes")
+    push(stage, destination, "first", replaced="last-checkpoint/*")
+    push(stage_checkpoint(finished, output_dir, "last-checkpoint"), destination, "second", replaced="last-checkpoint/*")
+    files = server.files("models", "me/colours")
+    assert "last-checkpoint/rng_state_7.pth" not in files and "last-checkpoint/model.safetensors" in files
+
+
+def test_pushing_again_makes_no_second_commit(server, finished):
+    destination = open_repository("me/colours", TOKEN)
+    push_run(finished, destination, "End of training")
+    push_run(finished, destination, "End of training")
+    assert messages(server).count("End of training") == 1
+
+
+def test_a_destination_shows_no_token(server):
+    assert TOKEN not in repr(open_repository("me/colours", TOKEN))

@@ -1,0 +1,103 @@
+"""What is kept of how a model was made: enough to do it again, nothing that is nobody's business."""
+
+import json
+
+import pytest
+import torch
+
+from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.run_record import RECORD, command, hub_id, rename_run, versions, write_json, write_run_record
+
+FACTS = {"data": "{folder}: 12 images", "held out": "4 images, a tenth of {folder}", "device": "cpu", "output": "here"}
+
+
+def written(tmp_path, *words, name="me/model"):
+    """The record of a run with these arguments."""
+    facts = {key: text.format(folder=tmp_path / "photos") for key, text in FACTS.items()}
+    words = ["--use_cpu", "true", *words]
+    write_run_record(tmp_path / "run", facts, words, parse_arguments(words), name)
+    return json.loads((tmp_path / "run" / RECORD).read_text())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    return str(tmp_path / "photos")
+
+
+def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
+    record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--seed", "3")
+    assert record["name"] == "me/model"
+    assert record["command"].startswith("accelerate launch train_deit.py --use_cpu true --train_dir photos")
+    assert record["recipe"] == {"use_cpu": "true", "train_dir": "photos", "distillation_type": "none", "seed": "3"}
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
+    assert record["hardware"].startswith("CPU")
+    assert (record["base_model"], record["teacher"], record["native"]) == (None, None, False)
+    assert record["dataset"] == {"name": "photos", "id": None, "split": "4 images, a tenth of photos"}
+
+
+def test_no_folder_of_this_machine_and_no_token(tmp_path, photos):
+    words = ["--train_dir", photos, "--hub_token", "hf_secret", "--output_dir", str(tmp_path / "run")]
+    record = written(tmp_path, *words, "--teacher_store", str(tmp_path / "answers"))
+    text = json.dumps(record)
+    assert str(tmp_path) not in text and "hf_secret" not in text
+    assert record["facts"] == {"data": "photos: 12 images", "held out": "4 images, a tenth of photos"}
+
+
+def test_names_on_the_hub_are_kept(tmp_path):
+    words = ["--dataset_name", "me/photos", "--model_name_or_path", "you/deit", "--teacher_name_or_path", "you/convnet"]
+    record = written(tmp_path, *words)
+    assert (record["base_model"], record["teacher"]) == ("you/deit", "you/convnet")
+    assert record["dataset"]["id"] == "me/photos"
+
+
+def test_a_teacher_that_teaches_nothing_is_not_named(tmp_path):
+    words = ["--dataset_name", "me/photos", "--teacher_name_or_path", "you/convnet", "--distillation_type", "none"]
+    assert written(tmp_path, *words)["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [
+        ("owner/name", "owner/name"),
+        ("digits", None),
+        ("./owner", None),
+        ("/owner/name", None),
+        ("a/b/c", None),
+        (None, None),
+    ],
+)
+def test_what_is_a_name_on_the_hub(name, identity):
+    assert hub_id(name) == identity
+
+
+def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("owner/name") is None
+
+
+def test_a_recipe_keeps_its_path_in_the_command():
+    args = parse_arguments(["--dataset_name", "digits", "--use_cpu", "true"])[2]
+    assert command(["examples/recipes/digits.yaml", "--output_dir", "/tmp/mine"], args) == (
+        "accelerate launch train_deit.py examples/recipes/digits.yaml --output_dir mine"
+    )
+
+
+def test_a_finished_run_gets_the_name_of_its_repository(tmp_path, photos):
+    record = written(tmp_path, "--train_dir", photos, name="run")
+    rename_run(tmp_path / "run", "me/run", native=True)
+    assert json.loads((tmp_path / "run" / RECORD).read_text()) == {**record, "name": "me/run", "native": True}
+    rename_run(tmp_path, "me/other", native=False)  # a run without a record keeps none
+    assert not (tmp_path / RECORD).exists()
+
+
+def test_versions_are_those_that_are_there():
+    assert {"python", "torch", "transformers"} <= versions().keys()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = write_json(tmp_path / "new" / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
