@@ -416,11 +416,19 @@ def said_arguments(arguments: list[str]) -> dict[str, object]:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             key = name.replace("-", "_")
-            said[key] = value if equals else True
+            said[key] = _as_in_a_recipe(value) if equals else True
         else:
-            said[key] = word if said[key] is True else f"{said[key]} {word}"
+            said[key] = _as_in_a_recipe(word) if said[key] is True else f"{said[key]} {word}"
     said.pop("hub_token", None)
     return said
+
+
+def _as_in_a_recipe(word: str) -> object:
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    return value if isinstance(value, (bool, int, float)) else word
 
 
 def without_tokens(arguments: list[str]) -> list[str]:

@@ -514,7 +514,7 @@ def test_said_arguments_are_the_recipe_and_the_command_line_over_it(recipe):
     assert said_arguments([path, *words]) == {
         "random_crop_scale": [0.5, 1.0],
         "train_dir": "photos",  # replaces the recipe's data with all that it says of them
-        "seed": "4",
+        "seed": 4,
         "push_to_hub": True,
         "betas": "1 2",
     }

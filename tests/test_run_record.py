@@ -29,7 +29,7 @@ def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
     record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--seed", "3")
     assert record["name"] == "me/model"
     assert record["command"].startswith("accelerate launch train_deit.py --use_cpu true --train_dir photos")
-    assert record["recipe"] == {"use_cpu": "true", "train_dir": "photos", "distillation_type": "none", "seed": "3"}
+    assert record["recipe"] == {"use_cpu": True, "train_dir": "photos", "distillation_type": "none", "seed": 3}
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"]
     assert record["hardware"].startswith("CPU")
     assert (record["base_model"], record["teacher"], record["native"]) == (None, None, False)
