@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,9 +38,9 @@ from modeling_deit_distill.labelling import (
     teacher_description,
 )
 from modeling_deit_distill.model_card import write_model_card
-from modeling_deit_distill.publishing import open_repository, push_run
+from modeling_deit_distill.publishing import clear_published, clear_stages, open_repository, push_all, stage_run
 from modeling_deit_distill.report import results_table, summary
-from modeling_deit_distill.run_record import rename_run, run_facts, write_json, write_run_record
+from modeling_deit_distill.run_record import note_repository, run_facts, write_json, write_run_record
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
@@ -56,18 +55,14 @@ def main(arguments: list[str]):
         return push_finished(args)
 
     # Data
-    check_streaming(model_args, data_args, args)
-    with args.main_process_first(desc="loading data"):
-        sources = asdict(data_args)
-        crop_pct = sources.pop("crop_pct")
-        data = load_image_data(**sources)
+    data = load_data(model_args, data_args, args)
 
     checkpoint = check_earlier_run(args)
 
     # What will run
     start = load_start(model_args)
     config = student_config(model_args, args, data.class_names, start)
-    processor = student_processor(config, crop_pct, start)
+    processor = student_processor(config, data_args.crop_pct, start)
     views = training_views(data_args, args, data, config.image_size)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
@@ -99,18 +94,27 @@ def main(arguments: list[str]):
         processing_class=processor,
     )
     clear_earlier_run(args)
-    write_record = partial(record, trainer, facts, arguments, (model_args, data_args, args))
-    write_record()
+    parsed = (model_args, data_args, args)
+    record(trainer, facts, arguments, parsed)
     results = distil(trainer, args, checkpoint)
 
     # Publish
-    say(args, f"Results, kept in {args.output_dir}", results_table(results))
-    write_record()  # again, with the day it was finished
+    record(trainer, facts, arguments, parsed)  # again, with the day it was finished
     draw_examples(trainer, held_out)
-    trainer.create_model_card()
+    finish(trainer, results)
+    say(args, f"Results, kept in {args.output_dir}", results_table(results))
     if args.push_to_hub:
         trainer.push_to_hub()
         say(args, f"pushed to {trainer.hub_model_id}")
+
+
+def load_data(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments) -> ImageData:
+    """The images to train on and those held out, on all processes."""
+    check_streaming(model_args, data_args, args)
+    sources = asdict(data_args)
+    del sources["crop_pct"]
+    with args.main_process_first(desc="loading data"):
+        return load_image_data(**sources)
 
 
 def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments):
@@ -158,8 +162,6 @@ def distil(
     if trainer.is_world_process_zero():
         decided = {name: trainer.decisions[name].tolist() for name in DECISIONS if name in trainer.decisions}
         write_json(Path(args.output_dir, "predictions.json"), decided)
-        # Written last: its presence says that the run is complete.
-        write_json(Path(args.output_dir, "all_results.json"), dict(sorted(results.items())))
     return results
 
 
@@ -167,7 +169,9 @@ def record(trainer: DistillationTrainer, facts: dict[str, str], arguments: list[
     """Keep what the card tells of how the model was made."""
     if trainer.is_world_process_zero():
         output_dir = Path(trainer.args.output_dir)
-        write_run_record(output_dir, facts, arguments, parsed, trainer.hub_model_id or output_dir.resolve().name)
+        name = trainer.hub_model_id or output_dir.resolve().name
+        stores = [] if trainer.teacher_store is None else [trainer.teacher_store.about.get("teacher")]
+        write_run_record(output_dir, facts, arguments, parsed, name, stores)
 
 
 def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):
@@ -183,15 +187,23 @@ def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):
     draw_predictions(model, pixel_values, decisions["labels"][chosen], teacher, trainer.processing_class, path)
 
 
+def finish(trainer: DistillationTrainer, results: dict[str, float]):
+    """Write the card, and then the results: their presence says that the run is complete."""
+    trainer.create_model_card(results)
+    if trainer.is_world_process_zero():
+        write_json(Path(trainer.args.output_dir, "all_results.json"), dict(sorted(results.items())))
+
+
 def push_finished(args: DistillationTrainingArguments):
     """Push a run that was finished before, as the push that failed, or was not asked for then, would have."""
     if not args.push_to_hub or args.process_index != 0:
         return
     name = args.hub_model_id or Path(args.output_dir).resolve().name
+    clear_stages(args.output_dir)
     destination = open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
-    rename_run(args.output_dir, destination.repo_id, args.push_native)
+    note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
     write_model_card(args.output_dir)
-    push_run(args.output_dir, destination, "End of training", args.push_native)
+    push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
     say(args, f"pushed to {destination.repo_id}")
 
 
@@ -248,7 +260,7 @@ def clear_earlier_run(args: DistillationTrainingArguments):
         return
     with args.main_process_first(desc="clearing the earlier run"):
         if args.process_index == 0:
-            Path(args.output_dir, "all_results.json").unlink(missing_ok=True)
+            clear_published(args.output_dir)
             for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
                 shutil.rmtree(checkpoint)
 

@@ -22,6 +22,9 @@ DEFAULT_BASE_LEARNING_RATE = 5e-4
 # Paper, section 5.2, "Soft distillation" and "Hard-label distillation": weight of the teacher's term.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 
+# The branch of transformers' own class.
+NATIVE_REVISION = "native"
+
 # Naming one of these on the command line replaces all that the recipe says on the same matter.
 REPLACES = {
     ("dataset_name", "train_dir"): (
@@ -296,6 +299,8 @@ class DistillationTrainingArguments(TrainingArguments):
         self._check_ranges()
         if self.push_native and not self.push_to_hub:
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
+        if self.push_native and self.hub_revision == NATIVE_REVISION:
+            raise InputError(f"hub_revision is {NATIVE_REVISION!r}, where push_native puts its copy; choose another")
         super().__post_init__()
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
@@ -411,14 +416,15 @@ def said_arguments(arguments: list[str]) -> dict[str, object]:
         arguments: as for [`parse_arguments`], which has accepted them.
     """
     recipe, command_line = _split_recipe(arguments)
-    said, key = _not_replaced(recipe, _names(command_line)), None
+    said, words, key = _not_replaced(recipe, _names(command_line)), {}, None
     for word in command_line:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             key = name.replace("-", "_")
             said[key] = _as_in_a_recipe(value) if equals else True
         else:
-            said[key] = _as_in_a_recipe(word) if said[key] is True else f"{said[key]} {word}"
+            words[key] = [*words.get(key, []), _as_in_a_recipe(word)]
+            said[key] = words[key] if len(words[key]) > 1 else words[key][0]
     said.pop("hub_token", None)
     return said
 

@@ -41,7 +41,14 @@ from .configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from .data import evaluation_processor
 from .errors import InputError, one_line
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .weight_names import State, native_to_ours, ours_to_native, ours_to_public, public_to_ours
+from .weight_names import (
+    State,
+    native_to_ours,
+    ours_to_native,
+    ours_to_public,
+    public_to_ours,
+    why_not_native,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -175,16 +182,6 @@ def save_timm(checkpoint: Checkpoint, directory):
     _save_weights(ours_to_public(checkpoint.state_dict), directory)
     description = json.dumps(_timm_description(config, checkpoint.processor), indent=2)
     Path(directory, CONFIG_NAME).write_text(description + "\n", encoding="utf-8")
-
-
-def why_not_native(config: DeiTDistillConfig) -> str | None:
-    """Why transformers has no class for this fusion, in one clause; None if it has."""
-    if not config.use_distillation_token or config.fusion in ("logit_mean", "cls"):
-        return None
-    return (
-        f"fusion {config.fusion!r} has no class in transformers, whose classes average the logits or read the class "
-        "head alone"
-    )
 
 
 def _to_ours(weights: State, source: str) -> tuple[State, str]:
@@ -377,7 +374,7 @@ def _config(source: str, kind: str | None, described: dict, state: State, fields
         if kind == DeiTDistillConfig.model_type:
             return DeiTDistillConfig.from_dict({**described, **fields})
         known = _known_fields(kind, described, source)
-        fields |= known | _label_fields(described, len(state["cls_classifier.weight"]), source)
+        fields |= known | _label_fields(kind, described, len(state["cls_classifier.weight"]), source)
         return DeiTDistillConfig(**_fields_of_shapes(state, known, source), **fields)
     except InputError:
         raise
@@ -473,10 +470,13 @@ def _plain(pair):
     return height if height == width else [height, width]
 
 
-def _label_fields(described: dict, num_labels: int, source: str) -> dict:
-    """`id2label` and `label2id`: the source's names; else those of ImageNet if it has a thousand; else none."""
+def _label_fields(kind: str | None, described: dict, num_labels: int, source: str) -> dict:
+    """`id2label` and `label2id`: the source's names; else those of ImageNet if it has a thousand; else none.
+
+    A configuration of transformers' or ours that names no classes means it: they are anybody's.
+    """
     names = _label_names(described)
-    if names is None and num_labels == 1000:
+    if names is None and num_labels == 1000 and kind not in ("native", "deit_distill"):
         names = ImageNetInfo().label_descriptions()
     if names is None:
         return {"num_labels": num_labels}

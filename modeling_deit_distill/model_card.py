@@ -24,6 +24,7 @@ from .analysis import confusion_matrix, disagreement, wilson_interval, worst_cla
 from .card_pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
 from .errors import InputError, one_line
 from .report import ACCURACY_NAMES, duration
+from .weight_names import why_not_native
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
@@ -111,15 +112,19 @@ class Run:
         return name if (self.folder / name).exists() else None
 
 
-def write_model_card(output_dir: str | Path) -> Path:
+def write_model_card(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
     """Write `README.md` into a run's folder from what lies there and nothing else.
 
     Only `config.json` must be there. A checkpoint of a run under way gets a card that says so.
 
+    Args:
+        output_dir: the folder.
+        results: what `all_results.json` is about to hold, for the run itself, which writes that file last.
+
     Raises:
         InputError: no model in the folder, or a file that is not what a run leaves.
     """
-    run = read_run(Path(output_dir))
+    run = read_run(Path(output_dir), results)
     card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
     path = run.folder / CARD
     partial = path.with_suffix(".partial")  # written beside and renamed: a kill leaves no half of a card
@@ -128,8 +133,8 @@ def write_model_card(output_dir: str | Path) -> Path:
     return path
 
 
-def read_run(folder: Path) -> Run:
-    """What lies in the folder of a run.
+def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
+    """What lies in the folder of a run; `results` instead of `all_results.json` if given.
 
     Raises:
         InputError: no model in the folder, or a file that is not what a run leaves.
@@ -142,7 +147,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"config.json in {str(folder)!r} does not describe a model: {one_line(error)}") from error
     if config.model_type != "deit_distill":
         raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
-    state, results = _read_json(folder / "trainer_state.json"), _read_json(folder / "all_results.json")
+    state, results = _read_json(folder / "trainer_state.json"), results or _read_json(folder / "all_results.json")
     evaluations = [entry for entry in state.get("log_history", []) if "eval_accuracy" in entry]
     return Run(
         folder,
@@ -205,7 +210,7 @@ def content(run: Run) -> dict[str, object]:
     """What the template is filled with; what is empty leaves no trace in the card."""
     has_decisions = bool(run.decisions)
     # The branch is pushed at the end of a run.
-    native = bool(run.record.get("native")) and run.is_finished
+    native, revision = bool(run.record.get("native")) and run.is_finished, run.record.get("revision")
     return {
         "title": _text(run.name.rsplit("/", 1)[-1]),
         "introduction": introduction(run),
@@ -215,6 +220,8 @@ def content(run: Run) -> dict[str, object]:
         "two_heads": run.config.use_distillation_token,
         "name": json.dumps(run.name, ensure_ascii=False),
         "shell_name": shlex.quote(run.name),
+        "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
+        "shell_revision": shlex.quote(revision) if revision else None,
         "native": native,
         "exportable": not native and is_exportable(run.config),
         "accuracies": accuracy_table(run),
@@ -280,8 +287,6 @@ def score(run: Run) -> str | None:
 
 def is_exportable(config: PreTrainedConfig) -> bool:
     """Whether transformers' own classes can compute what the model computes."""
-    from .conversion import why_not_native
-
     return why_not_native(config) is None
 
 

@@ -1,36 +1,43 @@
 """A run on the Hub: each commit is one whole checkpoint with its code and card, and a failed push can be repeated."""
 
 import json
+import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from .card_pictures import CURVES, plot_training_curves
+from .arguments import NATIVE_REVISION
+from .card_pictures import CURVES, PREDICTIONS, plot_training_curves
 from .conversion import load_checkpoint, save_native
 from .hub import with_retries
-from .model_card import write_model_card
+from .model_card import CARD, write_model_card
+from .run_record import RECORD
 
-# What a repository is made of. A list of what may go, since whatever else lies in a run's folder may be anything;
-# `training_args.bin` above all, which is a pickle.
+STATE = "trainer_state.json"
+# What a repository is made of, by name, since whatever else lies in a run's folder may be anything; `training_args.bin`
+# above all, which is a pickle. Of an earlier commit none of these stays that a later one does not bring along.
 PUBLISHED = (
     "config.json",
-    "*.py",
-    "model*.safetensors",
+    "configuration_deit_distill.py",
+    "modeling_deit_distill.py",
+    "model.safetensors",
+    "model-*.safetensors",
     "model.safetensors.index.json",
     "preprocessor_config.json",
-    "processor_config.json",
-    "README.md",
-    "*.png",
-    "run.json",
-    "trainer_state.json",
+    CARD,
+    CURVES,
+    PREDICTIONS,
+    RECORD,
+    STATE,
     "all_results.json",
     "predictions.json",
 )
 NEVER_PUBLISHED = ("training_args.bin",)
-NATIVE_REVISION = "native"
 STAGE_PREFIX = "_push-"
 
 
@@ -41,6 +48,16 @@ class Destination:
     repo_id: str
     token: str | None = field(default=None, repr=False)
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A staged folder, and which files of the branch go unless it holds them."""
+
+    stage: Path
+    message: str
+    replaced: tuple[str, ...] = PUBLISHED
+    revision: str | None = None  # a branch instead of the destination's
 
 
 def open_repository(
@@ -62,92 +79,107 @@ def open_repository(
     return Destination(url.repo_id, token, revision)
 
 
-def push_run(output_dir: str | Path, destination: Destination, message: str, native: bool = False) -> CommitInfo:
-    """Push what a run left, its native export first: the card then never promises what is not there.
-
-    Raises:
-        InputError: the Hub refuses, five tries failed, or the fusion permits no native export.
-    """
-    if native:
-        push_native(output_dir, destination)
-    return push(stage_run(output_dir), destination, message)
-
-
-def stage_run(output_dir: str | Path) -> Path:
-    """A copy of what is published of a run's folder, in a folder within it that `push` removes."""
-    output_dir = Path(output_dir)
-    stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=output_dir))
-    _copy_published(output_dir, stage)
-    return stage
-
-
-def stage_checkpoint(checkpoint: str | Path, output_dir: str | Path, path_in_repo: str | None = None) -> Path:
-    """A copy of a checkpoint as it is published, since training goes on and may remove it; `push` removes the copy.
+def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
+    """Copies of what is published of a run's folder, to be pushed in this order by `push_all`.
 
     Args:
-        checkpoint: the folder of a checkpoint, complete.
+        message: of the commit.
+        native: stage the export to transformers' own class too; first, so that the card never promises what is not
+            there.
+
+    Raises:
+        InputError: a fusion that transformers' classes cannot compute.
+    """
+    output_dir = Path(output_dir)
+    commits = []
+    with _kept_only_whole(commits):
+        if native:
+            commits.append(stage_native(output_dir))
+        with _new_stage(output_dir) as stage:
+            _stage_published(output_dir, stage)
+            commits.append(Commit(stage, message))
+    return commits
+
+
+def stage_native(output_dir: Path) -> Commit:
+    """The model as transformers' own class, for the branch `native`, which holds nothing else but the card."""
+    with _new_stage(output_dir) as stage:
+        save_native(load_checkpoint(str(output_dir)), stage)
+        for name in (CARD, CURVES, PREDICTIONS):
+            if (output_dir / name).exists():
+                shutil.copy(output_dir / name, stage)
+        return Commit(stage, "Export to transformers' own class", ("*",), NATIVE_REVISION)
+
+
+def stage_checkpoint(
+    checkpoint: str | Path, output_dir: str | Path, message: str, path_in_repo: str | None = None
+) -> Commit:
+    """A copy of a checkpoint as it is published, since training goes on and may remove it.
+
+    Args:
+        checkpoint: the folder of a checkpoint, complete; its files are linked to, not copied.
         output_dir: that of its run.
         path_in_repo: where the whole of it goes besides, to be resumed from; None for nowhere.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
-    stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=output_dir))
-    _copy_published(checkpoint, stage)
-    if (output_dir / "run.json").exists():
-        shutil.copy(output_dir / "run.json", stage)
-    if path_in_repo is not None:
-        shutil.copytree(checkpoint, stage / path_in_repo, ignore=shutil.ignore_patterns(*NEVER_PUBLISHED))
-    return stage
+    with _new_stage(output_dir) as stage:
+        _stage_published(checkpoint, stage, copy=_link)
+        if (output_dir / RECORD).exists():
+            shutil.copy(output_dir / RECORD, stage)
+        if path_in_repo is None:
+            return Commit(stage, message)
+        ignored = shutil.ignore_patterns(*NEVER_PUBLISHED)
+        shutil.copytree(checkpoint, stage / path_in_repo, ignore=ignored, copy_function=_link)
+        _hide_folder(stage / path_in_repo / STATE)
+        return Commit(stage, message, (*PUBLISHED, f"{path_in_repo}/*"))
 
 
-def push_stage_of_checkpoint(stage: Path, destination: Destination, message: str, path_in_repo: str | None = None):
+def push_checkpoint(commit: Commit, destination: Destination) -> CommitInfo:
     """Add curves and card to a staged checkpoint and push it: one commit, so never a mixture of two checkpoints."""
-    state = json.loads((stage / "trainer_state.json").read_text())
-    plot_training_curves(state["log_history"], stage / CURVES)
-    write_model_card(stage)
-    # Of an earlier checkpoint under the same name nothing is to remain.
-    return push(stage, destination, message, replaced=None if path_in_repo is None else f"{path_in_repo}/*")
+    with _removed(commit.stage):
+        state = json.loads((commit.stage / STATE).read_text())
+        plot_training_curves(state["log_history"], commit.stage / CURVES)
+        write_model_card(commit.stage)
+        return push(commit, destination)
 
 
-def push(stage: Path, destination: Destination, message: str, replaced: str | None = None) -> CommitInfo:
-    """Upload a staged folder as one commit, and remove the folder.
-
-    Args:
-        replaced: pattern of the repository's files that go unless the folder holds them.
+def push_all(commits: list[Commit], destination: Destination) -> CommitInfo:
+    """Push staged folders one after the other and remove them; the last commit.
 
     Raises:
-        InputError: the Hub refuses, or five tries failed.
+        InputError: the Hub refuses, or five tries failed. The run's folder is whole, and the push can be repeated.
     """
-    api = HfApi(token=destination.token)
     try:
+        return [push(commit, destination) for commit in commits][-1]
+    finally:
+        for commit in commits:
+            shutil.rmtree(commit.stage, ignore_errors=True)
+
+
+def push(commit: Commit, destination: Destination) -> CommitInfo:
+    """Upload a staged folder as one commit, and remove the folder."""
+    destination = replace(destination, revision=commit.revision or destination.revision)
+    api = HfApi(token=destination.token)
+    with _removed(commit.stage):
+        if commit.revision is not None:
+            _make_branch(api, destination.repo_id, commit.revision)
         return with_retries(
             lambda: api.upload_folder(
                 repo_id=destination.repo_id,
-                folder_path=stage,
-                commit_message=message,
+                folder_path=commit.stage,
+                commit_message=commit.message,
                 revision=destination.revision,
-                delete_patterns=replaced,
+                delete_patterns=list(commit.replaced),
             ),
             f"push to {destination.repo_id!r}",
         )
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
-def push_native(output_dir: str | Path, destination: Destination) -> CommitInfo:
-    """Push the model as transformers' own class to the branch `native`, which holds nothing else but the card.
-
-    Raises:
-        InputError: as `push`, or a fusion that transformers' classes cannot compute.
-    """
-    output_dir = Path(output_dir)
-    stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=output_dir))
-    save_native(load_checkpoint(str(output_dir)), stage)
-    for path in (output_dir / "README.md", *output_dir.glob("*.png")):
-        if path.exists():
-            shutil.copy(path, stage)
-    _make_branch(HfApi(token=destination.token), destination.repo_id, NATIVE_REVISION)
-    branch = Destination(destination.repo_id, destination.token, NATIVE_REVISION)
-    return push(stage, branch, "Export to transformers' own class", replaced="*")
+def clear_published(output_dir: str | Path):
+    """Remove what an earlier run left to be published, so that no card mixes two runs."""
+    for pattern in PUBLISHED:
+        for path in Path(output_dir).glob(pattern):
+            path.unlink()
 
 
 def clear_stages(output_dir: str | Path):
@@ -161,11 +193,52 @@ def _make_branch(api: HfApi, repo_id: str, branch: str):
     with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), action)
 
 
-def _copy_published(source: Path, stage: Path):
+@contextmanager
+def _new_stage(output_dir: Path) -> Iterator[Path]:
+    """A new folder, which does not outlive a failure to fill it."""
+    stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=output_dir))
+    try:
+        yield stage
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _kept_only_whole(commits: list[Commit]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for commit in commits:
+            shutil.rmtree(commit.stage, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _removed(stage: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stage_published(source: Path, stage: Path, copy=shutil.copy):
     for pattern in PUBLISHED:
         for path in source.glob(pattern):
-            shutil.copy(path, stage)
-    state = stage / "trainer_state.json"
-    if state.exists():  # it names a folder of this machine
+            copy(path, stage / path.name)
+    _hide_folder(stage / STATE)
+
+
+def _link(source, target):
+    # A checkpoint's files are never written again, and a queue of copies could fill the disk.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
+def _hide_folder(state: Path):
+    if state.exists():  # it names a folder of this machine; and is replaced, since it may be linked to
         content = {**json.loads(state.read_text()), "best_model_checkpoint": None}
+        state.unlink()
         state.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

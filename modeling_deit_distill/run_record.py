@@ -3,6 +3,7 @@
 import json
 import platform
 import shlex
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +35,7 @@ def write_run_record(
     arguments: list[str],
     parsed: tuple[ModelArguments, DataArguments, DistillationTrainingArguments],
     name: str,
+    known_folders: Sequence[str] = (),
 ) -> Path:
     """Keep in `run.json` what the card tells of how the model was made; no token, no folder of this machine.
 
@@ -42,10 +44,11 @@ def write_run_record(
         arguments: the command line.
         parsed: what [`arguments.parse_arguments`] made of it.
         name: the model's: that of its repository, else of its folder.
+        known_folders: folders besides the arguments' that `facts` may name.
     """
     model_args, data_args, args = parsed
     sources = (model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store)
-    folders = [*sources, data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
+    folders = [*sources, *known_folders, data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
     record = {
         "name": name,
         "facts": {key: _without(folders, text) for key, text in facts.items() if key not in ("device", "output")},
@@ -58,15 +61,20 @@ def write_run_record(
         "teacher": hub_id(model_args.teacher_name_or_path) if args.distillation_type != "none" else None,
         "dataset": {key: value and _without(folders, value) for key, value in dataset(data_args, facts).items()},
         "native": args.push_native,
+        "revision": args.hub_revision if args.push_to_hub else None,
     }
     return write_json(Path(output_dir, RECORD), record)
 
 
-def rename_run(output_dir: str | Path, name: str, native: bool):
-    """Note the repository that a finished run goes to; a run without a record keeps none."""
+def note_repository(output_dir: str | Path, name: str, native: bool, revision: str | None = None):
+    """Note where a run is pushed to; of a run without a record, a library user's, this and what it ran on.
+
+    A native export that the same repository has already stays noted.
+    """
     path = Path(output_dir, RECORD)
-    if path.exists():
-        write_json(path, {**json.loads(path.read_text()), "name": name, "native": native})
+    record = json.loads(path.read_text()) if path.exists() else {"versions": versions()}
+    native = native or bool(record.get("native") and record.get("name") == name)
+    write_json(path, {**record, "name": name, "native": native, "revision": revision})
 
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
@@ -74,8 +82,7 @@ def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     launcher = "accelerate launch"
     if args.world_size > 1:
         launcher += f" --num_processes {args.world_size}"
-    words = [word if word.endswith((".yaml", ".yml")) else without_folders(word) for word in without_tokens(arguments)]
-    return f"{launcher} train_deit.py {shlex.join(words)}"
+    return f"{launcher} train_deit.py {shlex.join(map(_without_folder, without_tokens(arguments)))}"
 
 
 def versions() -> dict[str, str]:
@@ -116,6 +123,13 @@ def write_json(path: Path, content: dict) -> Path:
     path.with_suffix(".partial").write_text(json.dumps(content, indent=2) + "\n")
     path.with_suffix(".partial").rename(path)
     return path
+
+
+def _without_folder(word: str) -> str:
+    key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    # A relative path of a recipe says where it lies in the project.
+    is_kept = value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
+    return key + equals + (value if is_kept else without_folders(value))
 
 
 def _without(folders: list[str | None], text: str) -> str:

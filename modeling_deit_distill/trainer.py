@@ -1,7 +1,6 @@
 """`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
 
 import dataclasses
-import functools
 import logging
 from concurrent.futures import Future
 from pathlib import Path
@@ -26,15 +25,19 @@ from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
 from .model_card import write_model_card
 from .publishing import (
+    STATE,
     Destination,
     clear_stages,
     open_repository,
-    push_run,
-    push_stage_of_checkpoint,
+    push_all,
+    push_checkpoint,
     stage_checkpoint,
+    stage_run,
 )
+from .run_record import note_repository
 from .teacher_store import TeacherStore, decode_labels, decode_top_k
 from .views import ViewSampler
+from .weight_names import why_not_native
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         _check_teacher(model, args, teacher, teacher_store)
+        if args.push_native and (reason := why_not_native(model.config)):
+            raise InputError(f"push_native: {reason}")
         self._destination: Destination | None = None  # set by `init_hf_repo`, which Trainer's own set-up calls
         kwargs.setdefault("data_collator", collate)
         if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
@@ -198,21 +203,27 @@ class DistillationTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         args = self.args
+        if self._destination is None:
+            clear_stages(args.output_dir)
+            self.push_in_progress = None
         name = args.hub_model_id or Path(args.output_dir).absolute().name
         private = args.hub_private_repo if private is None else private
         self._destination = open_repository(name, token or args.hub_token, private, args.hub_revision)
         self.hub_model_id = self._destination.repo_id
-        self.push_in_progress = None
-        clear_stages(args.output_dir)
+        note_repository(args.output_dir, self.hub_model_id, args.push_native, args.hub_revision)
 
-    def create_model_card(self, *args, **kwargs):
-        """Write our card, and the curves, from what lies in `output_dir`; what Trainer's own card takes is not used."""
+    def create_model_card(self, results: dict[str, float] | None = None):
+        """Write our card, and the curves, from what lies in `output_dir`; what Trainer's takes is not asked.
+
+        Args:
+            results: what `all_results.json` is about to hold, if it does not yet.
+        """
         if not self.is_world_process_zero():
             return
         output_dir = Path(self.args.output_dir)
-        self.state.save_to_json(str(output_dir / "trainer_state.json"))
+        self.state.save_to_json(str(output_dir / STATE))
         plot_training_curves(self.state.log_history, output_dir / CURVES)
-        write_model_card(output_dir)
+        write_model_card(output_dir, results)
 
     def push_to_hub(
         self,
@@ -234,23 +245,30 @@ class DistillationTrainer(Trainer):
             InputError: the Hub refuses, or five tries failed. What was saved is whole, and the push can be repeated.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
         if self._destination is None or token is not None:
             self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self.create_model_card()
-        self._finish_current_push()
         destination = self._destination
         if revision is not None and revision != destination.revision:
             destination = open_repository(destination.repo_id, destination.token, revision=revision)
-        push = functools.partial(push_run, self.args.output_dir, destination, commit_message, self.args.push_native)
-        return push() if blocking else HfApi().run_as_future(push)
+        commits = stage_run(self.args.output_dir, commit_message, self.args.push_native)
+        if blocking:
+            return push_all(commits, destination)
+        job = HfApi().run_as_future(push_all, commits, destination)
+        self.push_in_progress = PushInProgress([job])
+        return job
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         # Trainer's own copies weights into `output_dir` and uploads it while training goes on to change it, leaves
         # the code out and hides what fails.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if self.args.hub_strategy == HubStrategy.END:
+            return
+        self.accelerator.wait_for_everyone()  # each process has a file of its own in the checkpoint
+        if not self.is_world_process_zero():
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:
@@ -258,10 +276,10 @@ class DistillationTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         kept_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
         path_in_repo = kept_as.get(self.args.hub_strategy)
-        stage = stage_checkpoint(checkpoint_folder, self.args.output_dir, path_in_repo)
         message = f"Training in progress, step {self.state.global_step}"
+        commit = stage_checkpoint(checkpoint_folder, self.args.output_dir, message, path_in_repo)
         # One thread of the client's runs one push after the other.
-        job = HfApi().run_as_future(push_stage_of_checkpoint, stage, self._destination, message, path_in_repo)
+        job = HfApi().run_as_future(push_checkpoint, commit, self._destination)
         job.add_done_callback(_warn_of_failure)
         earlier = self.push_in_progress.jobs if busy else []
         self.push_in_progress = PushInProgress([*earlier, job])

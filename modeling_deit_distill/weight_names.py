@@ -88,6 +88,16 @@ def ours_to_native(state_dict: State, architecture: str) -> State:
     return {re.sub("^cls_classifier", "classifier", re.sub(r"^deit\.", base, name)): t for name, t in named.items()}
 
 
+def why_not_native(config) -> str | None:
+    """Why transformers has no class for the fusion of a [`DeiTDistillConfig`], in one clause; None if it has."""
+    if not config.use_distillation_token or config.fusion in ("logit_mean", "cls"):
+        return None
+    return (
+        f"fusion {config.fusion!r} has no class in transformers, whose classes average the logits or read the class "
+        "head alone"
+    )
+
+
 def _translate(name: str, modules: dict[str, str]) -> str:
     """A tensor's name with its module renamed; a name that is not in the table stays."""
     block = re.search(r"\.(\d+)\.", name)

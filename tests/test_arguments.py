@@ -516,7 +516,7 @@ def test_said_arguments_are_the_recipe_and_the_command_line_over_it(recipe):
         "train_dir": "photos",  # replaces the recipe's data with all that it says of them
         "seed": 4,
         "push_to_hub": True,
-        "betas": "1 2",
+        "betas": [1, 2],
     }
 
 
@@ -534,3 +534,6 @@ def test_a_pickled_copy_has_no_token():
 def test_a_native_push_needs_a_push():
     with pytest.raises(InputError, match="push_native is true but push_to_hub is not"):
         parse("--dataset_name", "digits", "--push_native", "true")
+    words = ("--push_to_hub", "true", "--push_native", "true", "--hub_revision", "native")
+    with pytest.raises(InputError, match="hub_revision is 'native'"):
+        parse("--dataset_name", "digits", *words)

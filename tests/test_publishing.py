@@ -24,11 +24,31 @@ from transformers import (
 )
 
 import train_deit
-from modeling_deit_distill import InputError, hub
-from modeling_deit_distill.data import evaluation_processor
+from modeling_deit_distill import (
+    DeiTDistillForImageClassification,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    InputError,
+    hub,
+)
+from modeling_deit_distill.data import (
+    EvaluationDataset,
+    evaluation_processor,
+    evaluation_transform,
+    load_image_data,
+)
 from modeling_deit_distill.model_card import write_model_card
-from modeling_deit_distill.publishing import PUBLISHED, open_repository, push, push_run, stage_checkpoint, stage_run
+from modeling_deit_distill.publishing import (
+    PUBLISHED,
+    open_repository,
+    push,
+    push_all,
+    push_checkpoint,
+    stage_checkpoint,
+    stage_run,
+)
 
+ROOT = Path(__file__).parent.parent
 TOKEN = "hf_secret_of_the_test"
 CODE = {"configuration_deit_distill.py", "modeling_deit_distill.py"}
 COLOURS = {"blue": (30, 60, 220), "red": (220, 40, 40)}
@@ -194,10 +214,12 @@ def test_the_token_is_in_no_file(server, train):
 
 
 def test_nothing_published_names_a_folder_of_this_machine(server, train, tmp_path):
-    train(hub_strategy="all_checkpoints", hub_always_push="true")
-    for name, content in server.files("models", "me/colours").items():
-        if "/" not in name:
-            assert str(tmp_path.parent).encode() not in content, name
+    best = {"load_best_model_at_end": "true", "eval_strategy": "steps", "eval_steps": 2}
+    train(hub_strategy="all_checkpoints", hub_always_push="true", **best)
+    files = server.files("models", "me/colours")
+    assert "checkpoint-2/trainer_state.json" in files
+    for name, content in files.items():
+        assert str(tmp_path.parent).encode() not in content, name
 
 
 def test_a_private_repository_and_a_branch(server, train):
@@ -219,10 +241,13 @@ def test_the_pushed_model_answers_as_the_evaluation_did(server, train, photos, m
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     folder = train(hub_strategy="end")
     pushed = AutoModelForImageClassification.from_pretrained("me/colours", trust_remote_code=True)
-    kept = AutoModelForImageClassification.from_pretrained(folder)
-    pixel_values = torch.randn(3, 3, 16, 16)
+    rows = load_image_data(train_dir=str(photos), validation_fraction=0.25).validation
+    held_out = EvaluationDataset(rows, evaluation_transform(evaluation_processor(16)))
     with torch.no_grad():
-        assert torch.equal(pushed(pixel_values).logits, kept(pixel_values).logits)
+        decided = pushed(torch.stack([sample["pixel_values"] for sample in held_out])).logits.argmax(dim=-1)
+    evaluated = json.loads((folder / "predictions.json").read_text())
+    assert decided.tolist() == evaluated["fused"]
+    assert [sample["labels"] for sample in held_out] == evaluated["labels"]
     assert AutoModel.from_pretrained("me/colours", trust_remote_code=True).config.image_size == 16
     answers = pipeline("image-classification", model="me/colours", trust_remote_code=True)(
         str(photos / "red" / "1.png")
@@ -330,7 +355,7 @@ def test_one_request_in_twenty_may_fail(server, train, waits, monkeypatch, unluc
 def test_every_kind_of_request_may_fail_once(server, finished, waits, path):
     write_model_card(finished)
     server.fail("*", path, 503)
-    push_run(finished, open_repository("me/colours", TOKEN, revision="trial"), "End of training")
+    push_all(stage_run(finished, "End of training"), open_repository("me/colours", TOKEN, revision="trial"))
     assert "model.safetensors" in server.files("models", "me/colours", "trial")
     assert waits
 
@@ -367,13 +392,162 @@ def test_a_push_that_fails_during_training_is_named_and_does_not_stop_it(server,
     server.fail("POST", "/commit/", times=5)
     train(hub_strategy="every_save", hub_always_push="true")
     assert "push to 'me/colours' failed" in caplog.text and "training goes on" in caplog.text
-    assert messages(server)[0] == "End of training" or "End of training" in messages(server)
+    assert "End of training" in messages(server) and "Training in progress, step 2" not in messages(server)
 
 
 def test_a_wrong_token_is_found_before_training(server, train, tmp_path):
     with pytest.raises(InputError, match="hf auth login"):
         train(hub_token="hf_wrong")
     assert not list((tmp_path / "colours").glob("checkpoint-*"))
+
+
+# --- two runs, a library user, several processes ----------------------------------------------------------------------
+
+
+def test_a_second_run_into_the_same_repository_mixes_nothing(server, train):
+    train(hub_strategy="end")
+    folder = train(overwrite_output_dir="true", hub_strategy="every_save", hub_always_push="true", seed=1)
+    early, late = (
+        next(commit for commit in reversed(server.commits("models", "me/colours")) if commit.message == message)
+        for message in ("Training in progress, step 2", "End of training")
+    )
+    assert not {"all_results.json", "predictions.json", "predictions.png"} & early.files.keys()
+    assert b"still under way" in early.files["README.md"]
+    assert json.loads(late.files["run.json"])["recipe"]["seed"] == 1
+    assert late.files["predictions.json"] == (folder / "predictions.json").read_bytes()
+
+
+def test_a_run_that_is_begun_anew_keeps_nothing_of_the_old_ones_card(train, monkeypatch):
+    folder = train(push_to_hub="false")
+    monkeypatch.setattr(train_deit, "distil", lambda *_: pytest.fail("as if killed here"))
+    with pytest.raises(pytest.fail.Exception):
+        train(push_to_hub="false", overwrite_output_dir="true", seed=1)
+    assert not {"all_results.json", "predictions.json", "predictions.png", "README.md"} & {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_the_card_comes_before_the_mark_that_a_run_is_finished(train, monkeypatch):
+    monkeypatch.setattr(train_deit, "draw_examples", lambda *_: pytest.fail("as if killed here"))
+    with pytest.raises(pytest.fail.Exception):
+        train(push_to_hub="false")
+    monkeypatch.undo()
+    folder = train(push_to_hub="false", resume_from_checkpoint="true")
+    assert {"all_results.json", "README.md", "predictions.png"} < {path.name for path in folder.iterdir()}
+
+
+def test_a_finished_run_pushed_again_still_promises_its_native_branch(server, train):
+    train(hub_strategy="end", push_native="true")
+    train(hub_strategy="end")
+    assert b'revision="native"' in server.files("models", "me/colours")["README.md"]
+    train(hub_strategy="end", hub_model_id="me/elsewhere")
+    assert b'revision="native"' not in server.files("models", "me/elsewhere")["README.md"]
+
+
+def test_the_card_on_a_branch_loads_that_branch(server, train):
+    train(hub_revision="trial", hub_strategy="end")
+    card = server.files("models", "me/colours", "trial")["README.md"].decode()
+    assert 'model="me/colours", revision="trial", trust_remote_code=True' in card
+    assert "hf download me/colours --revision trial" in card
+
+
+@pytest.fixture
+def library_user(server, tiny_model, tmp_path):
+    """A trainer on random images, as one's own script makes it."""
+
+    def make(**changes):
+        torch.manual_seed(0)
+        samples = [{"pixel_values": torch.randn(3, 32, 32), "labels": index % 5} for index in range(8)]
+        args = DistillationTrainingArguments(
+            output_dir=str(tmp_path / "mine"),
+            distillation_type="none",
+            max_steps=2,
+            per_device_train_batch_size=4,
+            report_to="none",
+            disable_tqdm=True,
+            push_to_hub=True,
+            hub_token=TOKEN,
+            **changes,
+        )
+        model = tiny_model(use_distillation_token=False, fusion=changes.pop("fusion", "logit_mean"))
+        return DistillationTrainer(
+            model, args, train_dataset=samples, eval_dataset=samples, processing_class=evaluation_processor(32)
+        )
+
+    return make
+
+
+def test_a_library_user_gets_a_card_that_names_the_repository(library_user, server):
+    trainer = library_user(push_native=True)
+    trainer.train()
+    trainer.push_to_hub()
+    files = server.files("models", "me/mine")
+    assert files.keys() > CODE and b'model="me/mine"' in files["README.md"]
+    assert b"ViTForImageClassification" in server.files("models", "me/mine", "native")["config.json"]
+
+
+def test_saving_by_hand_pushes_whole_commits_too(library_user, server):
+    library_user().save_model()
+    assert CODE | {"README.md", "model.safetensors"} < server.files("models", "me/mine").keys()
+    assert "Model save" in [commit.message for commit in server.commits("models", "me/mine")]
+
+
+def test_a_push_in_the_background_holds_what_was_saved_at_the_call(library_user, server):
+    trainer = library_user(push_native=True)
+    job = trainer.push_to_hub("first", blocking=False)
+    at_the_call = trainer.model.cls_classifier.weight.detach().clone()
+    with torch.no_grad():
+        trainer.model.cls_classifier.weight.add_(1.0)
+    trainer.push_to_hub("second", token=TOKEN)  # waits for the first
+    assert job.done()
+    commits = {commit.message: commit.files for commit in server.commits("models", "me/mine")}
+    assert torch.equal(weights(commits["first"])["cls_classifier.weight"], at_the_call)
+    assert torch.equal(weights(commits["second"])["cls_classifier.weight"], at_the_call + 1.0)
+
+
+def test_a_trainer_refuses_a_native_push_that_cannot_be(tiny_model, tmp_path):
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path), push_to_hub=True, push_native=True, hub_token=TOKEN, report_to="none"
+    )
+    with pytest.raises(InputError, match="push_native: fusion 'softmax_mean'"):
+        DistillationTrainer(tiny_model(fusion="softmax_mean"), args, torch.nn.Identity(), train_dataset=[])
+
+
+TWO_PROCESSES = """
+import sys, time
+import torch
+import train_deit
+from transformers import Trainer
+
+save = Trainer._save_rng_state
+
+
+def late(self, folder):
+    if self.args.process_index == 1:
+        time.sleep(1)
+    save(self, folder)
+
+
+Trainer._save_rng_state = late
+train_deit.main(sys.argv[1:])
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_processes_is_pushed_with_both_their_states(server, photos, teacher, tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    given = {"train_dir": photos, "teacher_name_or_path": teacher, "output_dir": tmp_path / "two"}
+    words = {**RECIPE, **given, "hub_model_id": "me/colours", "hub_strategy": "all_checkpoints"}
+    words |= {"hub_always_push": "true", "per_device_train_batch_size": 4, "push_native": "true"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "two.py"]
+    command += [word for key, value in words.items() for word in (f"--{key}", value)]
+    environment = {**os.environ, **server.environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    files = server.files("models", "me/colours").keys()
+    assert {f"checkpoint-{step}/rng_state_{rank}.pth" for step in (2, 4) for rank in (0, 1)} < files
+    assert "model.safetensors" in server.files("models", "me/colours", "native")
 
 
 # --- the pieces -------------------------------------------------------------------------------------------------------
@@ -394,38 +568,73 @@ def finished(tiny_model, tmp_path):
 
 
 def test_only_what_is_listed_is_staged(finished):
-    stage = stage_run(finished)
+    (finished / "secrets.py").write_text("password = 1")
+    (finished / "private.png").write_bytes(b"")
+    [commit] = stage_run(finished, "End of training")
+    stage = commit.stage
     staged = {path.name for path in stage.iterdir()}
     assert staged == {*CODE, "config.json", "model.safetensors", "preprocessor_config.json", "trainer_state.json"}
     assert not any(Path("training_args.bin").match(pattern) for pattern in PUBLISHED)
     assert "/home/me" not in (stage / "trainer_state.json").read_text()
+    assert "/home/me" in (finished / "trainer_state.json").read_text()
 
 
-def test_a_staged_checkpoint_outlives_its_folder(finished, tmp_path):
+def test_a_staged_checkpoint_outlives_its_folder(finished):
     checkpoint = finished / "checkpoint-1"
     shutil.copytree(finished, checkpoint, ignore=shutil.ignore_patterns("checkpoint-1"))
-    kept = (checkpoint / "model.safetensors").read_bytes()
-    stage = stage_checkpoint(checkpoint, finished, "last-checkpoint")
+    kept, state = ((checkpoint / name).read_bytes() for name in ("model.safetensors", "trainer_state.json"))
+    stage = stage_checkpoint(checkpoint, finished, "step 1", "last-checkpoint").stage
+    assert (checkpoint / "trainer_state.json").read_bytes() == state  # though its copies name no folder
     shutil.rmtree(checkpoint)
-    assert (stage / "model.safetensors").read_bytes() == kept
-    assert (stage / "last-checkpoint" / "model.safetensors").read_bytes() == kept
+    for folder in (stage, stage / "last-checkpoint"):
+        assert (folder / "model.safetensors").read_bytes() == kept
+        assert "/home/me" not in (folder / "trainer_state.json").read_text()
     assert not (stage / "last-checkpoint" / "training_args.bin").exists()
 
 
-def test_a_replaced_folder_keeps_nothing_of_the_earlier_checkpoint(server, finished):
+def test_a_checkpoint_takes_no_room_twice(finished):
+    checkpoint = finished / "checkpoint-1"
+    shutil.copytree(finished, checkpoint, ignore=shutil.ignore_patterns("checkpoint-1"))
+    stage = stage_checkpoint(checkpoint, finished, "step 1", "last-checkpoint").stage
+    assert (stage / "model.safetensors").samefile(checkpoint / "model.safetensors")
+
+
+def test_a_stage_that_cannot_be_filled_is_removed(finished, monkeypatch):
+    model = DeiTDistillForImageClassification.from_pretrained(finished)
+    model.config.fusion = "softmax_mean"
+    model.save_pretrained(finished)
+    with pytest.raises(InputError, match="softmax_mean"):
+        stage_run(finished, "End of training", native=True)
+    assert not list(finished.glob("_push*"))
+
+
+def test_a_card_that_cannot_be_written_leaves_no_stage(server, finished):
+    (finished / "trainer_state.json").write_text('{"log_history": []}')
+    commit = stage_checkpoint(finished, finished.parent, "step 1")
+    (commit.stage / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json"):
+        push_checkpoint(commit, open_repository("me/colours", TOKEN))
+    assert not list(finished.parent.glob("_push*"))
+
+
+def test_a_commit_keeps_nothing_of_an_earlier_checkpoint(server, finished):
     destination, output_dir = open_repository("me/colours", TOKEN), finished.parent
-    stage = stage_checkpoint(finished, output_dir, "last-checkpoint")
-    (stage / "last-checkpoint" / "rng_state_7.pth").write_bytes(b"of eight processes")
-    push(stage, destination, "first", replaced="last-checkpoint/*")
-    push(stage_checkpoint(finished, output_dir, "last-checkpoint"), destination, "second", replaced="last-checkpoint/*")
-    files = server.files("models", "me/colours")
-    assert "last-checkpoint/rng_state_7.pth" not in files and "last-checkpoint/model.safetensors" in files
+    commit = stage_checkpoint(finished, output_dir, "first", "last-checkpoint")
+    (commit.stage / "last-checkpoint" / "rng_state_7.pth").write_bytes(b"of eight processes")
+    (commit.stage / "model-00002-of-00002.safetensors").write_bytes(b"of a larger model")
+    (commit.stage / "all_results.json").write_bytes(b"{}")
+    push(commit, destination)
+    assert "all_results.json" in server.files("models", "me/colours")
+    push(stage_checkpoint(finished, output_dir, "second", "last-checkpoint"), destination)
+    files = server.files("models", "me/colours").keys()
+    assert {"last-checkpoint/model.safetensors", "model.safetensors", ".gitattributes"} < files
+    assert not {"last-checkpoint/rng_state_7.pth", "model-00002-of-00002.safetensors", "all_results.json"} & files
 
 
 def test_pushing_again_makes_no_second_commit(server, finished):
     destination = open_repository("me/colours", TOKEN)
-    push_run(finished, destination, "End of training")
-    push_run(finished, destination, "End of training")
+    push_all(stage_run(finished, "End of training"), destination)
+    push_all(stage_run(finished, "End of training"), destination)
     assert messages(server).count("End of training") == 1
 
 
