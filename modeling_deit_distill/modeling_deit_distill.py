@@ -7,6 +7,7 @@ relatively, and only torch and transformers besides.
 Shapes in comments: B batch, N tokens (prefix + patches), P patches, D hidden size, H heads, C classes.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -266,6 +267,7 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embeddings"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -293,25 +295,23 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
             ValueError: a patch size or a set of tokens other than the checkpoint's: its position embeddings would fit
                 nowhere, and must never be drawn anew in silence.
         """
-        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
         own = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        if not isinstance(config, PreTrainedConfig):  # our class may exist twice where code is loaded remotely
-            config, kwargs = cls.config_class.from_pretrained(
-                config or pretrained_model_name_or_path, return_unused_kwargs=True, **{**kwargs, **hub_kwargs}
-            )
-            kwargs.update(hub_kwargs)
-        _check_positions_fit(own, config)
-        image_size = config.image_size
-        config.image_size = own.image_size  # the size at which the checkpoint's tensors fit
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        finally:
-            config.image_size = image_size
+        # Our configuration class may exist twice, where code is loaded remotely.
+        if isinstance(config, PreTrainedConfig):
+            wanted, config = config, copy.deepcopy(config)  # the caller's own is left as it is
+            config.image_size = own.image_size  # the size at which the checkpoint's tensors fit
+        else:
+            base = own if config is None else cls.config_class.from_pretrained(config, **hub_kwargs)
+            asked = {name: kwargs[name] for name in ("image_size", *_POSITION_FIELDS) if name in kwargs}
+            wanted = cls.config_class.from_dict({**base.to_dict(), **asked})
+            kwargs["image_size"] = own.image_size
+        _check_positions_fit(own, wanted)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config.image_size = own.image_size
-        model.resize_position_embeddings(image_size)
+        model.resize_position_embeddings(wanted.image_size)
         return loaded
 
     def resize_position_embeddings(self, image_size: int | tuple[int, int]):
@@ -334,10 +334,6 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
     def get_position_embeddings(self) -> nn.Parameter:
         """The learned positions, (1, prefix + patches, hidden)."""
         return self.base_model.embeddings.position_embeddings
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The patch embedding, a convolution."""
-        return self.base_model.embeddings.patch_embeddings
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save weights, configuration and this code, so that every Auto class finds the model again.
@@ -362,10 +358,14 @@ _HUB_KWARGS = (
 )
 
 
+# What must not change between a checkpoint and the model it is loaded into.
+_POSITION_FIELDS = ("patch_size", "hidden_size", "use_distillation_token")
+
+
 def _check_positions_fit(own: DeiTDistillConfig, wanted: DeiTDistillConfig):
-    if as_pair(own.patch_size) == as_pair(wanted.patch_size):
-        wanted.patch_size = own.patch_size  # 8, (8, 8) and JSON's [8, 8] are one size
-    for name in ("patch_size", "hidden_size", "use_distillation_token"):
+    for name in _POSITION_FIELDS:
+        if name == "patch_size" and as_pair(own.patch_size) == as_pair(wanted.patch_size):
+            continue  # 8, (8, 8) and JSON's [8, 8] are one size
         if getattr(own, name) != getattr(wanted, name):
             raise ValueError(
                 f"the checkpoint has {name}={getattr(own, name)}, but {name}={getattr(wanted, name)} was asked for; "
@@ -419,17 +419,17 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         return_dict = _default(return_dict, self.config.return_dict)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        all_hidden_states, all_attentions = [hidden_states], []
+        all_hidden_states, all_attentions = (), ()
         for layer in self.layers:
+            all_hidden_states += (hidden_states,) if output_hidden_states else ()  # held only if asked for: memory
             hidden_states, attention = layer(hidden_states, output_attentions)
-            all_hidden_states.append(hidden_states)
-            all_attentions.append(attention)
-        hidden_states = self.norm(hidden_states)
+            all_attentions += (attention,) if output_attentions else ()
+        last_hidden_state = self.norm(hidden_states)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=hidden_states[:, 0],
-            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
-            attentions=tuple(all_attentions) if output_attentions else None,
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state[:, 0],
+            hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
+            attentions=all_attentions if output_attentions else None,
         )
         return output if return_dict else output.to_tuple()
 
@@ -470,8 +470,14 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         Args:
             pixel_values: (batch, channels, height, width), normalised.
             labels: (batch,) class indices or (batch, classes) probabilities; `loss` is then the cross-entropy of
-                `logits`. (Training with distillation has its own loss: see `trainer.py`.)
+                `logits`. With `config.problem_type` `"multi_label_classification"`, (batch, classes) of 0 and 1, and
+                the binary cross-entropy; with `"regression"`, the default for one class, (batch,) or
+                (batch, classes) values, and the mean squared error. (Training with distillation has its own loss:
+                see `trainer.py`.)
             interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: as for the base model.
+
+        Raises:
+            ValueError: as the base model; and fusion `"softmax_mean"` with labels of a problem type without a softmax.
         """
         return_dict = _default(return_dict, self.config.return_dict)
         encoded = self.deit(
@@ -483,7 +489,7 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
             distillation_logits = self.distillation_classifier(encoded.last_hidden_state[:, 1])
         logits = fuse_logits(cls_logits, distillation_logits, self.config.fusion)
         output = DeiTDistillClassifierOutput(
-            loss=None if labels is None else F.cross_entropy(logits, labels),
+            loss=None if labels is None else self._label_loss(logits, labels),
             logits=logits,
             cls_logits=cls_logits,
             distillation_logits=distillation_logits,
@@ -491,6 +497,19 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
             attentions=encoded.attentions,
         )
         return output if return_dict else output.to_tuple()
+
+    def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # Where the configuration does not say, transformers takes labels of (batch, classes) for a choice of several
+        # classes at once; here they are probabilities, as mixup makes them.
+        problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else None)
+        if problem_type in (None, "single_label_classification"):
+            return F.cross_entropy(logits, labels.to(logits.device))
+        if self.config.fusion == "softmax_mean" and self.distillation_classifier is not None:
+            raise ValueError(
+                f"fusion 'softmax_mean' does not fit problem_type {problem_type!r}, which has no softmax; choose "
+                "'logit_mean', 'cls' or 'distillation'"
+            )
+        return self.loss_function(labels, logits, self.config)
 
 
 def _default(value, default):

@@ -82,6 +82,10 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         _check_teacher(model, args, teacher, teacher_store)
+        if model.config.problem_type not in (None, "single_label_classification"):
+            raise InputError(
+                f"config.problem_type is {model.config.problem_type!r}; distillation here is of one class out of several"
+            )
         if args.push_native and (reason := why_not_native(model.config)):
             raise InputError(f"push_native: {reason}")
         self._destination: Destination | None = None  # set by `init_hf_repo`, which Trainer's own set-up calls

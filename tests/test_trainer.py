@@ -380,6 +380,11 @@ def test_contradictions_are_refused(tmp_path, arguments, token, teacher, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_several_classes_at_once_are_refused(tmp_path):
+    with pytest.raises(InputError, match="problem_type is 'multi_label_classification'"):
+        trainer(tmp_path, student(problem_type="multi_label_classification"), distillation_type="none")
+
+
 def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path):
     teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, CLASSES - 2))
     with pytest.raises(InputError, match="the teacher has 5 classes, the student 7"):
