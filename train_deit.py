@@ -38,9 +38,16 @@ from modeling_deit_distill.labelling import (
     teacher_description,
 )
 from modeling_deit_distill.model_card import write_model_card
-from modeling_deit_distill.publishing import clear_published, clear_stages, open_repository, push_all, stage_run
+from modeling_deit_distill.publishing import (
+    Destination,
+    clear_published,
+    clear_stages,
+    open_repository,
+    push_all,
+    stage_run,
+)
 from modeling_deit_distill.report import results_table, summary
-from modeling_deit_distill.run_record import note_repository, run_facts, write_json, write_run_record
+from modeling_deit_distill.run_record import changed_arguments, note_repository, run_facts, write_json, write_run_record
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
@@ -51,7 +58,7 @@ DECISIONS = ("labels", "fused", "cls", "distillation", "teacher")
 
 def main(arguments: list[str]):
     model_args, data_args, args = parse_arguments(arguments)
-    if is_finished(args):
+    if is_finished(args, arguments):
         return push_finished(args)
 
     # Data
@@ -70,6 +77,8 @@ def main(arguments: list[str]):
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
+    if args.push_to_hub:
+        find_repository(args)
 
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
@@ -194,27 +203,36 @@ def finish(trainer: DistillationTrainer, results: dict[str, float]):
         write_json(Path(trainer.args.output_dir, "all_results.json"), dict(sorted(results.items())))
 
 
+def find_repository(args: DistillationTrainingArguments) -> Destination | None:
+    """Make or find the repository, on the main process: a wrong name or token shows before any training."""
+    if args.process_index != 0:
+        return None
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    return open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
+
+
 def push_finished(args: DistillationTrainingArguments):
     """Push a run that was finished before, as the push that failed, or was not asked for then, would have."""
     if not args.push_to_hub or args.process_index != 0:
         return
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
     clear_stages(args.output_dir)
-    destination = open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
+    destination = find_repository(args)
     note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
     write_model_card(args.output_dir)
     push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
     say(args, f"pushed to {destination.repo_id}")
 
 
-def is_finished(args: DistillationTrainingArguments) -> bool:
-    """Whether `output_dir` holds a finished run that the user did not ask to replace; says so."""
+def is_finished(args: DistillationTrainingArguments, arguments: list[str]) -> bool:
+    """Whether `output_dir` holds a finished run that the user did not ask to replace; says so, and what differs."""
     results = Path(args.output_dir, "all_results.json")
     if not results.exists() or args.overwrite_output_dir or args.dry_run:
         return False
-    title = f"{args.output_dir} holds a finished run; nothing was touched"
-    remedy = "To train again, choose another --output_dir or add --overwrite_output_dir true."
-    say(args, title, results_table(json.loads(results.read_text())) + "\n" + remedy)
+    text = [results_table(json.loads(results.read_text()))]
+    if changed := changed_arguments(args.output_dir, arguments):
+        text.append(f"That run was another than this command's; it differs in {', '.join(changed)}.")
+    text.append("To train again, choose another --output_dir or add --overwrite_output_dir true.")
+    say(args, f"{args.output_dir} holds a finished run; nothing is trained", "\n".join(text))
     return True
 
 

@@ -51,6 +51,8 @@ def main(arguments: list[str]):
     data = load_held_out(options)
     # All of them are looked at before the first is run, which may take an hour.
     models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
+    for name in options.models:
+        warn_of_other_images(name, data)
     classes = [classes_of(model, data.class_names) for model in models]
     results, first = [], None
     for model, indices in zip(models, classes, strict=True):
@@ -117,6 +119,8 @@ class PipelineModel:
 
     def __init__(self, name: str):
         self.name = name
+        if Path(name).is_file():
+            raise InputError(f"model {name!r} is a file; convert it first (python -m modeling_deit_distill.conversion)")
         try:
             id2label = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
         except (ImportError, OSError, ValueError) as error:
@@ -194,6 +198,20 @@ class OnnxModel:
             return onnxruntime.InferenceSession(str(Path(self.name, "model.onnx"))), processor
         except Exception as error:
             raise InputError(f"model {self.name!r} cannot be loaded ({one_line(error)})") from error
+
+
+def warn_of_other_images(name: str, data: ImageData):
+    """Say so where the model's own run held out other images: these may be ones that it was trained on."""
+    record = Path(name, "run.json")
+    if not record.is_file():
+        return
+    held_out = json.loads(record.read_text(encoding="utf-8")).get("facts", {}).get("held out", "")
+    if held_out and held_out.split()[0] != f"{len(data.validation):,}":
+        print(
+            f"warning: the run in {name} held out {held_out}; these are {len(data.validation):,} images, "
+            f"{data.validation_source}. It may have been trained on some of them: give the data's arguments as then",
+            file=sys.stderr,
+        )
 
 
 def is_onnx(name: str) -> bool:

@@ -160,7 +160,7 @@ def _draw_caption(part, truth: str, answer: str, probability: float, teacher: st
 
 
 def _draw_panels(panels, image: np.ndarray, maps: np.ndarray):
-    """The image, then each token's attention over the image in grey; brightness from 0 to the map's own maximum."""
+    """The image, then each token's attention over the image in grey, so that an even attention stays dim."""
     height, width = image.shape[:2]
     panels[0].imshow(image)
     panels[0].set_xlabel("image", fontsize=8)
@@ -168,7 +168,8 @@ def _draw_panels(panels, image: np.ndarray, maps: np.ndarray):
     for panel, name, attention in zip(panels[1:], TOKEN_NAMES, maps, strict=False):
         panel.imshow(grey, cmap="gray", vmin=0, vmax=255)
         smooth = F.interpolate(torch.from_numpy(attention)[None, None], (height, width), mode="bicubic")[0, 0].numpy()
-        panel.imshow(smooth, cmap="inferno", vmin=0, alpha=0.6)
+        brightest = max(attention.max(), 3 / attention.size)  # three times an even share, or the map's own maximum
+        panel.imshow(smooth, cmap="inferno", vmin=0, vmax=brightest, alpha=0.6)
         panel.set_xlabel(name, fontsize=8)
     for panel in panels:
         panel.set(xticks=[], yticks=[])

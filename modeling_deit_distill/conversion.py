@@ -200,6 +200,8 @@ def _to_ours(weights: State, source: str) -> tuple[State, str]:
 
 def _repository(source: str) -> str:
     """The Hub repository that a name means: itself, or where timm keeps the weights of that name."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(WEIGHT_SUFFIXES):
+        raise InputError(f"{source!r} is no file and no folder here; check the path")
     if "/" in source:
         return source
     architecture = source.split(".")[0]
@@ -306,7 +308,9 @@ def _unpickle(path: str, source: str) -> object:
     except pickle.UnpicklingError as error:
         # torch's own message advises to run the code.
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"{asked.group(1)}, which is code" if asked else "what is not weights"
+        if asked is None:
+            raise InputError(f"{source!r} is damaged, or no file that torch.save wrote") from error
+        what = f"{asked.group(1)}, which is code"
         raise InputError(f"{source!r} is not opened: it asks for {what}; save its state dict alone") from error
     except Exception as error:  # truncated, empty or foreign files fail in many ways
         raise InputError(f"{source!r} is no file that torch.save wrote ({one_line(error)})") from error

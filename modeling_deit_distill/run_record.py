@@ -26,6 +26,8 @@ from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassif
 from .student import what_is_kept
 
 RECORD = "run.json"
+# Arguments that change nothing about what a run makes.
+NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run")
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -75,6 +77,17 @@ def note_repository(output_dir: str | Path, name: str, native: bool, revision: s
     record = json.loads(path.read_text()) if path.exists() else {"versions": versions()}
     native = native or bool(record.get("native") and record.get("name") == name)
     write_json(path, {**record, "name": name, "native": native, "revision": revision})
+
+
+def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]:
+    """What a command says otherwise than the run in a folder did, by name; what is about pushing does not count."""
+    path = Path(output_dir, RECORD)
+    earlier = json.loads(path.read_text()).get("recipe") if path.exists() else None
+    if earlier is None:
+        return []
+    now = without_folders(said_arguments(arguments))
+    names = [name for name in {**earlier, **now} if not name.startswith(("hub_", "push_")) and name not in NO_MATTER]
+    return sorted(name for name in names if str(earlier.get(name)) != str(now.get(name)))
 
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:

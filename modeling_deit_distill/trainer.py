@@ -84,7 +84,7 @@ class DistillationTrainer(Trainer):
         _check_teacher(model, args, teacher, teacher_store)
         if model.config.problem_type not in (None, "single_label_classification"):
             raise InputError(
-                f"config.problem_type is {model.config.problem_type!r}; distillation here is of one class out of several"
+                f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
             )
         if args.push_native and (reason := why_not_native(model.config)):
             raise InputError(f"push_native: {reason}")
@@ -411,7 +411,7 @@ class _SetEpoch(TrainerCallback):
 
 def _warn_of_failure(push: Future):
     if not push.cancelled() and push.exception() is not None:
-        logger.warning("%s; training goes on, and the next push brings what this one lacked", push.exception())
+        logger.warning("training goes on, and the next push brings what this one lacked: %s", push.exception())
 
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -537,11 +537,13 @@ def test_a_missing_shard_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("weights.pth", "is no file, no folder, no model of timm's and no Hub name"),
+        ("weights", "is no file, no folder, no model of timm's and no Hub name"),
+        ("weights.pth", "is no file and no folder here; check the path"),
+        ("../weights", "is no file and no folder here; check the path"),
         ("deit3_small_patch16_224", "is no DeiT of the paper; of timm's models those are: deit_base_distilled"),
         ("vit_tiny_patch16_224", "is no DeiT of the paper"),
         ("deit_tiny_patch16_224.nobody", "timm has no weights 'deit_tiny_patch16_224.nobody'"),
-        ("a/b/c", "cannot be read"),
+        ("a/b/c", "is no file and no folder here; check the path"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(source, reason):
@@ -569,7 +571,8 @@ def test_a_thousand_classes_without_names_are_imagenets(tiny_config, tmp_path):
     torch.save(ours_to_public(start.state_dict), tmp_path / "x.pth")
     save_native(start, tmp_path / "native")  # LABEL_0 .. LABEL_999
     save_timm(start, tmp_path / "timm")
-    for source in ("x.pth", "native", "timm"):
+    assert load_checkpoint(str(tmp_path / "native")).config.id2label[0] == "LABEL_0"  # as its configuration says
+    for source in ("x.pth", "timm"):
         config = load_checkpoint(str(tmp_path / source)).config
         assert config.id2label[0] == "tench, Tinca tinca" and config.label2id["goldfish, Carassius auratus"] == 1
         assert len(config.id2label) == 1000

@@ -256,6 +256,15 @@ def test_data_are_those_of_the_arguments(script, photos):
             held_out(*words)
 
 
+def test_other_images_than_the_run_held_out_are_warned_of(script, photos, save_student, tmp_path, capsys):
+    folder = save_student(["red", "blue", "green"])
+    (folder / "run.json").write_text(json.dumps({"facts": {"held out": "12 images, 50% of split 'train'"}}))
+    evaluated(script, tmp_path, folder, "--train_dir", photos, "--validation_fraction", "0.5")
+    assert "warning" not in capsys.readouterr().err
+    evaluated(script, tmp_path, folder, "--train_dir", photos, "--validation_fraction", "0.25")
+    assert f"the run in {folder} held out 12 images, 50% of split 'train'; these are 6" in capsys.readouterr().err
+
+
 def test_a_broken_image_is_named(script, student, photos, tmp_path):
     for name in COLOURS:
         (tmp_path / "photos" / name).mkdir(parents=True)

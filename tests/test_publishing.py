@@ -395,7 +395,8 @@ def test_a_push_that_fails_during_training_is_named_and_does_not_stop_it(server,
     assert "End of training" in messages(server) and "Training in progress, step 2" not in messages(server)
 
 
-def test_a_wrong_token_is_found_before_training(server, train, tmp_path):
+def test_a_wrong_token_is_found_before_any_training(server, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_deit, "prepare_teacher", lambda *_: pytest.fail("a teacher may take hours"))
     with pytest.raises(InputError, match="hf auth login"):
         train(hub_token="hf_wrong")
     assert not list((tmp_path / "colours").glob("checkpoint-*"))

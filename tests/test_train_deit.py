@@ -210,6 +210,14 @@ def test_again_on_a_finished_folder_says_so_and_touches_nothing(run, photos, cap
     assert files(folder) == before
 
 
+def test_again_with_other_arguments_says_which(run, photos, capsys):
+    folder, _ = run
+    train_deit.main(arguments(train_dir=photos, validation_fraction=0.25, output_dir=folder))
+    assert "differs" not in capsys.readouterr().out
+    train_deit.main(arguments(train_dir=photos, validation_fraction=0.25, output_dir=folder, seed=7, image_size=24))
+    assert "it differs in image_size, seed." in capsys.readouterr().out
+
+
 def test_a_dry_run_stops_after_the_summary(photos, tmp_path, capsys):
     train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", dry_run="true"))
     printed = capsys.readouterr().out

@@ -382,7 +382,7 @@ def test_contradictions_are_refused(tmp_path, arguments, token, teacher, words):
 
 def test_several_classes_at_once_are_refused(tmp_path):
     with pytest.raises(InputError, match="problem_type is 'multi_label_classification'"):
-        trainer(tmp_path, student(problem_type="multi_label_classification"), distillation_type="none")
+        trainer(tmp_path, student(problem_type="multi_label_classification"), CountingTeacher())
 
 
 def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path):
