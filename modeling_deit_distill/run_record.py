@@ -1,6 +1,7 @@
 """What a run was, for its summary and its card: facts in words, the command, the versions, the machine."""
 
 import json
+import math
 import platform
 import shlex
 from datetime import date
@@ -22,9 +23,11 @@ from .data import ImageData
 from .hub import without_folders
 from .labelling import planned_views
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .schedule import schedule_in_words
 from .student import what_is_kept
 
 RECORD = "run.json"
+CODE_COMPATIBLE = "KL also divided by the classes, learning-rate schedule, distillation token decayed"
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -158,7 +161,9 @@ def run_facts(
         **store_in_words(args, views, store),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
-        "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
+        "learning rate": f"{rate}, {schedule_in_words(args)}",
+        **average_in_words(args),
+        **({"like the public code": CODE_COMPATIBLE} if args.code_compatible else {}),
         "length": length,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "device": str(args.device),
@@ -192,6 +197,15 @@ def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[st
     if missing:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
     return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def average_in_words(args: DistillationTrainingArguments) -> dict[str, str]:
+    """The moving average of the weights, if there is one."""
+    decay = args.weight_average_decay
+    if decay is None:
+        return {}
+    half_life = math.log(0.5) / math.log(decay)
+    return {"average of weights": f"decay {decay:.8g} a step (half-life {half_life:,.0f} steps), kept if it is better"}
 
 
 def distillation_in_words(args: DistillationTrainingArguments) -> str:
