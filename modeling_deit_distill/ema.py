@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import InputError
 
@@ -39,7 +41,7 @@ def update_average(average: list[torch.Tensor], weights: list[torch.Tensor], dec
 
 
 class WeightAverage:
-    """The average of a model's parameters, in float32 on their device.
+    """The average of a model's parameters, in float32 on their device; sharded as they are (FSDP2).
 
     Args:
         model: the model itself, without what DDP or `torch.compile` wraps around it; its weights are the first average.
@@ -59,25 +61,33 @@ class WeightAverage:
     @torch.no_grad()
     def copy_to(self, model: nn.Module):
         """Make the average the model's weights."""
+        _reshard(model)
         for name, parameter in model.named_parameters():
             parameter.copy_(self.weights[name])
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """The model with the average for its weights; afterwards it has its own again, to the bit."""
+        _reshard(model)
         own = [parameter.detach().clone() for parameter in model.parameters()]
         self.copy_to(model)
         try:
             yield
         finally:
+            _reshard(model)
             with torch.no_grad():
                 for parameter, weight in zip(model.parameters(), own, strict=True):
                     parameter.copy_(weight)
 
-    def save(self, folder: str | Path):
-        """Write `ema.safetensors` into a checkpoint's folder."""
-        weights = {name: weight.contiguous() for name, weight in self.weights.items()}
-        save_file(weights, Path(folder, AVERAGE_FILE), metadata={"format": "pt"})
+    def save(self, folder: str | Path, is_writer: bool = True):
+        """Write `ema.safetensors` into a checkpoint's folder; whole tensors, however they are sharded.
+
+        Args:
+            is_writer: whether this process writes; all must call, since shards are gathered.
+        """
+        weights = {name: _whole(weight).contiguous() for name, weight in self.weights.items()}
+        if is_writer:
+            save_file(weights, Path(folder, AVERAGE_FILE), metadata={"format": "pt"})
 
     def load(self, folder: str | Path):
         """Read it from a checkpoint's folder.
@@ -98,7 +108,20 @@ class WeightAverage:
         if {name: value.shape for name, value in kept.items()} != {n: w.shape for n, w in self.weights.items()}:
             raise InputError(f"{str(path)!r} is the average of another model; resume with the model of its run")
         for name, weight in self.weights.items():
+            if isinstance(weight, DTensor):
+                kept[name] = distribute_tensor(kept[name].to(weight.device), weight.device_mesh, weight.placements)
             weight.copy_(kept[name])
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _reshard(model: nn.Module):
+    # After a forward pass FSDP2 may leave whole copies in the place of the parameters; what is written there is lost.
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def start_average(model: nn.Module, decay: float | None, checkpoint: str | Path | None = None) -> WeightAverage | None:

@@ -27,7 +27,6 @@ from .schedule import schedule_in_words
 from .student import what_is_kept
 
 RECORD = "run.json"
-CODE_COMPATIBLE = "KL also divided by the classes, learning-rate schedule, distillation token decayed"
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -163,7 +162,7 @@ def run_facts(
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
         "learning rate": f"{rate}, {schedule_in_words(args)}",
         **average_in_words(args),
-        **({"like the public code": CODE_COMPATIBLE} if args.code_compatible else {}),
+        **code_in_words(args, config),
         "length": length,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "device": str(args.device),
@@ -197,6 +196,16 @@ def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[st
     if missing:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
     return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def code_in_words(args: DistillationTrainingArguments, config: DeiTDistillConfig) -> dict[str, str]:
+    """What is done as the public code does it, if so asked."""
+    words = ["learning-rate schedule"]
+    if args.distillation_type == "soft":
+        words.append("divergence also divided by the classes")
+    if config.use_distillation_token:
+        words.append("distillation token decayed")
+    return {"as the public code": ", ".join(words)} if args.code_compatible else {}
 
 
 def average_in_words(args: DistillationTrainingArguments) -> dict[str, str]:

@@ -92,10 +92,11 @@ class DistillationTrainer(Trainer):
             kwargs.setdefault("preprocess_logits_for_metrics", _decide)
         super().__init__(model=model, args=args, **kwargs)
         if self.args.weight_average_decay is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+            if self.is_deepspeed_enabled or getattr(fsdp, "fsdp_version", 2) != 2:
                 raise InputError(
-                    "ema_decay and ema_half_life need whole parameters on each process, and FSDP or DeepSpeed shards "
-                    "them; leave them out, or launch with DDP"
+                    "ema_decay and ema_half_life cannot follow weights that DeepSpeed or FSDP 1 shards; leave them "
+                    "out, or launch with DDP or FSDP 2"
                 )
             self.add_callback(_UpdateAverage(self))
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
@@ -313,8 +314,8 @@ class DistillationTrainer(Trainer):
         """As in Trainer; with a checkpoint's weights go those of their average."""
         super().save_model(output_dir, _internal_call)
         # `output_dir` itself is for the final model, which is one of the two.
-        if self.ema is not None and output_dir not in (None, self.args.output_dir) and self.args.should_save:
-            self.ema.save(output_dir)
+        if self.ema is not None and output_dir not in (None, self.args.output_dir):
+            self.ema.save(output_dir, is_writer=self.args.should_save)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"

@@ -11,9 +11,14 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from modeling_deit_distill import DistillationTrainingArguments, InputError, soft_distillation_loss
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DistillationTrainingArguments,
+    InputError,
+    soft_distillation_loss,
+)
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.run_record import average_in_words
+from modeling_deit_distill.run_record import average_in_words, code_in_words
 from modeling_deit_distill.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
 from modeling_deit_distill.views import ViewSampler
 
@@ -246,6 +251,22 @@ def test_the_summary_says_the_schedule(tmp_path, arguments, words):
     args = DistillationTrainingArguments(output_dir=str(tmp_path), learning_rate=1e-3, **arguments)
     assert schedule_in_words(args) == words
     assert average_in_words(args) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "token", "words"),
+    [
+        ("soft", True, "learning-rate schedule, divergence also divided by the classes, distillation token decayed"),
+        ("hard", False, "learning-rate schedule"),
+    ],
+)
+def test_the_summary_says_what_is_done_as_the_public_code_does(tmp_path, kind, token, words):
+    config = DeiTDistillConfig(use_distillation_token=token)
+    given = {"output_dir": str(tmp_path), "distillation_type": kind, "learning_rate": 1e-3}
+    assert code_in_words(DistillationTrainingArguments(**given, code_compatible=True), config) == {
+        "as the public code": words
+    }
+    assert code_in_words(DistillationTrainingArguments(**given), config) == {}
 
 
 # --- what else the public code does -----------------------------------------------------------------------------------
