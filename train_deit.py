@@ -132,6 +132,8 @@ def check_streaming(model_args: ModelArguments, data_args: DataArguments, args: 
         return
     if args.max_steps <= 0:
         raise InputError("streaming: a stream has no length, so epochs mean nothing; give --max_steps")
+    if args.code_compatible:
+        raise InputError("streaming: code_compatible changes the learning rate by epochs, a stream has none; drop one")
     if args.warmup_epochs > 0:
         raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
     if args.teacher_store:
@@ -163,6 +165,7 @@ def distil(
     results = trainer.evaluate_teacher()
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     results |= trained.metrics | trainer.evaluate()
+    results |= trainer.choose_final_weights(results)
     results["num_parameters"] = trainer.model.num_parameters()
     results["bad_images"] = trainer.count_bad_images()
     results["teacher_views_asked"] = trainer.count_teacher_views()

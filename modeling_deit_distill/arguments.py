@@ -13,8 +13,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 
+from .ema import decay_of_half_life
 from .errors import InputError
 from .label_map import read_label_map
+from .schedule import resolve_schedule
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -51,6 +53,7 @@ REPLACES = {
     ),
     ("learning_rate", "base_learning_rate"): ("learning_rate", "base_learning_rate"),
     ("warmup_epochs", "warmup_steps"): ("warmup_epochs", "warmup_steps"),
+    ("ema_decay", "ema_half_life"): ("ema_decay", "ema_half_life"),
     ("model_name_or_path", "model_size"): ("model_name_or_path", "model_size"),
 }
 
@@ -246,9 +249,30 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs of linear warm-up; replaces warmup_steps."})
     lr_scheduler_type: SchedulerType = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_learning_rate: float | None = field(
+        default=None, metadata={"help": "Where the warm-up starts; 0, or 1e-6 as the public code, unless given."}
+    )
+    min_learning_rate: float | None = field(
+        default=None, metadata={"help": "Where the cosine ends; 0, or 1e-5 as the public code, unless given."}
+    )
+    code_compatible: bool = field(
+        default=False,
+        metadata={
+            "help": "Where the public code differs from the paper, do as the code: KL also divided by the classes, "
+            "warm-up from 1e-6, cosine to 1e-5, rate changed between epochs, distillation token decayed."
+        },
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Not on biases, norms, tokens and positions."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "Smoothing of the true label alone."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none, as in the recipe."})
+
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Keep a moving average of the weights by this decay a step (public code: 0.99996)."},
+    )
+    ema_half_life: float | None = field(
+        default=None, metadata={"help": "The same, said by the update steps after which a step's share has halved."}
+    )
 
     repeated_augmentation: int = field(
         default=3, metadata={"help": "Views of each drawn image in an epoch, which sees that many fewer images."}
@@ -313,6 +337,7 @@ class DistillationTrainingArguments(TrainingArguments):
             if self.base_learning_rate is None:
                 self.base_learning_rate = DEFAULT_BASE_LEARNING_RATE
             self.learning_rate = self.base_learning_rate * self.effective_batch_size / REFERENCE_BATCH_SIZE
+        resolve_schedule(self)
 
     def __getstate__(self) -> dict:
         """What is pickled, into `training_args.bin` among others: all but the token."""
@@ -323,7 +348,24 @@ class DistillationTrainingArguments(TrainingArguments):
         """Images per optimiser step: devices × accumulation × batch per device."""
         return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
+    @property
+    def weight_average_decay(self) -> float | None:
+        """Decay a step of the weights' moving average, however it was said; None for no average."""
+        return self.ema_decay if self.ema_half_life is None else decay_of_half_life(self.ema_half_life)
+
+    def _check_average(self):
+        if self.ema_decay is not None and self.ema_half_life is not None:
+            raise InputError(
+                f"ema_decay {self.ema_decay} and ema_half_life {self.ema_half_life} are both given; keep one"
+            )
+        if self.ema_half_life is not None and not self.ema_half_life > 0:
+            raise InputError(f"ema_half_life is {self.ema_half_life}; it must be a positive number of update steps")
+        decay = self.weight_average_decay
+        if decay is not None and not 0.0 < decay < 1.0:
+            raise InputError(f"ema_decay is {decay}; it must lie between 0 and 1, both excluded")
+
     def _check_ranges(self):
+        self._check_average()
         for name in ("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob", "max_bad_image_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -351,7 +393,7 @@ class DistillationTrainingArguments(TrainingArguments):
         for name in ("mixup_alpha", "cutmix_alpha", "warmup_epochs", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("learning_rate", "base_learning_rate"):
+        for name in ("learning_rate", "base_learning_rate", "warmup_learning_rate", "min_learning_rate"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must not be negative")
         scale = self.random_crop_scale

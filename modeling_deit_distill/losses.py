@@ -22,7 +22,7 @@ def label_loss(student_logits: torch.Tensor, labels: torch.Tensor, label_smoothi
 
 
 def soft_distillation_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, code_compatible: bool = False
 ) -> torch.Tensor:
     """τ²·KL between the tempered distributions of teacher and student (paper, equation 2; Hinton et al. 2015).
 
@@ -32,9 +32,11 @@ def soft_distillation_loss(
         student_logits: (batch, classes), Z_s.
         teacher_logits: (batch, classes), Z_t.
         temperature: τ > 0; the paper uses 3.0.
+        code_compatible: divide by batch × classes, as the public code does, where the paper's formula means a mean
+            over the batch: a thousandth of it on ImageNet.
 
     Returns:
-        Scalar, the mean over the batch. (The public code divides by batch × classes instead.)
+        Scalar, the mean over the batch.
 
     Raises:
         ValueError: a temperature that is not positive, or logits of different shapes.
@@ -49,6 +51,8 @@ def soft_distillation_loss(
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
     kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    if code_compatible:
+        kl = kl / student_logits.shape[-1]
     return temperature**2 * kl
 
 

@@ -11,8 +11,12 @@ ACCURACY_NAMES = {
     "eval_accuracy_logit_mean": "student, mean of logits",
     "eval_accuracy_softmax_mean": "student, mean of softmaxes",
     "eval_top5_accuracy": "student, top-5",
+    "eval_raw_accuracy": "student, weights of the last step",
+    "eval_ema_accuracy": "student, average of the weights (EMA)",
     "eval_teacher_agreement": "student agrees with teacher",
 }
+
+FINAL_WEIGHTS = {"ema": "average", "raw": "last"}
 
 
 def summary(facts: Mapping[str, object]) -> str:
@@ -24,6 +28,8 @@ def summary(facts: Mapping[str, object]) -> str:
 def results_table(results: Mapping[str, float]) -> str:
     """The accuracies in `results`, in per cent, and the time of training, as a table for a terminal."""
     rows = [(name, f"{100 * results[key]:.2f} %") for key, name in ACCURACY_NAMES.items() if key in results]
+    if "final_weights" in results:
+        rows.append(("weights that were kept", FINAL_WEIGHTS[results["final_weights"]]))
     if "teacher_accuracy" in results and "teacher_views_asked" in results:
         rows.append(("views the teacher was asked about", f"{results['teacher_views_asked']:,}"))
     if results.get("bad_images") is not None:

@@ -1,6 +1,7 @@
 """What a run was, for its summary and its card: facts in words, the command, the versions, the machine."""
 
 import json
+import math
 import platform
 import shlex
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from .data import ImageData
 from .hub import without_folders
 from .labelling import planned_views
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .schedule import schedule_in_words
 from .student import what_is_kept
 
 RECORD = "run.json"
@@ -185,7 +187,9 @@ def run_facts(
         **store_in_words(args, views, store),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
-        "learning rate": f"{rate}, {str(args.lr_scheduler_type.value)}, {args.warmup_epochs:g} warm-up epochs",
+        "learning rate": f"{rate}, {schedule_in_words(args)}",
+        **average_in_words(args),
+        **code_in_words(args, config),
         "length": length,
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "device": str(args.device),
@@ -219,6 +223,25 @@ def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[st
     if missing:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
     return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def code_in_words(args: DistillationTrainingArguments, config: DeiTDistillConfig) -> dict[str, str]:
+    """What is done as the public code does it, if so asked."""
+    words = ["learning-rate schedule"]
+    if args.distillation_type == "soft":
+        words.append("divergence also divided by the classes")
+    if config.use_distillation_token:
+        words.append("distillation token decayed")
+    return {"as the public code": ", ".join(words)} if args.code_compatible else {}
+
+
+def average_in_words(args: DistillationTrainingArguments) -> dict[str, str]:
+    """The moving average of the weights, if there is one."""
+    decay = args.weight_average_decay
+    if decay is None:
+        return {}
+    half_life = math.log(0.5) / math.log(decay)
+    return {"average of weights": f"decay {decay:.8g} a step (half-life {half_life:,.0f} steps), kept if it is better"}
 
 
 def distillation_in_words(args: DistillationTrainingArguments) -> str:

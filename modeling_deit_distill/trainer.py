@@ -10,16 +10,18 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils.hub import PushInProgress
 
 from .arguments import DistillationTrainingArguments
 from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
 from .card_pictures import CURVES, plot_training_curves
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
+from .ema import WeightAverage, choose_weights, start_average
 from .errors import InputError, LocalInputError
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
@@ -35,15 +37,16 @@ from .publishing import (
     stage_run,
 )
 from .run_record import note_repository
+from .schedule import schedule, short_of_the_peak
 from .teacher_store import TeacherStore, decode_labels, decode_top_k
 from .views import ViewSampler
 from .weight_names import why_not_native
 
 logger = logging.getLogger(__name__)
 
-# Not decayed besides biases and norms: what is learned per token or position (public code; the distillation token as
-# in timm).
-UNDECAYED = ("cls_token", "distillation_token", "position_embeddings")
+# Not decayed besides biases and norms: what is learned per token or position. The public code decays the distillation
+# token, timm does not.
+UNDECAYED = ("cls_token", "position_embeddings")
 
 
 class DistillationTrainer(Trainer):
@@ -89,11 +92,22 @@ class DistillationTrainer(Trainer):
         if args.push_native and (reason := why_not_native(model.config)):
             raise InputError(f"push_native: {reason}")
         self._destination: Destination | None = None  # set by `init_hf_repo`, which Trainer's own set-up calls
+        self._steps_per_epoch: int | None = None
+        self.ema: WeightAverage | None = None
+        self._ema_decisions: dict[str, np.ndarray] = {}
         kwargs.setdefault("data_collator", collate)
         if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
             kwargs["compute_metrics"] = self._compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", _decide)
         super().__init__(model=model, args=args, **kwargs)
+        if self.args.weight_average_decay is not None:
+            fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+            if self.is_deepspeed_enabled or getattr(fsdp, "fsdp_version", 2) != 2:
+                raise InputError(
+                    "ema_decay and ema_half_life cannot follow weights that DeepSpeed or FSDP 1 shards; leave them "
+                    "out, or launch with DDP or FSDP 2"
+                )
+            self.add_callback(_UpdateAverage(self))
         self.teacher = None if teacher is None else teacher.to(self.args.device).requires_grad_(False).eval()
         self.teacher_store = teacher_store
         if teacher_store is not None:
@@ -291,15 +305,84 @@ class DistillationTrainer(Trainer):
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.rsplit(".", 1)[-1].startswith(UNDECAYED)]
+        undecayed = UNDECAYED if self.args.code_compatible else (*UNDECAYED, "distillation_token")
+        return [name for name in names if not name.rsplit(".", 1)[-1].startswith(undecayed)]
 
     def set_initial_training_values(self, args, dataloader, *rest):
         """As in Trainer; here the number of steps of an epoch is first known, so `warmup_epochs` becomes steps."""
         values = super().set_initial_training_values(args, dataloader, *rest)
+        if args.code_compatible and not has_length(dataloader):
+            raise InputError("code_compatible changes the learning rate by epochs, which a stream has not; drop one")
+        self._steps_per_epoch, num_steps = values[1], values[-1]
         if args.warmup_epochs > 0:
-            num_update_steps_per_epoch = values[1]
-            args.warmup_steps = round(args.warmup_epochs * num_update_steps_per_epoch)
+            args.warmup_steps = round(args.warmup_epochs * self._steps_per_epoch)
+        warning = short_of_the_peak(num_steps, args.get_warmup_steps(num_steps))
+        if warning is not None and self.is_world_process_zero():
+            logger.warning(warning)
         return values
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
+        """The schedule of `schedule.py`; any other than `cosine` and `constant_with_warmup` is Trainer's."""
+        if self._steps_per_epoch is None:  # called from outside, before training
+            self.set_initial_training_values(self.args, self.get_train_dataloader())
+        share = schedule(self.args, num_training_steps, self._steps_per_epoch)
+        if share is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, share)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in Trainer; with a checkpoint's weights go those of their average."""
+        super().save_model(output_dir, _internal_call)
+        # `output_dir` itself is for the final model, which is one of the two.
+        if self.ema is not None and output_dir not in (None, self.args.output_dir):
+            self.ema.save(output_dir, is_writer=self.args.should_save)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """As in Trainer; the metrics of the weights' average, if one is kept, stand beside under `<prefix>_ema_`."""
+        settings = (dataloader, description, prediction_loss_only, ignore_keys)
+        output = super().evaluation_loop(*settings, metric_key_prefix)
+        if self.ema is None or description != "Evaluation":
+            return output
+        decisions = self.decisions
+        # A loader draws a seed whenever it is read; training is to go on as it would without an average.
+        with torch.random.fork_rng(devices=[]), self.ema.swapped_in(self.model):
+            averaged = super().evaluation_loop(*settings, f"{metric_key_prefix}_ema")
+        self.decisions, self._ema_decisions = decisions, self.decisions
+        output.metrics.update(averaged.metrics)
+        return output
+
+    def choose_final_weights(self, metrics: dict[str, float]) -> dict[str, float | str]:
+        """Put the average in the model's place if it is better, and end it; to be called after training.
+
+        Args:
+            metrics: what `evaluate` returned last.
+
+        Returns:
+            See `ema.choose_weights`; empty where no average is kept.
+        """
+        if self.ema is None:
+            return {}
+        chosen = choose_weights(metrics)
+        if chosen["final_weights"] == "ema":
+            self.ema.copy_to(self.model)
+            self.decisions = self._ema_decisions
+        self.ema = None
+        return chosen
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # Only here the weights are those to start from, on their device.
+        self.ema = start_average(self.model, self.args.weight_average_decay, resume_from_checkpoint)
+        return prepared
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         """As in Trainer, with the label term, the teacher's term and their agreement since the last log."""
@@ -379,7 +462,8 @@ class DistillationTrainer(Trainer):
         student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits
         if self.args.distillation_type == "hard":
             return hard_distillation_loss(student_logits, answers)
-        return soft_distillation_loss(student_logits, answers, self.args.distillation_temperature)
+        temperature, code_compatible = self.args.distillation_temperature, self.args.code_compatible
+        return soft_distillation_loss(student_logits, answers, temperature, code_compatible)
 
     def _remember(self, terms: dict[str, torch.Tensor]):
         # Kept on the device: reading them at each step would make the host wait for it.
@@ -407,6 +491,18 @@ class _SetEpoch(TrainerCallback):
         """Before the epoch's first view is drawn."""
         if self.trainer.view_sampler is not None:
             self.trainer.view_sampler.set_epoch(int(state.epoch or 0))
+
+
+class _UpdateAverage(TrainerCallback):
+    """Moves the weights' average after each optimiser step that was taken."""
+
+    def __init__(self, trainer: DistillationTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """A step that a loss scaler skipped has changed nothing, and does not count."""
+        if not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.ema.update(self.trainer.model)
 
 
 def _warn_of_failure(push: Future):

@@ -1,0 +1,152 @@
+"""The learning rate at each update step: warm-up, then cosine or constant (paper, section 6 and Table 9).
+
+Two rules share one formula. The paper's changes the rate at every step: it rises linearly from zero, and the cosine
+falls over what follows the warm-up, to zero. The public code's (timm's `CosineLRScheduler` counted in epochs) changes
+it between epochs: it rises from 1e-6, and the cosine, to 1e-5, runs over all epochs, so that it has fallen a little
+when the warm-up hands over to it. Neither of these two rates grows with the batch.
+
+The public code's own loop hands timm the number of the epoch that has just ended, so there the rates come one epoch
+later and the first two epochs both train at 1e-6. That slip is not repeated here.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+from .errors import InputError
+
+CODE_WARMUP_LEARNING_RATE = 1e-6
+CODE_MIN_LEARNING_RATE = 1e-5
+
+COSINE, CONSTANT_WITH_WARMUP, CONSTANT = "cosine", "constant_with_warmup", "constant"
+
+
+def learning_rate_at(step: int, *, peak: float, **rule) -> float:
+    """The learning rate of an update step, the first being 0.
+
+    Args:
+        step: how many updates came before.
+        peak: the rate at the end of the warm-up.
+        rule: the other arguments of [`share_of_peak`].
+    """
+    return peak * share_of_peak(step, peak=peak, **rule)
+
+
+def share_of_peak(
+    step: int,
+    *,
+    peak: float,
+    num_steps: int,
+    num_warmup_steps: int = 0,
+    warmup_learning_rate: float = 0.0,
+    min_learning_rate: float = 0.0,
+    is_constant: bool = False,
+    steps_per_epoch: int | None = None,
+) -> float:
+    """The learning rate of an update step as a share of its peak, which is what a `LambdaLR` takes.
+
+    Args:
+        step: how many updates came before.
+        peak: the rate at the end of the warm-up; one of zero is zero throughout.
+        num_steps: updates of the whole run, the warm-up's among them.
+        num_warmup_steps: updates of the warm-up.
+        warmup_learning_rate: where the warm-up starts.
+        min_learning_rate: where the cosine ends.
+        is_constant: stay at the peak after the warm-up.
+        steps_per_epoch: change the rate between epochs alone, as the public code does, with the cosine over all of
+            them; None changes it at every step, with the cosine over what follows the warm-up.
+    """
+    if peak == 0:
+        return 0.0
+    start = 0
+    if steps_per_epoch is not None:
+        step = step // steps_per_epoch * steps_per_epoch  # that of the epoch's first
+    else:
+        start = num_warmup_steps
+    if step < num_warmup_steps:
+        lowest = warmup_learning_rate / peak
+        return lowest + (1 - lowest) * (step / num_warmup_steps)
+    if is_constant:
+        return 1.0
+    lowest = min_learning_rate / peak
+    progress = min((step - start) / max(1, num_steps - start), 1.0)
+    return lowest + (1 - lowest) * (0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def schedule(args, num_steps: int, steps_per_epoch: int) -> Callable[[int], float] | None:
+    """What [`DistillationTrainingArguments`] ask for: from an update step to its share of the peak.
+
+    Args:
+        args: the arguments.
+        num_steps: updates of the whole run.
+        steps_per_epoch: updates of an epoch.
+
+    Returns:
+        [`share_of_peak`] with all but the step; None for a schedule that is transformers' alone.
+    """
+    kind = args.lr_scheduler_type
+    if kind not in (COSINE, CONSTANT_WITH_WARMUP) or args.lr_scheduler_kwargs:
+        return None
+    return functools.partial(
+        share_of_peak,
+        peak=args.learning_rate,
+        num_steps=num_steps,
+        num_warmup_steps=args.get_warmup_steps(num_steps),
+        warmup_learning_rate=args.warmup_learning_rate,
+        min_learning_rate=args.min_learning_rate,
+        is_constant=kind == CONSTANT_WITH_WARMUP,
+        steps_per_epoch=steps_per_epoch if args.code_compatible else None,
+    )
+
+
+def resolve_schedule(args):
+    """Give `args` the rates that the warm-up starts from and the cosine ends at, unless they are given.
+
+    Raises:
+        InputError: a schedule that has no such rates, or a rate above the peak.
+    """
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    given = [name for name in ("warmup_learning_rate", "min_learning_rate") if getattr(args, name) is not None]
+    wanted = [*given, *(["code_compatible"] if args.code_compatible else [])]
+    if wanted and (kind not in (COSINE, CONSTANT_WITH_WARMUP, CONSTANT) or args.lr_scheduler_kwargs):
+        raise InputError(
+            f"{wanted[0]} is for lr_scheduler_type cosine or constant_with_warmup, without lr_scheduler_kwargs; this "
+            f"is {kind!r}: choose one of them, or leave {wanted[0]} out"
+        )
+    if args.warmup_learning_rate is None:
+        args.warmup_learning_rate = CODE_WARMUP_LEARNING_RATE if args.code_compatible else 0.0
+    if args.min_learning_rate is None:
+        args.min_learning_rate = CODE_MIN_LEARNING_RATE if args.code_compatible else 0.0
+    has_warmup = args.warmup_epochs > 0 or args.warmup_steps > 0
+    used = {"warmup_learning_rate": has_warmup and kind != CONSTANT, "min_learning_rate": kind == COSINE}
+    for name, is_used in used.items():
+        if is_used and 0 < args.learning_rate < getattr(args, name):
+            raise InputError(
+                f"{name} {getattr(args, name):g} is above the peak learning rate {args.learning_rate:g}; lower it, "
+                "raise the peak, or choose --lr_scheduler_type constant_with_warmup, which has no minimum"
+            )
+
+
+def short_of_the_peak(num_steps: int, num_warmup_steps: int) -> str | None:
+    """A warning where the run is over before its warm-up is; None where it is not."""
+    if num_warmup_steps <= num_steps:
+        return None
+    return (
+        f"the warm-up takes {num_warmup_steps:,} steps but the run has {num_steps:,}: the learning rate never reaches "
+        "its peak; train longer, or lower warmup_epochs or warmup_steps"
+    )
+
+
+def schedule_in_words(args) -> str:
+    """The schedule with its figures."""
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    words = [kind]
+    if kind == COSINE and args.min_learning_rate:
+        words[0] += f" to {args.min_learning_rate:g}"
+    in_epochs = args.warmup_epochs > 0 or not args.warmup_steps
+    length, unit = (args.warmup_epochs, "epochs") if in_epochs else (args.warmup_steps, "steps")
+    start = f" from {args.warmup_learning_rate:g}" if length and args.warmup_learning_rate else ""
+    words.append(f"{length:g} warm-up {unit}{start}")
+    if args.code_compatible:
+        words.append("changed between epochs")
+    return ", ".join(words)
