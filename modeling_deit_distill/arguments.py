@@ -267,6 +267,10 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "Stop where more than this share of the training images cannot be read."}
     )
 
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={"help": "Stop after so many skipped steps in a row, their loss or gradient NaN or infinite."},
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
@@ -329,6 +333,7 @@ class DistillationTrainingArguments(TrainingArguments):
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "max_nonfinite_steps",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -38,6 +38,7 @@ from transformers.utils import (
 from .augmentation import augment
 from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
 from .errors import InputError, one_line
+from .finite import check_finite_weights
 from .label_map import match_classes
 from .views import AugmentationSettings, ViewSampler
 
@@ -305,7 +306,7 @@ def find_or_train_teacher(
         name_or_path: fine-tune this checkpoint instead of starting from scratch.
 
     Raises:
-        InputError: `directory` holds a teacher of other data or another configuration.
+        InputError: `directory` holds a teacher of other data or another configuration, or the training ended in NaN.
     """
     directory = Path(directory)
     record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
@@ -325,6 +326,8 @@ def find_or_train_teacher(
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
     trainer = _teacher_trainer(model, processor, data, partial, args, num_train_epochs, learning_rate)
     trainer.train()
+    remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
+    check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if args.process_index == 0:

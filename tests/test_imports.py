@@ -23,7 +23,7 @@ ALLOWED = {
     "augmentation": {"views"},
     "label_map": set(),
     "data": {"views"},
-    "teacher": {"data", "augmentation", "views", "label_map"},
+    "teacher": {"data", "augmentation", "finite", "views", "label_map"},
     "teacher_store": {"views"},
     "labelling": {"arguments", "teacher", "teacher_store", "data", "augmentation", "views"},
     "hub": set(),
@@ -44,7 +44,9 @@ ALLOWED = {
     "student": {"arguments", "conversion", "data", "label_map", "modeling_deit_distill"},
     "run_record": {"arguments", "conversion", "data", "hub", "labelling", "modeling_deit_distill", "student"},
     "publishing": {"card_pictures", "conversion", "hub", "model_card"},
+    "finite": set(),
     "trainer": {
+        "finite",
         "losses",
         "views",
         "data",
