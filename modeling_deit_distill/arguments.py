@@ -301,6 +301,8 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.push_native and not self.push_to_hub:
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         super().__post_init__()
+        # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
+        self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
                 f"per_device_train_batch_size is {self.train_batch_size}, which is odd; mixup and cutmix mix views in "

@@ -56,7 +56,7 @@ class FiniteGuard:
 
     Attributes:
         skipped: bool on the device, whether the last step was skipped. No host has waited for it.
-        num_skipped: skipped steps read so far.
+        num_steps, num_skipped: steps, and skipped ones, read so far.
         lost_losses: how many steps' worth of losses were not finite, over all processes.
     """
 
@@ -69,6 +69,7 @@ class FiniteGuard:
     def start(self):
         """Forget all steps."""
         self.skipped = torch.tensor(False)
+        self.num_steps = 0
         self.num_skipped = 0
         self.lost_losses = 0.0
         self._in_a_row = 0
@@ -128,12 +129,17 @@ class FiniteGuard:
             if step.event is not None:
                 step.event.synchronize()
             skipped, norm, *losses = step.values.tolist()
+            self.num_steps += 1
             if not skipped:
                 self._in_a_row = 0
                 continue
             self.num_skipped += 1
             self._in_a_row += 1
             self._report(step, norm, losses)
+
+    def share_of_losses(self) -> float:
+        """What a mean over all steps, to which lost losses add zero, is to be multiplied by."""
+        return self.num_steps / max(self.num_steps - self.lost_losses, 1)
 
     def _report(self, step: _Step, norm: float, losses: list[float]):
         own, values = [], iter(losses)
@@ -148,7 +154,8 @@ class FiniteGuard:
                 f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite, the last: {what}; none "
                 f"of them changed a weight. {self.advice()}"
             )
-        logger.warning(f"not finite, so the step was skipped: {what}")
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:  # all know the same
+            logger.warning(f"not finite, so the step was skipped: {what}")
 
 
 def check_finite_weights(named_tensors: Iterable[tuple[str, torch.Tensor]], what: str, remedy: str, anywhere=bool):

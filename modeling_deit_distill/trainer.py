@@ -303,8 +303,7 @@ class DistillationTrainer(Trainer):
             self._terms = {}
         if "train_loss" in logs:
             self.finite.read()
-            num_steps = self.state.global_step - self._initial_global_step
-            logs["train_loss"] *= num_steps / max(num_steps - self.finite.lost_losses, 1)
+            logs["train_loss"] *= self.finite.share_of_losses()
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
