@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -454,6 +455,10 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
 def _from_pretrained(name_or_path: str, **kwargs) -> PreTrainedModel:
     try:
         return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
 
