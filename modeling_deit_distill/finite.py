@@ -152,7 +152,7 @@ class FiniteGuard:
         if self._in_a_row >= self.max_steps:
             raise InputError(
                 f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite, the last: {what}; none "
-                f"of them changed a weight. {self.advice()}"
+                f"of them changed a weight; {self.advice()}"
             )
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:  # all know the same
             logger.warning(f"not finite, so the step was skipped: {what}")
