@@ -294,6 +294,10 @@ class DistillationTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "Stop where more than this share of the training images cannot be read."}
     )
 
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={"help": "Stop after so many skipped steps in a row, their loss or gradient NaN or infinite."},
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
@@ -326,6 +330,8 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.push_native and self.hub_revision == NATIVE_REVISION:
             raise InputError(f"hub_revision is {NATIVE_REVISION!r}, where push_native puts its copy; choose another")
         super().__post_init__()
+        # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
+        self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
                 f"per_device_train_batch_size is {self.train_batch_size}, which is odd; mixup and cutmix mix views in "
@@ -376,6 +382,7 @@ class DistillationTrainingArguments(TrainingArguments):
             "per_device_train_batch_size",
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
+            "max_nonfinite_steps",
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")

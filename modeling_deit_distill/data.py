@@ -20,11 +20,15 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+from datasets import config as datasets_config
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from huggingface_hub import constants as hub_constants
 from torchvision.io import ImageReadMode, decode_jpeg
 from transformers import DeiTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -47,6 +51,8 @@ ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
+# In place of the bytes of an image whose path leads out of its dataset.
+REFUSED = b"refused"
 SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
 STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
 
@@ -108,6 +114,8 @@ def load_image_data(
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
     splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
+    roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
+    splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
     if streaming:
         return _as_stream(splits, train_split, validation_split, source)
     train, validation, split = _choose_splits(splits, train_split, validation_split, validation_fraction)
@@ -487,6 +495,8 @@ def _open(encoded: bytes) -> PIL.Image.Image:
     """Read the header alone and judge it."""
     if not encoded:
         raise BadImageError("the file is empty")
+    if encoded == REFUSED:
+        raise BadImageError("its path leads out of the dataset's folder, so it was not opened")
     try:
         opened = PIL.Image.open(io.BytesIO(encoded))
     except PIL.UnidentifiedImageError:
@@ -587,8 +597,8 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
             splits = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
             return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
         return dict(load_dataset(str(path) if path.exists() else name, config_name, streaming=streaming))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
         raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
@@ -613,8 +623,8 @@ def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -
         files[split] = glob.escape(str(path.resolve())) + "/**"
     try:
         return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         folders = " and ".join(repr(folder) for folder in (train_dir, validation_dir) if folder)
         raise InputError(f"no images could be read from {folders} ({type(error).__name__}: {reason})") from error
 
@@ -674,6 +684,43 @@ def _the_column(argument: str, given: str | None, candidates: list[str], feature
         return candidates[0]
     found = f"several fit: {', '.join(candidates)}" if candidates else "none fits by its type"
     raise InputError(f"{argument} is not clear, {found}; choose one with --{argument} (columns: {', '.join(features)})")
+
+
+def _roots(sources: list[str | None]) -> tuple[str, ...]:
+    """The folders whose files a dataset's rows may name: its own, else the Hub's cache; and where archives unpack."""
+    roots = {str(datasets_config.DOWNLOADED_DATASETS_PATH)}
+    for source in filter(None, sources):
+        path = Path(source).expanduser()
+        folder = path if path.is_dir() else path.parent if path.exists() else hub_constants.HF_HUB_CACHE
+        roots |= {os.path.abspath(folder), os.path.realpath(folder)}
+    return tuple(os.path.join(root, "") for root in sorted(roots))
+
+
+def _keep_inside(rows: Dataset, roots: tuple[str, ...]) -> Dataset:
+    """The rows, with `REFUSED` for the images whose path leads elsewhere: whoever made them must not choose files."""
+    refuse = functools.partial(_refuse_outside, roots=roots)
+    if not isinstance(rows, Dataset):
+        return rows.map(refuse, features=rows.features)
+    column = rows.data.column("image")
+    unread = pc.and_(pc.is_valid(column), pc.is_null(pc.struct_field(column, "bytes")))
+    paths = pc.drop_null(pc.struct_field(column, "path").filter(unread))
+    inside = [pc.starts_with(paths, root) for root in roots]
+    plain = pc.and_(functools.reduce(pc.or_, inside), pc.invert(pc.match_substring(paths, "..")))
+    unclear = paths.filter(pc.invert(plain)).to_pylist()  # none, but in rare datasets
+    return rows if all(_is_inside(path, roots) for path in unclear) else rows.map(refuse, features=rows.features)
+
+
+def _refuse_outside(row: dict, roots: tuple[str, ...]) -> dict:
+    image = row["image"]
+    if not image or image["bytes"] is not None or image["path"] is None or _is_inside(image["path"], roots):
+        return row
+    # The path too: what writes rows drops the bytes of an image whose file is there.
+    return {**row, "image": {"bytes": REFUSED, "path": f"refused: {image['path']}"}}
+
+
+def _is_inside(path: str, roots: tuple[str, ...]) -> bool:
+    # Links in a folder are its owner's business; but what `..` after one of them means, only the system knows.
+    return (os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)).startswith(roots)
 
 
 def _choose_splits(splits: dict[str, Dataset], train_split: str, validation_split: str | None, fraction: float):

@@ -27,7 +27,9 @@ def decay_of_half_life(half_life: float) -> float:
 
 
 @torch.no_grad()
-def update_average(average: list[torch.Tensor], weights: list[torch.Tensor], decay: float):
+def update_average(
+    average: list[torch.Tensor], weights: list[torch.Tensor], decay: float, skipped: torch.Tensor | None = None
+):
     """average ← decay · average + (1 - decay) · weights, in place.
 
     All tensors in a few kernels, and nothing is read back: the host does not wait for the device.
@@ -36,8 +38,15 @@ def update_average(average: list[torch.Tensor], weights: list[torch.Tensor], dec
         average: float32 tensors.
         weights: tensors of the same shapes on the same devices, of any floating type.
         decay: between 0 and 1.
+        skipped: bool, a scalar on that device: the average stays as it is, to the bit, where it is true.
     """
-    torch._foreach_lerp_(average, [weight.detach().to(torch.float32) for weight in weights], 1.0 - decay)
+    weights = [weight.detach().to(torch.float32) for weight in weights]
+    if skipped is None:
+        torch._foreach_lerp_(average, weights, 1.0 - decay)
+        return
+    moves = torch._foreach_sub(weights, average)
+    torch._foreach_mul_(moves, (1.0 - decay) * ~skipped)
+    torch._foreach_add_(average, moves)
 
 
 class WeightAverage:
@@ -54,9 +63,9 @@ class WeightAverage:
             name: parameter.detach().to(torch.float32, copy=True) for name, parameter in model.named_parameters()
         }
 
-    def update(self, model: nn.Module):
-        """Take in the weights after an optimiser step; not to be called for a step that was skipped."""
-        update_average(list(self.weights.values()), list(model.parameters()), self.decay)
+    def update(self, model: nn.Module, skipped: torch.Tensor | None = None):
+        """Take in the weights after an optimiser step, unless `skipped` says that there was none."""
+        update_average(list(self.weights.values()), list(model.parameters()), self.decay, skipped)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module):

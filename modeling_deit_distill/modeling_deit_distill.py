@@ -342,7 +342,13 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
         """
         if self._auto_class is not None:
             self.config.auto_map = {"AutoModel": f"{__name__.rsplit('.', 1)[-1]}.{DeiTDistillModel.__name__}"}
-        super().save_pretrained(save_directory, **kwargs)
+        sharded = type(self)
+        # FSDP2 makes a class of torch's from ours, and torch's code would be saved, under a name that nobody knows.
+        self.__class__ = next(kind for kind in sharded.__mro__ if not kind.__module__.startswith("torch."))
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.__class__ = sharded
 
 
 # What a checkpoint's own configuration is found by.

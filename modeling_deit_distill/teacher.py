@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from transformers.utils import (
 from .augmentation import augment
 from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
 from .errors import InputError, one_line
+from .finite import check_finite_weights
 from .label_map import match_classes
 from .views import AugmentationSettings, ViewSampler
 
@@ -305,7 +307,7 @@ def find_or_train_teacher(
         name_or_path: fine-tune this checkpoint instead of starting from scratch.
 
     Raises:
-        InputError: `directory` holds a teacher of other data or another configuration.
+        InputError: `directory` holds a teacher of other data or another configuration, or the training ended in NaN.
     """
     directory = Path(directory)
     record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
@@ -325,6 +327,8 @@ def find_or_train_teacher(
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
     trainer = _teacher_trainer(model, processor, data, partial, args, num_train_epochs, learning_rate)
     trainer.train()
+    remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
+    check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
     trainer.save_model(str(partial))
     trainer.accelerator.wait_for_everyone()
     if args.process_index == 0:
@@ -451,6 +455,10 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
 def _from_pretrained(name_or_path: str, **kwargs) -> PreTrainedModel:
     try:
         return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.trainer_utils import HubStrategy, has_length
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint, has_length
 from transformers.utils.hub import PushInProgress
 
 from .arguments import DistillationTrainingArguments
@@ -23,6 +24,7 @@ from .card_pictures import CURVES, plot_training_curves
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
 from .ema import WeightAverage, choose_weights, start_average
 from .errors import InputError, LocalInputError
+from .finite import FiniteGuard, check_finite_weights
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
 from .model_card import write_model_card
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 # Not decayed besides biases and norms: what is learned per token or position. The public code decays the distillation
 # token, timm does not.
 UNDECAYED = ("cls_token", "position_embeddings")
+# The terms of the objective.
+LOSSES = ("label_loss", "teacher_loss")
 
 
 class DistillationTrainer(Trainer):
@@ -124,10 +128,13 @@ class DistillationTrainer(Trainer):
             self.add_callback(_SetEpoch(self))
         self._pixels: torch.Tensor | None = None
         self._terms: dict[str, torch.Tensor] = {}
-        self._num_terms = 0
+        gather = gather_object if args.world_size > 1 else list
+        self.finite = FiniteGuard(args.max_nonfinite_steps, gather, self._what_to_do_about_nonfinite_steps)
+        self._answers_are_finite: torch.Tensor | None = None
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`; all draws depend on the seed alone, whatever ran before."""
+        self.finite.start()
         # Views are keyed by their own seed; what each process drops of its student should differ.
         views = isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset))
         set_seed(self.args.seed + (self.args.process_index if views else 0))
@@ -153,13 +160,17 @@ class DistillationTrainer(Trainer):
         terms = {"label_loss": label_loss(outputs.cls_logits, labels, self.args.label_smoothing_factor)}
         loss = terms["label_loss"]
         if self.args.distillation_type != "none":
+            self._answers_are_finite = None  # those of a store are
             answers = self._teacher_answers(inputs, pixel_values)
             terms["teacher_loss"] = self._teacher_loss(outputs, answers)
+            if self._answers_are_finite is not None:  # the index of a NaN is a class like any other
+                terms["teacher_loss"] = torch.where(self._answers_are_finite, terms["teacher_loss"], torch.nan)
             decided = answers if self.args.distillation_type == "hard" else answers.argmax(dim=-1)
             terms["teacher_agreement"] = (outputs.logits.argmax(dim=-1) == decided).float().mean()
             alpha = self.args.distillation_alpha
             loss = (1 - alpha) * terms["label_loss"] + alpha * terms["teacher_loss"]
-        self._remember(terms)
+        loss = self.finite.watch(loss, {name: terms[name] for name in LOSSES if name in terms}, inputs)
+        self._remember({"loss": loss, **terms})
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
@@ -333,7 +344,15 @@ class DistillationTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in Trainer; with a checkpoint's weights go those of their average."""
+        """As in Trainer, if the weights are finite; with a checkpoint's go those of their average.
+
+        Raises:
+            InputError: they are not, or too many steps in a row were not. Nothing was written.
+        """
+        self.finite.read()
+        anywhere = (lambda flag: any(gather_object([flag]))) if self.is_fsdp_enabled else bool
+        what, remedy = f"step {self.state.global_step}", self._what_to_do_about_nonfinite_steps()
+        check_finite_weights(self.model.named_parameters(), what, remedy, anywhere)
         super().save_model(output_dir, _internal_call)
         # `output_dir` itself is for the final model, which is one of the two.
         if self.ema is not None and output_dir not in (None, self.args.output_dir):
@@ -385,12 +404,19 @@ class DistillationTrainer(Trainer):
             self.ema.load(self.state.best_model_checkpoint)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
-        """As in Trainer, with the label term, the teacher's term and their agreement since the last log."""
-        if "loss" in logs and self._num_terms:
-            means = torch.stack(list(self._terms.values())) / self._num_terms
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs.update(zip(self._terms, means, strict=True))
-            self._terms, self._num_terms = {}, 0
+        """As in Trainer, with the label term, the teacher's term and their agreement since the last log.
+
+        All are means over the batches whose loss was finite; `FiniteGuard` tells of the others.
+        """
+        if "loss" in logs and self._terms:
+            sums = self.accelerator.reduce(torch.stack(list(self._terms.values())), reduction="sum").tolist()
+            *sums, batches = sums
+            means = [total / batches if batches else math.nan for total in sums]
+            logs.update(zip(list(self._terms)[:-1], means, strict=True))
+            self._terms = {}
+        if "train_loss" in logs:
+            self.finite.read()
+            logs["train_loss"] *= self.finite.share_of_losses()
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
@@ -447,6 +473,32 @@ class DistillationTrainer(Trainer):
                 "(--teacher_name_or_path), or fill the store"
             )
 
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """As in Trainer; a loss that is not finite adds nothing to the sum it keeps, which would be lost for good."""
+        loss = super().training_step(*args, **kwargs)
+        return torch.where(loss.isfinite(), loss, 0.0)
+
+    @property
+    def step_was_skipped(self) -> torch.Tensor:
+        """Whether the optimiser has left the last step out: bool on the device; known after `optimizer.step()`."""
+        if self.accelerator.scaler is not None:  # which decides itself
+            return torch.tensor(self.accelerator.optimizer_step_was_skipped, device=self.args.device)
+        return self.finite.skipped
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Between gradients and optimiser; Trainer itself needs the norm for its log.
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        self.finite.decide(self.state.global_step + 1, model, optimizer, grad_norm, self.accelerator.scaler)
+        return grad_norm
+
+    def _what_to_do_about_nonfinite_steps(self) -> str:
+        folder = Path(self.args.output_dir)
+        checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "no checkpoint was saved yet"
+        precision = "--bf16 true instead of fp16 and " if self.args.fp16 else ""
+        return f"{kept}; try {precision}a lower learning_rate (now {self.args.learning_rate:g})"
+
     @torch.no_grad()
     def _ask_teacher(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.teacher(pixel_values)
@@ -456,6 +508,7 @@ class DistillationTrainer(Trainer):
                 f"the teacher has {logits.shape[-1]} classes, the student {self.model.config.num_labels}; they must be "
                 "the same classes in the same order"
             )
+        self._answers_are_finite = logits.amax(dim=-1).isfinite().all()
         return logits
 
     def _teacher_loss(self, outputs, answers: torch.Tensor) -> torch.Tensor:
@@ -467,9 +520,9 @@ class DistillationTrainer(Trainer):
 
     def _remember(self, terms: dict[str, torch.Tensor]):
         # Kept on the device: reading them at each step would make the host wait for it.
-        for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, 0.0) + value.detach()
-        self._num_terms += 1
+        is_finite = terms["loss"].detach().isfinite()
+        for name, value in {**terms, "batches": torch.ones_like(terms["loss"])}.items():
+            self._terms[name] = self._terms.get(name, 0.0) + torch.where(is_finite, value.detach(), 0.0)
 
     def _compute_metrics(self, evaluated) -> dict[str, float]:
         labels = evaluated.label_ids
@@ -500,8 +553,11 @@ class _UpdateAverage(TrainerCallback):
         self.trainer = trainer
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """A step that a loss scaler skipped has changed nothing, and does not count."""
-        if not self.trainer.accelerator.optimizer_step_was_skipped:
+        """A step that was left out has changed nothing, and does not count."""
+        skipped = self.trainer.step_was_skipped
+        if skipped.device.type != "cpu" and not self.trainer.is_fsdp_enabled:
+            self.trainer.ema.update(self.trainer.model, skipped)  # the host does not wait to know
+        elif not skipped:
             self.trainer.ema.update(self.trainer.model)
 
 

@@ -336,9 +336,10 @@ def test_a_named_label_column(saved):
 
 
 def test_a_named_column_of_paths(tmp_path, saved):
+    (tmp_path / "saved").mkdir()
     for name in ("0.png", "1.png"):
-        grey(9).save(tmp_path / name)
-    paths = [str(tmp_path / f"{index % 2}.png") for index in range(6)]
+        grey(9).save(tmp_path / "saved" / name)
+    paths = [str(tmp_path / "saved" / f"{index % 2}.png") for index in range(6)]
     data = load_image_data(saved(Dataset.from_dict({"file": paths, "label": ["a", "b"] * 3})), image_column="file")
     assert level(data.train[0]) == 9
 

@@ -36,6 +36,13 @@ def same(one, other):
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("skipped", (False, True))
+def test_a_skipped_step_is_told_on_the_device(skipped):
+    average, weights = [torch.tensor([1.0, 3.0])], [torch.tensor([2.0, 5.0])]
+    update_average(average, weights, 0.75, torch.tensor(skipped))
+    assert average[0].tolist() == ([1.0, 3.0] if skipped else [1.25, 3.5])
+
+
 def test_an_update_by_hand():
     average = [torch.tensor([1.0, -2.0]), torch.tensor([[4.0]])]
     update_average(average, [torch.tensor([2.0, 2.0]), torch.tensor([[0.0]])], 0.75)
@@ -236,10 +243,10 @@ def test_the_trainer_averages_after_every_optimiser_step(tmp_path):
         assert not torch.equal(value, run.model.state_dict()[name])
 
 
-def test_a_step_that_a_loss_scaler_skipped_does_not_count(tmp_path, monkeypatch):
+def test_a_step_that_was_left_out_does_not_count(tmp_path, monkeypatch):
     run = trainer(tmp_path, teacher=CountingTeacher(), max_steps=2, ema_decay=0.5)
     start = snapshot(run.model)
-    monkeypatch.setattr(type(run.accelerator), "optimizer_step_was_skipped", property(lambda self: True))
+    monkeypatch.setattr(type(run), "step_was_skipped", property(lambda self: torch.tensor(True)))
     run.train()
     assert same(run.ema.weights, start)
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "augmentation": {"views"},
     "label_map": set(),
     "data": {"views"},
-    "teacher": {"data", "augmentation", "views", "label_map"},
+    "teacher": {"data", "augmentation", "finite", "views", "label_map"},
     "teacher_store": {"views"},
     "labelling": {"arguments", "teacher", "teacher_store", "data", "augmentation", "views"},
     "hub": set(),
@@ -55,7 +55,9 @@ ALLOWED = {
         "student",
     },
     "publishing": {"arguments", "card_pictures", "conversion", "hub", "model_card", "run_record"},
+    "finite": set(),
     "trainer": {
+        "finite",
         "losses",
         "schedule",
         "ema",

@@ -1,0 +1,177 @@
+"""Many processes: the same run whatever their number, sharded or not, and launch files that Accelerate accepts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import process_worker
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments
+from modeling_deit_distill.modeling_deit_distill import DeiTDistillLayer
+
+ROOT = Path(__file__).parent.parent
+CONFIGURATIONS = ROOT / "examples" / "accelerate"
+EIGHT, SAVING = {"per_device_train_batch_size": 8}, {"save_strategy": "steps", "save_steps": 7}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One folder for each run: alone, accumulated, on two processes, sharded, resumed on another number of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    process_worker.train(folder / "one", {"per_device_train_batch_size": 16, **SAVING})
+    process_worker.train(folder / "four", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4})
+    launch(
+        ["train", folder / "two", {**EIGHT, **SAVING}],
+        ["train", folder / "one_to_two", EIGHT, folder / "one" / "checkpoint-7"],
+        ["poisoned", folder / "poisoned", EIGHT],
+        ["sharded", folder / "sharded", {**EIGHT, **SAVING}],
+        ["sharded", folder / "sharded_again", EIGHT, folder / "sharded" / "checkpoint-7"],
+        ["poisoned", folder / "poisoned_sharded", EIGHT, True],
+    )
+    resumed = {"per_device_train_batch_size": 16}
+    process_worker.train(folder / "two_to_one", resumed, str(folder / "two" / "checkpoint-7"))
+    return folder
+
+
+def launch(*scenarios):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        *launcher,
+        str(ROOT / "tests" / "process_worker.py"),
+        *(json.dumps(line, default=str) for line in scenarios),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["four", "two", "one_to_two", "two_to_one", "sharded", "sharded_again"])
+def test_the_run_is_the_same_whatever_the_processes(runs, name):
+    expected, found = report(runs / "one"), report(runs / name)
+    assert len(expected["losses"]) == len(found["losses"]) == 20  # a resumed run's log has the steps before
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    assert expected["losses"][-1] != pytest.approx(expected["losses"][0], abs=1e-2)
+    weights, others = (load_file(runs / run / "model.safetensors") for run in ("one", name))
+    assert weights.keys() == others.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_evaluation_counts_every_image_once(runs):
+    expected = report(runs / "one")
+    assert expected["num_evaluated"] == process_worker.NUM_HELD_OUT == 37
+    for name in ("two", "one_to_two"):
+        found = report(runs / name)
+        assert (found["num_evaluated"], found["accuracy"]) == (37, expected["accuracy"])
+
+
+@pytest.mark.slow
+def test_the_teacher_is_on_every_process_as_it_is(runs):
+    assert report(runs / "two")["teacher"] == "CountingTeacher"  # not wrapped
+    sharded = report(runs / "sharded")
+    assert sharded["teacher"] == "CountingTeacher"
+    assert sharded["all_sharded"] and sharded["teacher_is_whole"]
+
+
+@pytest.mark.slow
+def test_what_a_sharded_run_saves_loads_like_any_other(runs):
+    for folder in (runs / "sharded", runs / "sharded" / "checkpoint-7"):
+        model, info = DeiTDistillForImageClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(info.values())
+        code = {path.name for path in folder.glob("*.py")}
+        assert code == {"configuration_deit_distill.py", "modeling_deit_distill.py"}
+        assert model.config.auto_map == {
+            "AutoConfig": "configuration_deit_distill.DeiTDistillConfig",
+            "AutoModel": "modeling_deit_distill.DeiTDistillModel",
+            "AutoModelForImageClassification": "modeling_deit_distill.DeiTDistillForImageClassification",
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["poisoned", "poisoned_sharded"])
+def test_a_loss_that_is_not_finite_on_one_process_stops_the_step_on_all(runs, name):
+    found = report(runs / name)
+    # Between the optimiser's steps 1-2, 2-3, ...: the third, and from the sixth on, changed nothing. The eighth raises.
+    assert found["unchanged"] == [[False, True, False, False, True, True]] * 2
+    assert "3 steps in a row" in found["error"]
+    assert "step 8, epoch 1, positions 48-63: label_loss nan (positions 56-63)" in found["error"]
+    assert all(value.isfinite().all() for value in load_file(runs / name / "model.safetensors").values())
+
+
+@pytest.mark.slow
+def test_a_compiled_student_has_the_same_losses_and_clean_names(tmp_path):
+    arguments = {"per_device_train_batch_size": 16, "max_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    process_worker.train(tmp_path / "plain", arguments)
+    process_worker.train(tmp_path / "compiled", {**arguments, "torch_compile": True})
+    expected, found = (report(tmp_path / name) for name in ("plain", "compiled"))
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-4)
+    names = load_file(tmp_path / "plain" / "model.safetensors").keys()
+    for folder in (tmp_path / "compiled", tmp_path / "compiled" / "checkpoint-4"):
+        assert load_file(folder / "model.safetensors").keys() == names
+
+
+# --- launch files -----------------------------------------------------------------------------------------------------
+
+EXPECTED = {
+    "cpu": ("NO", 1, 1, True),
+    "one_gpu": ("NO", 1, 1, False),
+    "eight_gpus": ("MULTI_GPU", 8, 1, False),
+    "fsdp2": ("FSDP", 8, 1, False),
+    "two_nodes": ("MULTI_GPU", 16, 2, False),
+}
+
+
+def test_every_launch_file_is_looked_at():
+    assert {path.stem for path in CONFIGURATIONS.glob("*")} == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_accelerate_reads_the_launch_files(name):
+    found = load_config_from_file(str(CONFIGURATIONS / f"{name}.yaml"))
+    kind, num_processes, num_machines, use_cpu = EXPECTED[name]
+    assert str(found.distributed_type).removeprefix("DistributedType.") == kind
+    assert (found.num_processes, found.num_machines, found.use_cpu) == (num_processes, num_machines, use_cpu)
+    assert found.mixed_precision == "no"  # else the launcher's word would go over a recipe's `bf16: false`
+
+
+def test_fsdp2_shards_block_by_block_and_saves_whole_models():
+    settings = load_config_from_file(str(CONFIGURATIONS / "fsdp2.yaml")).fsdp_config
+    assert settings["fsdp_version"] == 2
+    assert settings["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
+    assert settings["fsdp_transformer_layer_cls_to_wrap"] == DeiTDistillLayer.__name__
+    assert settings["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+
+def test_the_launchers_precision_is_the_one_that_is_told(tmp_path, monkeypatch):
+    settings = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
+    assert not DistillationTrainingArguments(**settings).bf16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert DistillationTrainingArguments(**settings).bf16
+
+
+@pytest.mark.slow
+def test_accelerate_launches_with_the_file_for_a_cpu(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGURATIONS / "cpu.yaml")]
+    command += [
+        "train_deit.py",
+        "examples/recipes/digits.yaml",
+        "--dry_run",
+        "true",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "What will run" in done.stdout and "fp32" in done.stdout
