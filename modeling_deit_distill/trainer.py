@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
@@ -22,6 +22,7 @@ from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
 from .card_pictures import CURVES, plot_training_curves
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
 from .errors import InputError, LocalInputError
+from .interruption import deaf_worker
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
 from .model_card import write_model_card
@@ -33,6 +34,7 @@ from .publishing import (
     push_stage_of_checkpoint,
     stage_checkpoint,
 )
+from .resumable_trainer import ResumableTrainer
 from .teacher_store import TeacherStore, decode_labels, decode_top_k
 from .views import ViewSampler
 
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 UNDECAYED = ("cls_token", "distillation_token", "position_embeddings")
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
 
     With the distillation token the label term reads the class head and the teacher's term the distillation head; a
@@ -187,6 +189,7 @@ class DistillationTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=deaf_worker(None),
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
@@ -250,7 +253,7 @@ class DistillationTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str):
         # Trainer's own copies weights into `output_dir` and uploads it while training goes on to change it, leaves
         # the code out and hides what fails.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or self.is_saving:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:

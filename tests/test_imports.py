@@ -44,7 +44,12 @@ ALLOWED = {
     "student": {"arguments", "conversion", "data", "label_map", "modeling_deit_distill"},
     "run_record": {"arguments", "conversion", "data", "hub", "labelling", "modeling_deit_distill", "student"},
     "publishing": {"card_pictures", "conversion", "hub", "model_card"},
+    "checkpoints": {"arguments", "report"},
+    "interruption": {"checkpoints"},
+    "resumable_trainer": {"checkpoints", "interruption"},
     "trainer": {
+        "resumable_trainer",
+        "interruption",
         "losses",
         "views",
         "data",

@@ -1,0 +1,142 @@
+"""Runs that are killed, interrupted and resumed end as if nothing had happened."""
+
+import json
+import random
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from forked_runs import ForkedRuns
+from transformers import ResNetConfig, ResNetForImageClassification
+
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+STEPS, NUM_KILLS = 12, 20
+# Every draw there is; five steps an epoch, and the last epoch cut short.
+RECIPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_dropout_prob": 0.1,
+    "drop_path_rate": 0.3,
+    "image_size": 16,
+    "patch_size": 4,
+    "allow_weak_teacher": "true",
+    "distillation_type": "hard",
+    "repeated_augmentation": 3,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_steps": STEPS,
+    "learning_rate": "1e-2",
+    "warmup_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 3,
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+    "resume_from_checkpoint": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Sixteen noisy pictures of each of three colours."""
+    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir()
+        for index in range(16):
+            pixels = np.clip(draws.normal(colour, 25, size=(24, 40, 3)), 0, 255).astype(np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher with random weights that knows the three colours."""
+    folder = tmp_path_factory.mktemp("teacher") / "resnet"
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    names = dict(enumerate(COLOURS))
+    config = ResNetConfig(**sizes, id2label=names, label2id={name: index for index, name in names.items()})
+    ResNetForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """What starts the runs."""
+    runs = ForkedRuns(tmp_path_factory.mktemp("log"))
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="module")
+def words(photos, teacher):
+    """`words(folder, **changes)`: the command line."""
+
+    def make(folder, **changes):
+        chosen = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": teacher}
+        chosen |= {"output_dir": folder, **changes}
+        return [word for key, value in chosen.items() for word in (f"--{key}", str(value)) if value is not None]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(forked, words, tmp_path_factory):
+    """The uninterrupted run: its folder and how many calls its phases took."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = forked.run(words(folder))
+    assert done.codes == [0], done.printed
+    assert f"no checkpoint in {folder} yet: starting from the beginning" in done.printed
+    return folder, done.calls
+
+
+def assert_same_end(folder, whole):
+    """The same weights, and the same state to go on from, bit by bit."""
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        ours, theirs = (found / f"checkpoint-{STEPS}" / name for found in (folder, whole))
+        if name == "rng_state.pth":
+            assert ours.read_bytes() == theirs.read_bytes()
+        else:
+            ours, theirs = torch.load(ours, weights_only=True), torch.load(theirs, weights_only=True)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert json.loads((folder / "predictions.json").read_text()) == json.loads((whole / "predictions.json").read_text())
+
+
+def signal_until_done(forked, words, whole, draws, kill, tmp_path, num_kills, **changes):
+    """Runs that get a signal at random moments, every other one while saving, until there were so many; the folders."""
+    calls, kills, folders = whole[1], 0, []
+    while kills < num_kills:
+        folders.append(tmp_path / f"run{len(folders)}")
+        code = None
+        while code != 0:
+            phase = ("train", "save")[kills % 2]
+            at = draws.randrange(1, calls[phase] // 3)
+            done = forked.run(words(folders[-1], **changes), kill, at, phase)
+            (code,) = done.codes
+            assert code in (0, -9 if kill == "SIGKILL" else 143), done.printed
+            assert (folders[-1] / "interrupted.json").exists() == (code == 143)
+            kills += code != 0
+    return folders
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
+    folders = signal_until_done(forked, words, whole, random.Random(0), "SIGKILL", tmp_path, NUM_KILLS)
+    for folder in folders:
+        assert_same_end(folder, whole[0])
+        assert not list(folder.glob("_saving-*")) and not list(folder.glob("_removing-*"))
+        assert len(list(folder.glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_end_at_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
+    for folder in signal_until_done(forked, words, whole, random.Random(1), "SIGTERM", tmp_path, 6):
+        assert_same_end(folder, whole[0])
