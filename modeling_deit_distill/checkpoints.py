@@ -225,7 +225,8 @@ def disk_errors_explained(output_dir: str | Path, what: str) -> Iterator[None]:
         remedy = "there is no earlier checkpoint; make room, or choose another --output_dir"
         if kept is not None:
             remedy = f"{kept.name} is intact: make room, then go on with --resume_from_checkpoint true"
-        raise LocalInputError(f"{what} cannot be written to {output_dir} ({one_line(error)}); {remedy}") from error
+        words = f"{what} cannot be written to {output_dir}, whose disk may be full ({one_line(error)})"
+        raise LocalInputError(f"{words}; {remedy}") from error
 
 
 def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:

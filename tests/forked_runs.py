@@ -119,10 +119,10 @@ def fork(train_deit, trainer_class, request: dict, rank: int, port: int) -> int:
 
 def count_calls(trainer_class, kill: str | None, at: int, phase: str) -> dict[str, int]:
     """Count the calls of a trainer's training, and of its savings; send the signal when it is time."""
-    calls, phases = {"train": 0, "save": 0}, []
+    calls, phases, process = {"train": 0, "save": 0}, [], os.getpid()
 
     def count(frame, event, argument):
-        if event not in ("call", "c_call"):
+        if event not in ("call", "c_call") or os.getpid() != process:  # a worker inherits the counting
             return
         for name in phases:
             calls[name] += 1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -10,9 +11,12 @@ import torch
 from forked_runs import ForkedRuns
 from transformers import ResNetConfig, ResNetForImageClassification
 
+import train_deit
+from modeling_deit_distill import InputError
+
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
-STEPS, NUM_KILLS = 12, 20
-# Every draw there is; five steps an epoch, and the last epoch cut short.
+STEPS, NUM_KILLS = 14, 20
+# Every draw there is; four steps an epoch, and the last epoch cut short.
 RECIPE = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -112,7 +116,7 @@ def assert_same_end(folder, whole):
 
 def signal_until_done(forked, words, whole, draws, kill, tmp_path, num_kills, **changes):
     """Runs that get a signal at random moments, every other one while saving, until there were so many; the folders."""
-    calls, kills, folders = whole[1], 0, []
+    calls, kills, folders, torn = whole[1], 0, [], 0
     while kills < num_kills:
         folders.append(tmp_path / f"run{len(folders)}")
         code = None
@@ -124,6 +128,8 @@ def signal_until_done(forked, words, whole, draws, kill, tmp_path, num_kills, **
             assert code in (0, -9 if kill == "SIGKILL" else 143), done.printed
             assert (folders[-1] / "interrupted.json").exists() == (code == 143)
             kills += code != 0
+            torn += any(folders[-1].glob("_saving-*"))
+    assert kill == "SIGTERM" or torn >= num_kills // 5  # some of them in the middle of a save
     return folders
 
 
@@ -140,3 +146,95 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(forked, w
 def test_a_run_that_is_told_to_end_at_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
     for folder in signal_until_done(forked, words, whole, random.Random(1), "SIGTERM", tmp_path, 6):
         assert_same_end(folder, whole[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_fills_a_store_ends_with_the_same_bits_and_a_whole_store(forked, words, tmp_path):
+    def stored(folder):
+        return {path.name: path.read_bytes() for path in (folder / "answers").glob("epoch-*")}
+
+    changes = {"distillation_type": "soft", "teacher_store_top_k": 2}
+    (tmp_path / "whole").mkdir()
+    done = forked.run(words(tmp_path / "whole" / "run", teacher_store=tmp_path / "whole" / "answers", **changes))
+    assert done.codes == [0], done.printed
+    draws, whole = random.Random(2), (tmp_path / "whole" / "run", done.calls)
+    changes["teacher_store"] = tmp_path / "answers"
+    for folder in signal_until_done(forked, words, whole, draws, "SIGKILL", tmp_path, 5, **changes):
+        assert_same_end(folder, whole[0])
+    assert stored(tmp_path) == stored(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_the_second_epoch_see_the_right_views(forked, words, tmp_path):
+    changes = {"per_device_train_batch_size": 2}
+    whole = forked.run(words(tmp_path / "whole", **changes), processes=2)
+    assert whole.codes == [0, 0], whole.printed
+    for kill, code in (("SIGKILL", -9), ("SIGTERM", 143)):
+        folder, at = tmp_path / kill, whole.calls["train"] * 13 // (2 * STEPS)  # in the seventh step; an epoch has four
+        done = forked.run(words(folder, **changes), kill, at, processes=2)
+        assert done.codes[0] == code and done.codes[1] != 0, done.printed
+        steps = [path.name for path in folder.glob("checkpoint-*")]
+        assert max(steps) in ("checkpoint-6", "checkpoint-7"), steps
+        done = forked.run(words(folder, **changes), processes=2)
+        assert done.codes == [0, 0], done.printed
+        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_that_get_the_signal_too_do_not_bring_the_run_down(forked, words, whole, tmp_path):
+    folder = tmp_path / "run"
+    done = forked.run(words(folder, dataloader_num_workers=1), "SIGTERM", whole[1]["train"] // 2)
+    assert done.codes == [143], done.printed
+    record = json.loads((folder / "interrupted.json").read_text())
+    assert record == {
+        "signal": "SIGTERM",
+        "global_step": record["global_step"],
+        "checkpoint": str(folder / f"checkpoint-{record['global_step']}"),
+    }
+    assert 0 < record["global_step"] < STEPS
+    assert "interrupted by SIGTERM" in done.printed
+    done = forked.run(words(folder, dataloader_num_workers=1))
+    assert done.codes == [0], done.printed
+    assert not (folder / "interrupted.json").exists()
+    assert (folder / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
+def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    changes = {"teacher_name_or_path": tmp_path / "teacher", "teacher_store": tmp_path / "answers", "max_steps": 3}
+    train_deit.main(words(tmp_path / "run", **changes))
+    (tmp_path / "run" / "all_results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-3")
+    shutil.rmtree(tmp_path / "teacher")
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    train_deit.main(words(tmp_path / "run", **changes))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    gone = f"{tmp_path / 'teacher'}' is gone: bring it back, or give --teacher_name_or_path"
+    with pytest.raises(InputError, match=f"lacks 8, the first of epoch 0, and the teacher '{gone}"):
+        train_deit.main(words(tmp_path / "longer", **{**changes, "max_steps": 4}))
+    with pytest.raises(InputError, match="teacher.*cannot be read.*bring it back, or name a copy of it"):
+        train_deit.main(words(tmp_path / "longer", **{**changes, "teacher_store": None}))
+
+
+def test_a_vanished_teacher_of_the_runs_own_is_not_trained_again(words, tmp_path):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    changes = {"teacher_name_or_path": None, "teacher_config_name": "resnet", "train_teacher": "true"}
+    changes |= {"teacher_config_overrides": json.dumps(sizes), "teacher_num_train_epochs": 1, "max_steps": 2}
+    train_deit.main(words(tmp_path / "run", **changes))
+    shutil.rmtree(tmp_path / "run" / "teacher")
+    (tmp_path / "run" / "all_results.json").unlink()
+    with pytest.raises(InputError, match=r"run/teacher is gone.*checkpoint-2, or start again with --overwrite"):
+        train_deit.main(words(tmp_path / "run", **changes))
+
+
+def test_a_run_that_lacks_its_evaluation_alone_trains_nothing(words, tmp_path):
+    train_deit.main(words(tmp_path / "run", max_steps=3))
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    kept = (tmp_path / "run" / "model.safetensors").read_bytes()
+    for name in ("all_results.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    train_deit.main(words(tmp_path / "run", max_steps=3))
+    again = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
+    assert again["eval_accuracy"] == results["eval_accuracy"] and again["eval_loss"] == results["eval_loss"]
+    assert again["teacher_views_asked"] == 0 and "train_loss" not in again
