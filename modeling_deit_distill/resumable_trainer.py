@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -118,9 +119,17 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(saved / "trainer_state.json"))
         if self.args.should_save:
+            if not (saved / "config.json").exists():  # FSDP's shards come without
+                self.model.config.save_pretrained(saved)
             checkpoints.commit(saved, checkpoint, self._facts())
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = deaf_worker(loader.worker_init_fn)
+        worker_init_fn = deaf_worker(loader.worker_init_fn)
+        # Accelerate's loader iterates over another one; what skips batches asks its own attributes.
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            each.worker_init_fn = worker_init_fn
+            # For the seed that it draws for its workers, which need none. Persistent workers draw it only when they
+            # start, so that torch's own stream, which drop path reads, would be another in a resumed run.
+            each.generator = each.generator or torch.Generator()
         return loader

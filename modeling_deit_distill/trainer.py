@@ -190,6 +190,7 @@ class DistillationTrainer(ResumableTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             worker_init_fn=deaf_worker(None),
+            generator=torch.Generator(),
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
