@@ -5,7 +5,6 @@ The recipe comes first, the command line over it; `examples/recipes` has some, `
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,12 @@ from modeling_deit_distill import (
 )
 from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
 from modeling_deit_distill.card_pictures import PREDICTIONS, choose_examples, draw_predictions
+from modeling_deit_distill.checkpoints import (
+    check_fits,
+    disk_errors_explained,
+    facts_of,
+    find_checkpoint,
+)
 from modeling_deit_distill.data import (
     EvaluationDataset,
     ImageData,
@@ -30,7 +35,9 @@ from modeling_deit_distill.data import (
     load_image_data,
 )
 from modeling_deit_distill.errors import LocalInputError
+from modeling_deit_distill.interruption import Interrupted, ending_in_order
 from modeling_deit_distill.labelling import (
+    check_teacher_remains,
     find_store,
     is_full,
     prepare_teacher,
@@ -40,13 +47,13 @@ from modeling_deit_distill.labelling import (
 from modeling_deit_distill.model_card import write_model_card
 from modeling_deit_distill.publishing import (
     Destination,
-    clear_published,
+    clear_earlier_run,
     clear_stages,
     open_repository,
     push_all,
     stage_run,
 )
-from modeling_deit_distill.report import results_table, summary
+from modeling_deit_distill.report import results_table, say, summary
 from modeling_deit_distill.run_record import changed_arguments, note_repository, run_facts, write_json, write_run_record
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
@@ -58,19 +65,28 @@ DECISIONS = ("labels", "fused", "cls", "distillation", "teacher")
 
 def main(arguments: list[str]):
     model_args, data_args, args = parse_arguments(arguments)
-    if is_finished(args, arguments):
-        return push_finished(args)
+    with ending_in_order(args):
+        if is_finished(args, arguments):
+            push_finished(args)
+        else:
+            run(arguments, model_args, data_args, args)
 
+
+def run(
+    arguments: list[str], model_args: ModelArguments, data_args: DataArguments, args: DistillationTrainingArguments
+):
+    """What the paper describes, step by step."""
     # Data
     data = load_data(model_args, data_args, args)
 
-    checkpoint = check_earlier_run(args)
+    checkpoint = find_checkpoint(args)
 
     # What will run
     start = load_start(model_args)
     config = student_config(model_args, args, data.class_names, start)
     processor = student_processor(config, data_args.crop_pct, start)
     views = training_views(data_args, args, data, config.image_size)
+    check_fits(checkpoint, facts_of(args, views), config)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
     facts = run_facts(model_args, args, data, config, start, teacher_config, views, store)
@@ -88,20 +104,14 @@ def main(arguments: list[str]):
     # Teacher, or what it said before
     teacher = None
     if args.distillation_type != "none" and not is_full(args, views, store):
+        check_teacher_remains(model_args, args, checkpoint)
         teacher = prepare_teacher(model_args, data_args, args, data, teacher_config, views, store)
         try_teacher(model_args, args, teacher, held_out)
         store = store_for(data_args, args, data, views, teacher, store)
 
     # Distil
-    trainer = DistillationTrainer(
-        student,
-        args,
-        teacher,
-        store,
-        train_dataset=views,
-        eval_dataset=held_out,
-        processing_class=processor,
-    )
+    images = {"train_dataset": views, "eval_dataset": held_out}
+    trainer = DistillationTrainer(student, args, teacher, store, processing_class=processor, **images)
     clear_earlier_run(args)
     parsed = (model_args, data_args, args)
     record(trainer, facts, arguments, parsed)
@@ -169,8 +179,9 @@ def distil(
     results["num_parameters"] = trainer.model.num_parameters()
     results["bad_images"] = trainer.count_bad_images()
     results["teacher_views_asked"] = trainer.count_teacher_views()
-    trainer.save_model(args.output_dir, _internal_call=True)  # a call from outside would push it, without its card
-    trainer.save_state()
+    with disk_errors_explained(args.output_dir, "the model"):
+        trainer.save_model(args.output_dir, _internal_call=True)  # a call from outside would push it, without its card
+        trainer.save_state()
     if trainer.is_world_process_zero():
         decided = {name: trainer.decisions[name].tolist() for name in DECISIONS if name in trainer.decisions}
         write_json(Path(args.output_dir, "predictions.json"), decided)
@@ -239,65 +250,15 @@ def is_finished(args: DistillationTrainingArguments, arguments: list[str]) -> bo
     return True
 
 
-def check_earlier_run(args: DistillationTrainingArguments) -> str | None:
-    """The checkpoint to resume from, or None to start from the beginning; nothing of an earlier run goes unnoticed."""
-    checkpoints = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
-    checkpoints.sort(key=lambda path: int(path.name[11:]))
-    wanted = args.resume_from_checkpoint
-    if wanted is None:
-        if checkpoints and not args.overwrite_output_dir and not args.dry_run:
-            raise InputError(
-                f"output_dir {args.output_dir!r} holds {len(checkpoints)} checkpoint(s) of an unfinished run; add "
-                "--resume_from_checkpoint true to go on, --overwrite_output_dir true to start again, or choose another"
-            )
-        return None
-    if wanted.lower() not in ("true", "yes"):
-        if not is_complete(Path(wanted)):
-            raise InputError(
-                f"resume_from_checkpoint {wanted!r} is no complete checkpoint; give one, or true for the last"
-            )
-        return wanted
-    for checkpoint in reversed(checkpoints):
-        if is_complete(checkpoint):
-            say(args, f"resuming from {checkpoint}")
-            return str(checkpoint)
-        say(args, f"passing over {checkpoint}: it is not complete")
-    say(args, f"no checkpoint in {args.output_dir} yet: starting from the beginning")
-    return None
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was saved to its end."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return (checkpoint / "optimizer.pt").exists() and (checkpoint / "model.safetensors").exists()
-
-
-def clear_earlier_run(args: DistillationTrainingArguments):
-    """Remove what an earlier run left, if the user said so; the teacher stays, it is used again where it fits."""
-    if not args.overwrite_output_dir or args.resume_from_checkpoint:
-        return
-    with args.main_process_first(desc="clearing the earlier run"):
-        if args.process_index == 0:
-            clear_published(args.output_dir)
-            for checkpoint in Path(args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
-
-
-def say(args: DistillationTrainingArguments, title: str, text: str = ""):
-    """Print on the main process alone."""
-    if args.process_index == 0:
-        print(f"\n{title}\n{text}" if text else title, flush=True)
-
-
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort now and then
+        exit_code = main(sys.argv[1:])
+    except Interrupted as interrupted:
+        exit_code = interrupted.code
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort now and then
+    sys.exit(exit_code)

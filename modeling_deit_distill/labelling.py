@@ -49,15 +49,22 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
         )
     if args.distillation_type == "none" or (not named and is_store(args.teacher_store)):
         return None
-    return describe_teacher(
-        data.class_names,
-        model_args.teacher_name_or_path,
-        model_args.teacher_config_name,
-        model_args.teacher_config_overrides,
-        model_args.train_teacher,
-        model_args.trust_remote_code,
-        model_args.teacher_label_map,
-    )
+    try:
+        return describe_teacher(
+            data.class_names,
+            model_args.teacher_name_or_path,
+            model_args.teacher_config_name,
+            model_args.teacher_config_overrides,
+            model_args.train_teacher,
+            model_args.trust_remote_code,
+            model_args.teacher_label_map,
+        )
+    except InputError as error:
+        if not _is_gone(model_args.teacher_name_or_path):
+            raise
+        if is_store(args.teacher_store) and TeacherStore(args.teacher_store).about.get("teacher") == named:
+            return None
+        raise InputError(f"{error}; bring it back, or name a copy of it (a full --teacher_store asks none)") from error
 
 
 def find_store(model_args, args, data: ImageData, teacher_config, views: ViewDataset) -> TeacherStore | None:
@@ -89,9 +96,11 @@ def prepare_teacher(
     """The frozen teacher, trained first where the user asked for it."""
     if teacher_config is None:
         missing = store.missing(planned_views(args, views))
+        gone = model_args.teacher_name_or_path
+        nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
         raise InputError(
             f"teacher_store {args.teacher_store!r} has not all the views of this run: it lacks "
-            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and no teacher is named to ask; give "
+            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and {nobody} give "
             f"--teacher_name_or_path (the store was made with {store.about.get('teacher')}), or train for fewer epochs"
         )
     name_or_path = model_args.teacher_name_or_path
@@ -127,6 +136,20 @@ def store_for(data_args, args, data: ImageData, views, teacher: Teacher, store: 
         store = create_store(args.teacher_store, wanted, {"teacher": name_or_path, "data": asdict(data_args)})
     store.check(described)
     return store
+
+
+def check_teacher_remains(model_args: ModelArguments, args: DistillationTrainingArguments, checkpoint: str | None):
+    """Refuse to go on with another teacher than the one a run trained before, which is gone.
+
+    Raises:
+        InputError: with the folder, and the remedy.
+    """
+    directory = Path(args.output_dir, "teacher")
+    if checkpoint is not None and model_args.train_teacher and not (directory / TRAINING_RECORD).exists():
+        raise InputError(
+            f"{directory} is gone, where this run keeps the teacher that it trained; bring it back to go on from "
+            f"{checkpoint}, or start again with --overwrite_output_dir true and without --resume_from_checkpoint"
+        )
 
 
 def teacher_numerics(model_args: ModelArguments, args: DistillationTrainingArguments, store: TeacherStore | None):
@@ -316,6 +339,11 @@ def verify(store: TeacherStore, teacher: Teacher, views: ViewDataset, sampler: V
 def decisions(entries: np.ndarray) -> np.ndarray:
     """The most likely class of each entry, (views,), whatever its layout; -1 for a hole."""
     return (entries if entries.dtype.names is None else entries["classes"][:, 0]).astype(np.int64) - 1
+
+
+def _is_gone(name_or_path: str | None) -> bool:
+    """Whether a folder was named that is not there; a name on the Hub has one slash at most."""
+    return name_or_path is not None and not Path(name_or_path).exists() and str(name_or_path).count("/") != 1
 
 
 def _training_record(name_or_path: str) -> dict | None:

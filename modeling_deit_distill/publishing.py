@@ -11,8 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from .arguments import NATIVE_REVISION
+from .arguments import NATIVE_REVISION, DistillationTrainingArguments
 from .card_pictures import CURVES, PREDICTIONS, plot_training_curves
+from .checkpoints import MANIFEST, list_checkpoints, remove
 from .conversion import load_checkpoint, save_native
 from .hub import with_retries
 from .model_card import CARD, write_model_card
@@ -130,7 +131,8 @@ def stage_checkpoint(
             return Commit(stage, message)
         ignored = shutil.ignore_patterns(*NEVER_PUBLISHED)
         shutil.copytree(checkpoint, stage / path_in_repo, ignore=ignored, copy_function=_link)
-        _hide_folder(stage / path_in_repo / STATE)
+        if _hide_folder(stage / path_in_repo / STATE):
+            (stage / path_in_repo / MANIFEST).unlink(missing_ok=True)  # it would tell of a changed file
         return Commit(stage, message, (*PUBLISHED, f"{path_in_repo}/*"))
 
 
@@ -175,11 +177,20 @@ def push(commit: Commit, destination: Destination) -> CommitInfo:
         )
 
 
-def clear_published(output_dir: str | Path):
-    """Remove what an earlier run left to be published, so that no card mixes two runs."""
-    for pattern in PUBLISHED:
-        for path in Path(output_dir).glob(pattern):
-            path.unlink()
+def clear_earlier_run(args: DistillationTrainingArguments):
+    """Remove what an earlier run left, if the user said so: its checkpoints and all that a card is made of.
+
+    The teacher stays, it is used again where it fits.
+    """
+    if not args.overwrite_output_dir or args.resume_from_checkpoint:
+        return
+    with args.main_process_first(desc="clearing the earlier run"):
+        if args.process_index == 0:
+            for pattern in PUBLISHED:
+                for path in Path(args.output_dir).glob(pattern):
+                    path.unlink()
+            for checkpoint in list_checkpoints(args.output_dir):
+                remove(checkpoint)
 
 
 def clear_stages(output_dir: str | Path):
@@ -237,8 +248,11 @@ def _link(source, target):
         shutil.copy(source, target)
 
 
-def _hide_folder(state: Path):
-    if state.exists():  # it names a folder of this machine; and is replaced, since it may be linked to
-        content = {**json.loads(state.read_text()), "best_model_checkpoint": None}
-        state.unlink()
-        state.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+def _hide_folder(state: Path) -> bool:
+    """Whether a `trainer_state.json` named a folder of this machine; now it does not."""
+    content = json.loads(state.read_text()) if state.exists() else {}
+    if content.get("best_model_checkpoint") is None:
+        return False
+    state.unlink()  # it may be a link to the checkpoint's own
+    state.write_text(json.dumps({**content, "best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
+    return True

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from transformers import TrainingArguments
+
 # Names in the table and in the card, in their order; `all_results.json` uses the keys.
 ACCURACY_NAMES = {
     "teacher_accuracy": "teacher",
@@ -17,6 +19,12 @@ ACCURACY_NAMES = {
 }
 
 FINAL_WEIGHTS = {"ema": "average", "raw": "last"}
+
+
+def say(args: TrainingArguments, title: str, text: str = ""):
+    """Print on the main process alone."""
+    if args.process_index == 0:
+        print(f"\n{title}\n{text}" if text else title, flush=True)
 
 
 def summary(facts: Mapping[str, object]) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint, has_length
 from transformers.utils.hub import PushInProgress
@@ -25,6 +25,7 @@ from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluat
 from .ema import WeightAverage, choose_weights, start_average
 from .errors import InputError, LocalInputError
 from .finite import FiniteGuard, check_finite_weights
+from .interruption import deaf_worker
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
 from .metrics import accuracies, predicted_labels
 from .model_card import write_model_card
@@ -38,6 +39,7 @@ from .publishing import (
     stage_checkpoint,
     stage_run,
 )
+from .resumable_trainer import ResumableTrainer
 from .run_record import note_repository
 from .schedule import schedule, short_of_the_peak
 from .teacher_store import TeacherStore, decode_labels, decode_top_k
@@ -53,7 +55,7 @@ UNDECAYED = ("cls_token", "position_embeddings")
 LOSSES = ("label_loss", "teacher_loss")
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ResumableTrainer):
     """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
 
     With the distillation token the label term reads the class head and the teacher's term the distillation head; a
@@ -221,6 +223,8 @@ class DistillationTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=deaf_worker(None),
+            generator=torch.Generator(),
         )
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
@@ -294,10 +298,7 @@ class DistillationTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str):
         # Trainer's own copies weights into `output_dir` and uploads it while training goes on to change it, leaves
         # the code out and hides what fails.
-        if self.args.hub_strategy == HubStrategy.END:
-            return
-        self.accelerator.wait_for_everyone()  # each process has a file of its own in the checkpoint
-        if not self.is_world_process_zero():
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or self.is_saving:
             return
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and not self.args.hub_always_push:

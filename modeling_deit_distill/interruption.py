@@ -1,0 +1,149 @@
+"""SIGTERM, a scheduler's warning that time is up: training saves a checkpoint after the step under way and ends.
+
+`<output_dir>/interrupted.json` says so, since launchers turn every exit code into 1: a job script that finds it puts
+the job back into the queue.
+"""
+
+import contextlib
+import functools
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from .checkpoints import PREFIX, last_complete, step_of
+
+RECORD = "interrupted.json"
+EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports it
+# On an accelerator, reading what the processes agreed on makes the host wait for the device.
+STEPS_BETWEEN_VOTES = 10
+
+
+class Interrupted(SystemExit):
+    """The run ends because it was told to. As a `SystemExit`, no library's `except Exception` holds it up."""
+
+    def __init__(self, message: str):
+        super().__init__(EXIT_CODE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@contextlib.contextmanager
+def ending_in_order(args: TrainingArguments) -> Iterator[None]:
+    """Around a whole run: outside training SIGTERM ends it at once, since nothing is lost but what began last.
+
+    An earlier run's `interrupted.json` is removed.
+    """
+    if args.process_index == 0 and not args.dry_run:
+        Path(args.output_dir, RECORD).unlink(missing_ok=True)
+
+    def leave(number: int, frame):
+        checkpoint, _ = last_complete(args.output_dir, contents=False)
+        raise _interrupted(args, None if checkpoint is None else step_of(checkpoint), checkpoint)
+
+    with _handling(leave):
+        try:
+            yield
+        except Interrupted as interrupted:
+            if args.process_index == 0:
+                print(interrupted, flush=True)
+            raise
+
+
+class StopAtSignal(TrainerCallback):
+    """Within training: SIGTERM is noted, and acted upon where a checkpoint is exact, after a step.
+
+    An evaluation that is due at that step still runs: the run that goes on would not make up for it. It ends with
+    [`Interrupted`], on every process after the same step, even if the signal reached only some of them.
+    """
+
+    def __init__(self):
+        self._is_noted = self._is_agreed = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Around training. A signal that comes after the last step is passed on to whoever listened before."""
+        self._is_noted = self._is_agreed = False
+        with _handling(self._note):
+            yield
+        if self._is_noted:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for a checkpoint; at the end of an epoch, `on_epoch_end` does, after what is due there."""
+        every = 1 if args.device.type == "cpu" else STEPS_BETWEEN_VOTES
+        if args.world_size == 1 or state.global_step % every == 0:
+            self._is_agreed = self._vote(args)
+        if self._is_agreed and not float(state.epoch).is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Ask for a checkpoint."""
+        if self._is_agreed:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        """The checkpoint is whole: leave a word, and end when all have come here."""
+        if not self._is_agreed:
+            return
+        checkpoint = Path(args.output_dir, f"{PREFIX}{state.global_step}")
+        interrupted = _interrupted(args, state.global_step, checkpoint)
+        if args.world_size > 1:
+            # A launcher that sees one process end would stop the others.
+            torch.distributed.barrier()
+        raise interrupted
+
+    def _note(self, number: int, frame):
+        self._is_noted = True
+
+    def _vote(self, args: TrainingArguments) -> bool:
+        if args.world_size == 1:
+            return self._is_noted
+        noted = torch.tensor(float(self._is_noted), device=args.device)
+        torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
+        return bool(noted.item())
+
+
+def deaf_worker(init: Callable[[int], None] | None) -> Callable[[int], None]:
+    """A DataLoader's `worker_init_fn` that ignores SIGTERM: schedulers send it to all processes of a job.
+
+    A worker that ended there would bring the run down before its checkpoint; workers end when their parent does.
+    """
+    return functools.partial(_ignore_and, init)
+
+
+def _ignore_and(init: Callable[[int], None] | None, worker: int):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if init is not None:
+        init(worker)
+
+
+@contextlib.contextmanager
+def _handling(handler: Callable) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one hears of signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupted(args: TrainingArguments, global_step: int | None, checkpoint: Path | None) -> Interrupted:
+    """The exception to raise; the main process has left the record by then."""
+    if args.process_index == 0:
+        kept = None if checkpoint is None else str(checkpoint)
+        content = {"signal": "SIGTERM", "global_step": global_step, "checkpoint": kept}
+        partial = Path(args.output_dir, f"{RECORD}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(Path(args.output_dir, RECORD))
+    where = "no checkpoint was made yet" if checkpoint is None else f"{checkpoint} is whole"
+    return Interrupted(f"interrupted by SIGTERM: {where}; the same command with --resume_from_checkpoint true goes on")
