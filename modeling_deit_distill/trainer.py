@@ -1,8 +1,10 @@
 """`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
 
 import dataclasses
+import json
 import logging
 import math
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -15,12 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import TrainerCallback, set_seed
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint, has_length
+from transformers.trainer_utils import HubStrategy, has_length
 from transformers.utils.hub import PushInProgress
 
 from .arguments import DistillationTrainingArguments
 from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
 from .card_pictures import CURVES, plot_training_curves
+from .checkpoints import last_complete
 from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
 from .ema import WeightAverage, choose_weights, start_average
 from .errors import InputError, LocalInputError
@@ -119,6 +122,7 @@ class DistillationTrainer(ResumableTrainer):
         if teacher_store is not None:
             _check_store(teacher_store, self.args, self.train_dataset)
         self._num_asked = 0
+        self._seconds, self._started = 0.0, time.monotonic()
         self.teacher_labels: np.ndarray | None = None
         self._teacher_truth: np.ndarray | None = None
         self.decisions: dict[str, np.ndarray] = {}
@@ -140,7 +144,10 @@ class DistillationTrainer(ResumableTrainer):
         # Views are keyed by their own seed; what each process drops of its student should differ.
         views = isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset))
         set_seed(self.args.seed + (self.args.process_index if views else 0))
-        return super().train(*args, **kwargs)
+        self._seconds, self._started = 0.0, time.monotonic()
+        output = super().train(*args, **kwargs)
+        output.metrics["train_runtime"] = self._count()["seconds"]
+        return output
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """In training the distillation objective, in evaluation the cross-entropy of the fused logits.
@@ -397,6 +404,8 @@ class DistillationTrainer(ResumableTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # Only here the weights are those to start from, on their device.
         self.ema = start_average(self.model, self.args.weight_average_decay, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            self._count_on(Path(resume_from_checkpoint))
         return prepared
 
     def _load_best_model(self):
@@ -430,6 +439,26 @@ class DistillationTrainer(ResumableTrainer):
             len(dataset), step, args.repeated_augmentation, dataset.seed, args.train_batch_size, dataset.settings.mixes
         )
         return self.view_sampler
+
+    def _save_rng_state(self, output_dir: str):
+        super()._save_rng_state(output_dir)  # where Trainer writes one file of each process
+        Path(output_dir, f"counts_{self.args.process_index}.json").write_text(json.dumps(self._count()) + "\n")
+
+    def _count(self) -> dict[str, object]:
+        """What this process has counted, over all resumptions: seconds of training, views asked about, bad rows."""
+        seconds = self._seconds + time.monotonic() - self._started
+        bad_rows = [] if self.bad_images is None else sorted(self.bad_images.seen)
+        return {"seconds": seconds, "teacher_views": self._num_asked, "bad_rows": bad_rows}
+
+    def _count_on(self, checkpoint: Path):
+        # The main process takes up what all had counted, since they may be fewer or more by now.
+        counts = [json.loads(path.read_text()) for path in checkpoint.glob("counts_*.json")]
+        self._seconds = max((count["seconds"] for count in counts), default=0.0)
+        if not self.is_world_process_zero():
+            return
+        self._num_asked = sum(count["teacher_views"] for count in counts)
+        if self.bad_images is not None:
+            self.bad_images.seen.update(row for count in counts for row in count["bad_rows"])
 
     def _augment(self, inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are."""
@@ -495,7 +524,7 @@ class DistillationTrainer(ResumableTrainer):
 
     def _what_to_do_about_nonfinite_steps(self) -> str:
         folder = Path(self.args.output_dir)
-        checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        checkpoint, _ = last_complete(folder, contents=False)
         kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "no checkpoint was saved yet"
         precision = "--bf16 true instead of fp16 and " if self.args.fp16 else ""
         return f"{kept}; try {precision}a lower learning_rate (now {self.args.learning_rate:g})"

@@ -69,6 +69,7 @@ ALLOWED = {
     "resumable_trainer": {"checkpoints", "interruption"},
     "trainer": {
         "finite",
+        "checkpoints",
         "resumable_trainer",
         "interruption",
         "losses",

@@ -380,6 +380,19 @@ def test_checkpoints_of_an_unfinished_run_are_not_lost(run, photos, tmp_path, ca
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_figures_of_a_resumed_run_are_of_all_of_it(run, photos, tmp_path):
+    folder, teacher = tmp_path / "out", run[0] / "teacher"
+    whole = one_run(photos, folder, teacher, save_strategy="steps", save_steps=2)
+    kept = json.loads((folder / "checkpoint-2" / "counts_0.json").read_text())
+    assert 0 < kept["teacher_views"] < whole["teacher_views_asked"] and kept["bad_rows"] == []
+    (folder / "all_results.json").unlink()
+    (folder / "checkpoint-2" / "complete.json").unlink()  # it would tell of the change
+    (folder / "checkpoint-2" / "counts_0.json").write_text(json.dumps({**kept, "seconds": 1000.0, "bad_rows": [5]}))
+    resumed = one_run(photos, folder, teacher, resume_from_checkpoint=folder / "checkpoint-2")
+    assert resumed["teacher_views_asked"] == whole["teacher_views_asked"]
+    assert resumed["bad_images"] == 1 and resumed["train_runtime"] > 1000
+
+
 def test_a_cut_off_checkpoint_is_passed_over_and_a_missing_one_named(run, photos, tmp_path, capsys):
     folder, teacher = tmp_path / "out", run[0] / "teacher"
     one_run(photos, folder, teacher, save_strategy="steps", save_steps=2)
