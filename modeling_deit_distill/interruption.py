@@ -7,6 +7,7 @@ the job back into the queue.
 import contextlib
 import functools
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -111,17 +112,26 @@ class StopAtSignal(TrainerCallback):
 
 
 def deaf_worker(init: Callable[[int], None] | None) -> Callable[[int], None]:
-    """A DataLoader's `worker_init_fn` that ignores SIGTERM: schedulers send it to all processes of a job.
+    """A DataLoader's `worker_init_fn` that heeds SIGTERM from its parent alone.
 
-    A worker that ended there would bring the run down before its checkpoint; workers end when their parent does.
+    Schedulers send it to all processes of a job, and a worker that ended would bring the run down before its
+    checkpoint. At its own end, a parent that was interrupted sends it to the workers that it still has, and waits.
     """
-    return functools.partial(_ignore_and, init)
+    return functools.partial(_deafen_and, init)
 
 
-def _ignore_and(init: Callable[[int], None] | None, worker: int):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _deafen_and(init: Callable[[int], None] | None, worker: int):
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_parents, daemon=True).start()
     if init is not None:
         init(worker)
+
+
+def _wait_for_the_parents():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextlib.contextmanager

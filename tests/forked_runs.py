@@ -127,7 +127,7 @@ def count_calls(trainer_class, kill: str | None, at: int, phase: str) -> dict[st
         for name in phases:
             calls[name] += 1
             if kill is not None and name == phase and calls[name] == at:
-                os.killpg(0, getattr(signal, kill))
+                send(getattr(signal, kill))
 
     def counted(method, name):
         def wrapped(*args, **kwargs):
@@ -144,6 +144,15 @@ def count_calls(trainer_class, kill: str | None, at: int, phase: str) -> dict[st
     trainer_class.train = counted(trainer_class.train, "train")
     trainer_class._save_checkpoint = counted(trainer_class._save_checkpoint, "save")
     return calls
+
+
+def send(number: int):
+    """Send a signal to this process and its workers, as somebody else."""
+    killer = os.fork()
+    if not killer:
+        os.killpg(0, number)
+        os._exit(0)
+    os.waitpid(killer, 0)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Runs that are killed, interrupted and resumed end as if nothing had happened."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from forked_runs import ForkedRuns
+from forked_runs import ROOT, ForkedRuns
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
@@ -197,6 +201,25 @@ def test_workers_that_get_the_signal_too_do_not_bring_the_run_down_nor_change_a_
     assert done.codes == [0], done.printed
     assert not (folder / "interrupted.json").exists()
     assert (folder / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True])
+def test_an_interrupted_script_ends_with_its_workers(words, tmp_path, to_all):
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": "true", "max_steps": 100_000}
+    command = [sys.executable, str(ROOT / "train_deit.py"), *words(tmp_path / "run", **workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    while process.poll() is None and not (tmp_path / "run" / "checkpoint-2").exists():
+        pass
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "interrupted by SIGTERM" in printed
+    assert (tmp_path / "run" / "interrupted.json").exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, teacher, tmp_path):
