@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 def test_weights_that_are_not_finite_are_not_pushed(tmp_path, monkeypatch):
     run = trainer(tmp_path, teacher=CountingTeacher(), max_steps=1)
     run._destination = object()
-    monkeypatch.setattr("modeling_deit_distill.trainer.push_all", lambda *_: pytest.fail("pushed"))
+    monkeypatch.setattr("modeling_deit_distill.publishing_trainer.push_all", lambda *_: pytest.fail("pushed"))
     run.model.cls_classifier.bias.data[2] = NAN
     with pytest.raises(InputError, match="not finite"):
         run.push_to_hub()
