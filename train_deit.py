@@ -118,9 +118,10 @@ def run(
     results = distil(trainer, args, checkpoint)
 
     # Publish
-    record(trainer, facts, arguments, parsed)  # again, with the day it was finished
-    draw_examples(trainer, held_out)
-    finish(trainer, results)
+    with disk_errors_explained(args.output_dir, "the card"):
+        record(trainer, facts, arguments, parsed)  # again, with the day it was finished
+        draw_examples(trainer, held_out)
+        finish(trainer, results)
     say(args, f"Results, kept in {args.output_dir}", results_table(results))
     if args.push_to_hub:
         trainer.push_to_hub()

@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there: written beside, flushed, checked and renamed; found again and compared."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -30,17 +31,32 @@ NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "a
 def facts_of(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str, object]:
     """What a run and the checkpoint that it goes on from must agree about, besides the model's configuration.
 
-    Batch, seeds and data decide which views come next. Learning rate and weight decay come back with the optimiser's
-    state, so that other values would be ignored without a word.
+    Batch, seeds, data and augmentation decide which views come next; of a stream the number of processes does too.
+    Learning rate and weight decay come back with the optimiser's state, so that other
+    values would be ignored without a word. What the objective or the schedule is cannot change in the middle: the card
+    would claim the last for the whole run.
     """
+    is_stream = not hasattr(dataset, "__len__")
+    settings = getattr(dataset, "settings", None)
     return {
+        **({} if settings is None else json.loads(json.dumps(dataclasses.asdict(settings)))),
+        **({"processes": args.world_size} if is_stream else {}),
         "effective_batch_size": args.effective_batch_size,
         "seed": args.seed,
         "data_seed": getattr(dataset, "seed", args.data_seed),
-        "num_images": len(dataset) if hasattr(dataset, "__len__") else None,
+        "num_images": None if is_stream else len(dataset),
         "repeated_augmentation": args.repeated_augmentation,
         "learning_rate": args.learning_rate,
         "weight_decay": args.weight_decay,
+        "optim": str(getattr(args.optim, "value", args.optim)),
+        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "warmup_epochs": args.warmup_epochs,
+        "code_compatible": args.code_compatible,
+        "distillation_type": args.distillation_type,
+        "distillation_alpha": args.distillation_alpha,
+        "distillation_temperature": args.distillation_temperature,
+        "label_smoothing_factor": args.label_smoothing_factor,
+        "ema_decay": args.weight_average_decay,
     }
 
 
@@ -102,12 +118,14 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
     if not any(checkpoint.glob("optimizer*")):
         return "it has no optimiser's state"
     if not (checkpoint / MANIFEST).exists():
-        return None if (checkpoint / "model.safetensors").exists() else "model.safetensors is missing"
+        missing = (name for name in ("model.safetensors", "config.json") if not (checkpoint / name).exists())
+        return next((f"{name} is missing" for name in missing), None)
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files, _ = manifest["files"], dict(manifest["facts"])
         found = (_file_damage(checkpoint / name, kept, contents) for name, kept in files.items())
         return next((words for words in found if words), None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
 
 
@@ -144,6 +162,20 @@ def find_checkpoint(args: DistillationTrainingArguments) -> str | None:
     return _as_the_main_process(args, lambda: _find_checkpoint(args))
 
 
+def check_whole(checkpoint: str | Path):
+    """Refuse a checkpoint that was named if it is damaged.
+
+    Raises:
+        InputError: with what is wrong, and the remedy.
+    """
+    words = damage(Path(checkpoint))
+    if words is not None:
+        raise InputError(
+            f"resume_from_checkpoint {str(checkpoint)!r} is no complete checkpoint: {words}; give one, or true for the "
+            "last"
+        )
+
+
 def check_fits(checkpoint: str | Path | None, facts: dict[str, object], config: PreTrainedConfig):
     """Refuse to go on from a checkpoint of another model, or of a run that saw other views.
 
@@ -169,6 +201,11 @@ def check_fits(checkpoint: str | Path | None, facts: dict[str, object], config: 
                 "same to go on, or --overwrite_output_dir true without --resume_from_checkpoint, or another "
                 "--output_dir, to start again"
             )
+
+
+def means_the_last(wanted: str | bool) -> bool:
+    """Whether `resume_from_checkpoint` names no checkpoint but asks for the last one."""
+    return str(wanted).lower() in ("true", "yes")
 
 
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]):
@@ -235,12 +272,13 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
                 "--resume_from_checkpoint true to go on, --overwrite_output_dir true to start again, or choose another"
             )
         return None
-    if wanted.lower() not in ("true", "yes"):
-        words = damage(Path(wanted))
-        if words is not None:
-            raise InputError(
-                f"resume_from_checkpoint {wanted!r} is no complete checkpoint: {words}; give one, or true for the last"
-            )
+    if args.overwrite_output_dir:
+        raise InputError(
+            "resume_from_checkpoint goes on with the run in output_dir, overwrite_output_dir starts it again; keep one"
+        )
+    if not means_the_last(wanted):
+        check_whole(wanted)
+        _check_alone(wanted, args.output_dir)
         return wanted
     if not args.dry_run:
         clear_leftovers(args.output_dir)
@@ -252,6 +290,16 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
         return None
     say(args, f"resuming from {found}")
     return str(found)
+
+
+def _check_alone(checkpoint: str, output_dir: str):
+    step = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+    later = [path.name for path in list_checkpoints(output_dir) if step_of(path) > step]
+    if later:
+        raise InputError(
+            f"resume_from_checkpoint {checkpoint!r} is of step {step}, but {output_dir!r} holds {later[-1]}, "
+            "which a later start would take for this run's; remove it, or choose another --output_dir"
+        )
 
 
 def _as_the_main_process(args: DistillationTrainingArguments, decide: Callable[[], object]) -> object:

@@ -131,7 +131,7 @@ def stage_checkpoint(
             return Commit(stage, message)
         ignored = shutil.ignore_patterns(*NEVER_PUBLISHED)
         shutil.copytree(checkpoint, stage / path_in_repo, ignore=ignored, copy_function=_link)
-        if _hide_folder(stage / path_in_repo / STATE):
+        if _hide_folder(stage / path_in_repo / STATE):  # of an earlier version
             (stage / path_in_repo / MANIFEST).unlink(missing_ok=True)  # it would tell of a changed file
         return Commit(stage, message, (*PUBLISHED, f"{path_in_repo}/*"))
 

@@ -1,5 +1,6 @@
 """`ResumableTrainer`: a `transformers.Trainer` that may be killed at any moment and ends with the same weights."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import Trainer
 
 from . import checkpoints
 from .errors import InputError, one_line
-from .interruption import Interrupted, StopAtSignal, deaf_worker
+from .interruption import RECORD, Interrupted, StopAtSignal, deaf_worker
 
 
 class ResumableTrainer(Trainer):
@@ -34,6 +35,8 @@ class ResumableTrainer(Trainer):
             LocalInputError: the disk is full; the earlier checkpoints are intact.
             Interrupted: SIGTERM came; a checkpoint was made.
         """
+        if self.is_world_process_zero():
+            Path(self.args.output_dir, RECORD).unlink(missing_ok=True)  # of the run that was interrupted
         checkpoint = self._resolve(resume_from_checkpoint)
         self._resumed_step = None
         if checkpoint is not None:
@@ -59,14 +62,24 @@ class ResumableTrainer(Trainer):
     def set_initial_training_values(self, args, dataloader, *rest):
         """As in Trainer; a run that has taken all its steps has no epoch left, where Trainer would take one more."""
         values = super().set_initial_training_values(args, dataloader, *rest)
-        is_done = self._resumed_step is not None and self._resumed_step >= values[-1]
-        return (0, *values[1:]) if is_done else values
+        if self._resumed_step is None or self._resumed_step < values[-1]:
+            return values
+        if self._resumed_step > values[-1]:
+            raise InputError(
+                f"the checkpoint to resume from is of step {self._resumed_step:,}, this run ends at {values[-1]:,}; "
+                "resume from an earlier one, or train as long"
+            )
+        return (0, *values[1:])
 
-    def log(self, logs: dict[str, float], *args, **kwargs):
-        """As in Trainer; a run that took no step has no loss."""
-        if self.state.global_step == self._resumed_step:
-            logs.pop("train_loss", None)
-        super().log(logs, *args, **kwargs)
+    def _init_training_state(self, *args):
+        # The checkpoints' own states name no folder, which may have moved.
+        initial = super()._init_training_state(*args)
+        best = Path(self.args.output_dir, f"{checkpoints.PREFIX}{self.state.best_global_step}")
+        if self._resumed_step is not None and best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        elif self._resumed_step is not None and self.state.best_global_step and self.args.load_best_model_at_end:
+            raise InputError(f"load_best_model_at_end: {best.name}, the best so far, is not in {self.args.output_dir}")
+        return initial
 
     def _resolve(self, wanted: str | bool | None) -> str | None:
         if not wanted:
@@ -74,7 +87,8 @@ class ResumableTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.clear_leftovers(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        if wanted is not True:
+        if not checkpoints.means_the_last(wanted):
+            checkpoints.check_whole(wanted)
             return str(wanted)
         found, _ = checkpoints.last_complete(self.args.output_dir)
         if found is None:
@@ -116,9 +130,9 @@ class ResumableTrainer(Trainer):
     def _complete(self, saved: Path, checkpoint: Path):
         if self.state.best_model_checkpoint == str(saved):
             self.state.best_model_checkpoint = str(checkpoint)
-            if self.args.should_save:
-                self.state.save_to_json(str(saved / "trainer_state.json"))
         if self.args.should_save:
+            state = dataclasses.replace(self.state, best_model_checkpoint=None)  # see `_init_training_state`
+            state.save_to_json(str(saved / "trainer_state.json"))
             if not (saved / "config.json").exists():  # FSDP's shards come without
                 self.model.config.save_pretrained(saved)
             checkpoints.commit(saved, checkpoint, self._facts())

@@ -102,7 +102,7 @@ class DistillationTrainer(PublishingTrainer):
         if teacher_store is not None:
             _check_store(teacher_store, self.args, self.train_dataset)
         self._num_asked = 0
-        self._seconds, self._started = 0.0, time.monotonic()
+        self._seconds, self._loss_sum, self._started = 0.0, 0.0, time.monotonic()
         self.teacher_labels: np.ndarray | None = None
         self._teacher_truth: np.ndarray | None = None
         self.decisions: dict[str, np.ndarray] = {}
@@ -124,10 +124,8 @@ class DistillationTrainer(PublishingTrainer):
         # Views are keyed by their own seed; what each process drops of its student should differ.
         views = isinstance(self.train_dataset, (ViewDataset, StreamingViewDataset))
         set_seed(self.args.seed + (self.args.process_index if views else 0))
-        self._seconds, self._started = 0.0, time.monotonic()
-        output = super().train(*args, **kwargs)
-        output.metrics["train_runtime"] = self._count()["seconds"]
-        return output
+        self._seconds, self._loss_sum, self._started = 0.0, 0.0, time.monotonic()
+        return super().train(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """In training the distillation objective, in evaluation the cross-entropy of the fused logits.
@@ -318,9 +316,19 @@ class DistillationTrainer(PublishingTrainer):
             logs.update(zip(list(self._terms)[:-1], means, strict=True))
             self._terms = {}
         if "train_loss" in logs:
-            self.finite.read()
-            logs["train_loss"] *= self.finite.share_of_losses()
+            self._complete_summary(logs)
         super().log(logs, *args, **kwargs)
+
+    def _complete_summary(self, logs: dict[str, float]):
+        """Make Trainer's last words of the whole run what they are of its last part."""
+        self.finite.read()
+        steps = self.state.global_step - self._initial_global_step
+        loss_sum = self._loss_sum + logs["train_loss"] * steps * self.finite.share_of_losses()
+        logs["train_loss"] = loss_sum / max(self.state.global_step, 1)
+        seconds = self._count()["seconds"]
+        for rate in ("train_samples_per_second", "train_steps_per_second"):
+            logs[rate] = logs.get(rate, 0.0) * logs["train_runtime"] / seconds
+        logs["train_runtime"] = seconds
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         # Whole optimiser steps only; `dataloader_drop_last` would cut the evaluation set as well.
@@ -335,7 +343,9 @@ class DistillationTrainer(PublishingTrainer):
 
     def _save_rng_state(self, output_dir: str):
         super()._save_rng_state(output_dir)  # where Trainer writes one file of each process
-        Path(output_dir, f"counts_{self.args.process_index}.json").write_text(json.dumps(self._count()) + "\n")
+        loss = (self._total_loss_scalar + self._tr_loss.item()) * self.finite.share_of_losses()
+        counts = {**self._count(), "loss_sum": self._loss_sum + loss}
+        Path(output_dir, f"counts_{self.args.process_index}.json").write_text(json.dumps(counts) + "\n")
 
     def _count(self) -> dict[str, object]:
         """What this process has counted, over all resumptions: seconds of training, views asked about, bad rows."""
@@ -347,6 +357,7 @@ class DistillationTrainer(PublishingTrainer):
         # The main process takes up what all had counted, since they may be fewer or more by now.
         counts = [json.loads(path.read_text()) for path in checkpoint.glob("counts_*.json")]
         self._seconds = max((count["seconds"] for count in counts), default=0.0)
+        self._loss_sum = sum(count["loss_sum"] for count in counts) / max(len(counts), 1)
         if not self.is_world_process_zero():
             return
         self._num_asked = sum(count["teacher_views"] for count in counts)

@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -91,8 +92,9 @@ def test_damage_is_named(tmp_path):
     assert damage(path) == "model.safetensors has 350 bytes instead of 700"
     weights.unlink()
     assert damage(path) == "model.safetensors is missing"
-    (path / "complete.json").write_text('{"files": {"mod')
-    assert damage(path) == "complete.json cannot be read"
+    for content in ('{"files": {"mod', '{"files": []}', '{"files": {}}', "[]"):
+        (path / "complete.json").write_text(content)
+        assert damage(path) == "complete.json cannot be read"
     (path / "optimizer.pt").unlink()
     assert damage(path) == "it has no optimiser's state"
     (path / "trainer_state.json").write_text("{")
@@ -105,6 +107,8 @@ def test_what_is_not_pushed_is_not_missed_and_an_older_checkpoint_is_taken(tmp_p
     (path / "training_args.bin").unlink()
     assert damage(path) is None
     (path / "complete.json").unlink()
+    assert damage(path) == "config.json is missing"
+    (path / "config.json").write_text("{}")
     assert damage(path) is None
     (path / "model.safetensors").unlink()
     assert damage(path) == "model.safetensors is missing"
@@ -165,7 +169,52 @@ def test_the_best_checkpoint_is_remembered_under_the_name_it_gets(tmp_path):
     best = run.state.best_global_step
     assert run.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     state = json.loads((tmp_path / f"checkpoint-{best}" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(tmp_path / f"checkpoint-{best}")
+    assert (state["best_global_step"], state["best_model_checkpoint"]) == (best, None)  # folders move
+
+
+def test_the_best_checkpoint_is_found_where_the_run_has_moved_to(tmp_path):
+    settings = {**SAVING, "metric_for_best_model": "loss", "learning_rate": 3.0}  # so the first steps are the best ones
+    run = views_trainer(tmp_path / "old", rows(26), **settings)
+    evaluate_each(run, "steps", 1)
+    run.args.load_best_model_at_end = True  # only now there is something to evaluate on
+    run.train()
+    assert run.state.best_global_step < 4
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = views_trainer(tmp_path / "new", rows(26), **settings)
+    evaluate_each(again, "steps", 1)
+    again.args.load_best_model_at_end = True
+    again.train(resume_from_checkpoint=True)
+    assert all(map(torch.equal, run.model.state_dict().values(), again.model.state_dict().values()))
+    shutil.rmtree(tmp_path / "new" / f"checkpoint-{run.state.best_global_step}")
+    with pytest.raises(InputError, match=f"checkpoint-{run.state.best_global_step}, the best so far, is not in"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_what_is_beyond_the_end_is_refused(trained, tmp_path):
+    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 3})
+    with pytest.raises(InputError, match="is of step 4, this run ends at 3"):
+        run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-4"))
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused(trained, tmp_path):
+    shutil.copytree(trained[0] / "checkpoint-2", tmp_path / "checkpoint-2")
+    with open(tmp_path / "checkpoint-2" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    run = views_trainer(tmp_path / "out", rows(26), **SAVING)
+    with pytest.raises(InputError, match="model.safetensors has changed"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.raises(InputError, match="there is no such folder"):
+        run.train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="there is no complete checkpoint"):
+        run.train(resume_from_checkpoint="true")
+
+
+def test_training_removes_the_word_of_an_interruption(tmp_path):
+    run = views_trainer(tmp_path, rows(26), **SAVING)
+    (tmp_path / "interrupted.json").write_text("{}")
+    run.train()
+    assert not (tmp_path / "interrupted.json").exists()
 
 
 @pytest.mark.parametrize("largest", [3_000, 40_000])
@@ -246,7 +295,9 @@ def test_a_checkpoint_at_its_last_step_trains_nothing(trained, tmp_path):
     run = views_trainer(tmp_path, rows(26), **SAVING)
     done = run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-4"))
     assert run.seen == [] and run.state.global_step == 4
-    assert "train_loss" not in done.metrics
+    # the figures are those of the whole run, although this part of it did nothing
+    whole = next(entry for entry in trained[1].state.log_history if "train_loss" in entry)
+    assert done.metrics["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
     for name, value in trained[1].model.state_dict().items():
         assert torch.equal(value, run.model.state_dict()[name]), name
 
@@ -361,13 +412,13 @@ def test_the_job_script_is_bash_and_its_command_is_one_of_ours(tmp_path):
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
+    # The second job finds the first one's record, which must not bring it back into the queue.
     for record, code in (("outputs/deit_small_distilled/interrupted.json", 0), ("other.json", 1)):
         environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}", "record": record}
         done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         said = (tmp_path / "said").read_text().splitlines()
         assert ("requeue 7" in said) == (code == 0)
-        (tmp_path / "outputs" / "deit_small_distilled" / "interrupted.json").unlink(missing_ok=True)
     python, program, recipe, *words = shlex.split(said[0])
     assert (python, program) == ("python", "train_deit.py") and (ROOT / recipe).exists()
     *_, args = parse_arguments([str(ROOT / recipe), *words, "--output_dir", str(tmp_path / "out"), "--bf16", "false"])

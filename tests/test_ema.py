@@ -403,6 +403,6 @@ def test_without_a_decay_nothing_is_kept_or_said(photos, tmp_path):  # noqa: F81
     results = json.loads((folder / "all_results.json").read_text())
     assert not [key for key in results if "ema" in key or "raw" in key or key == "final_weights"]
     assert not list(folder.rglob(AVERAGE_FILE))
-    with pytest.raises(InputError, match="checkpoint-2.*holds no ema.safetensors"):
+    with pytest.raises(InputError, match="checkpoint-2 was made with ema_decay null"):
         (folder / "all_results.json").unlink()
         run_script(photos, folder, max_steps=4, resume_from_checkpoint="true")

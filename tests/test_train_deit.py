@@ -388,6 +388,9 @@ def test_figures_of_a_resumed_run_are_of_all_of_it(run, photos, tmp_path):
     (folder / "all_results.json").unlink()
     (folder / "checkpoint-2" / "complete.json").unlink()  # it would tell of the change
     (folder / "checkpoint-2" / "counts_0.json").write_text(json.dumps({**kept, "seconds": 1000.0, "bad_rows": [5]}))
+    with pytest.raises(InputError, match="is of step 2, but .* holds checkpoint-3"):
+        one_run(photos, folder, teacher, resume_from_checkpoint=folder / "checkpoint-2")
+    shutil.rmtree(folder / "checkpoint-3")
     resumed = one_run(photos, folder, teacher, resume_from_checkpoint=folder / "checkpoint-2")
     assert resumed["teacher_views_asked"] == whole["teacher_views_asked"]
     assert resumed["bad_images"] == 1 and resumed["train_runtime"] > 1000
