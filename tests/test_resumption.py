@@ -182,15 +182,19 @@ def test_a_run_killed_while_it_fills_a_store_ends_with_the_same_bits_and_a_whole
 
 @pytest.mark.slow
 def test_two_processes_killed_in_the_second_epoch_see_the_right_views(forked, words, tmp_path):
-    changes = {"per_device_train_batch_size": 2}
+    changes = {"per_device_train_batch_size": 2, "ema_half_life": None}  # whose evaluations would make steps unequal
     whole = forked.run(words(tmp_path / "whole", **changes), processes=2)
     assert whole.codes == [0, 0], whole.printed
     for kill, code in (("SIGKILL", -9), ("SIGTERM", 143)):
-        folder, at = tmp_path / kill, whole.calls["train"] * 13 // (2 * STEPS)  # in the seventh step; an epoch has four
-        done = forked.run(words(folder, **changes), kill, at, processes=2)
-        assert done.codes[0] == code and done.codes[1] != 0, done.printed
-        steps = [path.name for path in folder.glob("checkpoint-*")]
-        assert max(steps) in ("checkpoint-6", "checkpoint-7"), steps
+        # About the seventh step; an epoch has four. How many calls two processes make while they wait is not certain.
+        for part in range(11, 18):
+            folder, at = tmp_path / f"{kill}{part}", whole.calls["train"] * part // (2 * STEPS)
+            done = forked.run(words(folder, **changes), kill, at, processes=2)
+            assert done.codes[0] == code and done.codes[1] != 0, done.printed
+            last = max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+            if 4 < last < 8:
+                break
+        assert 4 < last < 8
         done = forked.run(words(folder, **changes), processes=2)
         assert done.codes == [0, 0], done.printed
         assert (folder / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
@@ -200,7 +204,7 @@ def test_two_processes_killed_in_the_second_epoch_see_the_right_views(forked, wo
 def test_workers_that_get_the_signal_too_do_not_bring_the_run_down_nor_change_a_bit(forked, words, whole, tmp_path):
     folder, workers = tmp_path / "run", {"dataloader_num_workers": 1, "dataloader_persistent_workers": "true"}
     steps = []
-    for share in (0.15, 0.4, 0.3):  # of the calls of a whole run, since the last start
+    for share in (0.1, 0.3, 0.25):  # of the calls of a whole run, since the last start
         done = forked.run(words(folder, **workers), "SIGTERM", int(share * whole[1]["train"]))
         assert done.codes == [143], done.printed
         assert "interrupted by SIGTERM" in done.printed
