@@ -44,11 +44,11 @@ def ending_in_order(args: TrainingArguments) -> Iterator[None]:
     if args.process_index == 0 and not args.dry_run:
         Path(args.output_dir, RECORD).unlink(missing_ok=True)
 
-    def leave(number: int, frame):
+    def _leave(number: int, frame):
         checkpoint, _ = last_complete(args.output_dir, contents=False)
         raise _interrupted(args, None if checkpoint is None else step_of(checkpoint), checkpoint)
 
-    with _handling(leave):
+    with _handling(_leave):
         try:
             yield
         except Interrupted as interrupted:

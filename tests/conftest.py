@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any other import
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -39,3 +41,19 @@ def tiny_model(tiny_config):
         return DeiTDistillForImageClassification(tiny_config(**overrides)).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def save_photos(tmp_path_factory):
+    """`save_photos(colours, count, deviation)`: noisy pictures, wider than high, a folder for each colour."""
+
+    def save(colours: dict[str, tuple[int, int, int]], count: int, deviation: float = 25.0):
+        folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+        for name, colour in colours.items():
+            (folder / name).mkdir()
+            for index in range(count):
+                pixels = np.clip(draws.normal(colour, deviation, size=(24, 40, 3)), 0, 255).astype(np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
+        return folder
+
+    return save

@@ -208,5 +208,5 @@ def test_odd_names_are_drawn_without_complaint(tmp_path, name):
 def test_pyplot_is_not_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it fails
     image, maps = np.zeros((16, 16, 3), dtype=np.uint8), np.full((1, 1, 2, 2), 0.25, dtype=np.float32)
-    plot_predictions([image], maps, ["cat"], [("cat", 0.5)], None, tmp_path / PREDICTIONS)
-    plot_training_curves([{"loss": 1.0, "epoch": 1.0}], tmp_path / CURVES)
+    assert plot_predictions([image], maps, ["cat"], [("cat", 0.5)], None, tmp_path / PREDICTIONS).exists()
+    assert plot_training_curves([{"loss": 1.0, "epoch": 1.0}], tmp_path / CURVES).exists()

@@ -37,15 +37,9 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(save_photos):
     """Eight noisy pictures of each of three colours, wider than high."""
-    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for index in range(8):
-            pixels = np.clip(draws.normal(colour, 90, size=(24, 40, 3)), 0, 255).astype(np.uint8)
-            PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return save_photos(COLOURS, 8, deviation=90)
 
 
 def labels(names):

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from hub_server import HubServer, skip_waits, use_hub
@@ -78,15 +76,9 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(save_photos):
     """Eight noisy pictures of each of two colours, wider than high."""
-    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for index in range(8):
-            pixels = np.clip(draws.normal(colour, 25, size=(24, 40, 3)), 0, 255).astype(np.uint8)
-            PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return save_photos(COLOURS, 8)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from forked_runs import ROOT, ForkedRuns
@@ -53,15 +51,9 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(save_photos):
     """Sixteen noisy pictures of each of three colours."""
-    folder, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir()
-        for index in range(16):
-            pixels = np.clip(draws.normal(colour, 25, size=(24, 40, 3)), 0, 255).astype(np.uint8)
-            PIL.Image.fromarray(pixels).save(folder / name / f"{index}.png")
-    return folder
+    return save_photos(COLOURS, 16)
 
 
 @pytest.fixture(scope="module")
