@@ -4,10 +4,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any other import
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from hub_server import HubServer, use_hub
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 
@@ -57,3 +61,34 @@ def save_photos(tmp_path_factory):
         return folder
 
     return save
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A Hub on the loopback, to which this process's client talks."""
+    with HubServer() as server:
+        use_hub(monkeypatch, server, tmp_path / "home")
+        yield server
+
+
+def load_example(name: str):
+    """The module of a script in `examples`, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# What a new process runs first that is to be a stranger's, who has not this package.
+WITHOUT_THE_PACKAGE = """
+import sys
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_deit_distill":
+            raise ImportError("the package is not here")
+
+
+sys.meta_path.insert(0, Blocked())
+"""

@@ -1,6 +1,5 @@
 """`examples/evaluate_checkpoint.py` on every kind of checkpoint, against models asked directly."""
 
-import importlib.util
 import json
 import runpy
 import sys
@@ -11,6 +10,7 @@ import PIL.Image
 import pytest
 import timm
 import torch
+from conftest import load_example
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
@@ -30,10 +30,7 @@ DIGITS = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("evaluate_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("evaluate_checkpoint")
 
 
 @pytest.fixture(scope="module")

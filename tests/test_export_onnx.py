@@ -1,7 +1,6 @@
 """Checkpoints leave as one ONNX file that answers as PyTorch does, or not at all."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
+from conftest import load_example
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
@@ -31,16 +31,9 @@ ANIMALS = dict(enumerate(["ape", "bat", "cat", "dog", "elk"]))
 HEADS = ["logits", "cls_logits", "distillation_logits"]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("export_onnx", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def script():
-    return load_script()
+    return load_example("export_onnx")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from hub_server import HubServer, skip_waits, use_hub
+from hub_server import skip_waits
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
@@ -18,13 +18,6 @@ def waits(monkeypatch):
     monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append))
     skip_waits(monkeypatch)
     return waited
-
-
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    with HubServer() as server:
-        use_hub(monkeypatch, server, tmp_path / "home")
-        yield server
 
 
 def http_error(status):

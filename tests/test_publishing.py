@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import WITHOUT_THE_PACKAGE
 from hub_server import HubServer, skip_waits, use_hub
 from safetensors.torch import load as load_safetensors
 from transformers import (
@@ -256,18 +257,10 @@ def test_a_revision_is_the_model_as_it_was(server, train, monkeypatch):
     assert same(loaded.state_dict(), kept.state_dict())
 
 
-STRANGER = """
+STRANGER = (
+    WITHOUT_THE_PACKAGE
+    + """
 import json
-import sys
-
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_deit_distill":
-            raise ImportError("the package is not here")
-
-
-sys.meta_path.insert(0, Blocked())
 from transformers import AutoModel, pipeline
 
 AutoModel.from_pretrained("me/colours", trust_remote_code=True)
@@ -275,6 +268,7 @@ for form in ({"trust_remote_code": True}, {"revision": "native"}):
     answers = pipeline("image-classification", model="me/colours", **form)(sys.argv[1])
     print(json.dumps({answer["label"]: answer["score"] for answer in answers}))
 """
+)
 
 
 def test_a_stranger_with_an_empty_cache_loads_both_forms(server, train, photos, tmp_path):

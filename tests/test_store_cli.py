@@ -86,13 +86,6 @@ def place(filled, tmp_path):
     return copy
 
 
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-    with HubServer() as server:
-        use_hub(monkeypatch, server, tmp_path / "home")
-        yield server
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, but for what the client keeps beside them."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import WITHOUT_THE_PACKAGE
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -151,13 +152,9 @@ def test_auto_classes_load_it_with_the_package(run):
     assert AutoModel.from_pretrained(folder)(torch.zeros(1, 3, 16, 16)).last_hidden_state.shape == (1, 18, 16)
 
 
-STRANGER = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_deit_distill":
-            raise ImportError("the package is not here")
-sys.meta_path.insert(0, Blocked())
+STRANGER = (
+    WITHOUT_THE_PACKAGE
+    + """
 import json, torch
 from PIL import Image
 from transformers import (
@@ -177,6 +174,7 @@ print(json.dumps({
     "answer": {entry["label"]: entry["score"] for entry in classify(Image.open(image), top_k=3)},
 }))
 """
+)
 
 
 def test_a_stranger_without_the_package_loads_it(run, photos, tmp_path):
