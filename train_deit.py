@@ -45,6 +45,7 @@ from modeling_deit_distill.labelling import (
     teacher_description,
 )
 from modeling_deit_distill.model_card import write_model_card
+from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.publishing import (
     Destination,
     clear_earlier_run,
@@ -260,6 +261,4 @@ if __name__ == "__main__":
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # left to the interpreter's end, its threads abort now and then
-    sys.exit(exit_code)
+    end_process(exit_code)

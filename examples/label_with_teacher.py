@@ -34,6 +34,7 @@ from modeling_deit_distill.labelling import (
     teacher_description,
     whole_sampler,
 )
+from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.student import load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
@@ -121,9 +122,8 @@ def _halves(argument: str) -> list[str]:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    end_process()

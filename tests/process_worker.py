@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from modeling_deit_distill import DistillationTrainer, DistillationTrainingArguments, InputError
 from modeling_deit_distill.data import EvaluationDataset, ViewDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.views import AugmentationSettings
 
 NUM_IMAGES, NUM_HELD_OUT = 64, 37  # the latter shared unevenly by two processes, whatever their batch
@@ -122,5 +123,4 @@ if __name__ == "__main__":
         name, place, *rest = json.loads(line)
         torch.manual_seed(0)
         scenarios[name](place, *rest)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    end_process()

@@ -1386,6 +1386,7 @@ from datasets import load_from_disk
 from torch.utils.data import DataLoader
 
 from modeling_deit_distill.data import ViewDataset, collate
+from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.views import AugmentationSettings, ViewSampler
 
 data, output_dir = sys.argv[1:]
@@ -1396,6 +1397,7 @@ accelerator = accelerate.Accelerator(cpu=True)
 loader = accelerator.prepare(DataLoader(dataset, 8, sampler=sampler, collate_fn=collate))
 loader.set_epoch(1)
 torch.save(list(loader), f"{output_dir}/{accelerator.process_index} of {accelerator.num_processes}.pt")
+end_process()
 """
 
 

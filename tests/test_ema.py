@@ -165,6 +165,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from modeling_deit_distill.ema import WeightAverage, start_average
+from modeling_deit_distill.process_end import end_process
 
 torch.distributed.init_process_group("gloo")
 
@@ -204,7 +205,7 @@ found.save(sys.argv[1], is_writer=torch.distributed.get_rank() == 0)
 torch.distributed.barrier()
 assert same(start_average(sharded, 0.9, sys.argv[1]).weights.values(), expected.weights.values())
 assert same(start_average(plain, 0.9, sys.argv[1]).weights.values(), expected.weights.values())
-torch.distributed.destroy_process_group()
+end_process()
 """
 
 

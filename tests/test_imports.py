@@ -66,6 +66,7 @@ ALLOWED = {
     "finite": set(),
     "checkpoints": {"arguments", "report"},
     "interruption": {"checkpoints"},
+    "process_end": set(),
     "resumable_trainer": {"checkpoints", "interruption"},
     "publishing_trainer": {
         "card_pictures",

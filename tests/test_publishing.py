@@ -502,9 +502,10 @@ def test_a_trainer_refuses_a_native_push_that_cannot_be(tiny_model, tmp_path):
 
 TWO_PROCESSES = """
 import sys, time
-import torch
 import train_deit
 from transformers import Trainer
+
+from modeling_deit_distill.process_end import end_process
 
 save = Trainer._save_rng_state
 
@@ -517,7 +518,7 @@ def late(self, folder):
 
 Trainer._save_rng_state = late
 train_deit.main(sys.argv[1:])
-torch.distributed.destroy_process_group()
+end_process()
 """
 
 
