@@ -196,10 +196,15 @@ class DeiTDistillAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
-        """Mixed tokens (batch, tokens, hidden), and the weights (batch, heads, tokens, tokens) if asked for."""
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False, num_queries: int | None = None):
+        """Mixed tokens (batch, tokens, hidden), and the weights (batch, heads, tokens, tokens) if asked for.
+
+        With `num_queries` only the first so many tokens look around, and only they come back.
+        """
         qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, self.head_dim))  # (B, N, 3, H, D/H)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        if num_queries is not None:
+            query = query[:, :, :num_queries]
         context, weights = self._attention_function(output_attentions)(
             self,
             query,
@@ -244,9 +249,14 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DeiTDistillDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False):
-        """The residual stream (batch, tokens, hidden) after both branches, and the attention's weights or None."""
-        branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions)
+    def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False, num_queries: int | None = None):
+        """The residual stream (batch, tokens, hidden) after both branches, and the attention's weights or None.
+
+        With `num_queries` only of the first so many tokens.
+        """
+        branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions, num_queries)
+        if num_queries is not None:
+            hidden_states = hidden_states[:, :num_queries]
         hidden_states = hidden_states + self.drop_path(self.dropout(branch))
         branch = self.mlp(self.norm2(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.dropout(branch))
@@ -405,6 +415,7 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        prefix_only: bool = False,
     ) -> BaseModelOutputWithPooling:
         """Encode images.
 
@@ -412,11 +423,13 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
             pixel_values: (batch, channels, height, width), normalised.
             interpolate_pos_encoding: resize position embeddings to the size of `pixel_values`.
             output_attentions, output_hidden_states, return_dict: as in transformers; default from the configuration.
+            prefix_only: leave the patches out of what comes back. Nothing reads them after the last block's attention,
+                so this spares most of that block, a fifteenth of the whole model.
 
         Returns:
             `last_hidden_state` (batch, 2 + patches, hidden), normalised: class token, distillation token (if the model
-            has one), patches; `pooler_output` (batch, hidden), the class token; `hidden_states` (embeddings and each
-            block's output) and `attentions` if asked for.
+            has one), patches (unless `prefix_only`); `pooler_output` (batch, hidden), the class token; `hidden_states`
+            (embeddings and each block's output) and `attentions` if asked for.
 
         Raises:
             ValueError: images of another size or number of channels than the model's.
@@ -426,9 +439,11 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         return_dict = _default(return_dict, self.config.return_dict)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         all_hidden_states, all_attentions = (), ()
+        num_prefix_tokens = 2 if self.config.use_distillation_token else 1
         for layer in self.layers:
             all_hidden_states += (hidden_states,) if output_hidden_states else ()  # held only if asked for: memory
-            hidden_states, attention = layer(hidden_states, output_attentions)
+            num_queries = num_prefix_tokens if prefix_only and layer is self.layers[-1] else None
+            hidden_states, attention = layer(hidden_states, output_attentions, num_queries)
             all_attentions += (attention,) if output_attentions else ()
         last_hidden_state = self.norm(hidden_states)
         output = BaseModelOutputWithPooling(
@@ -486,8 +501,15 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
             ValueError: as the base model; and fusion `"softmax_mean"` with labels of a problem type without a softmax.
         """
         return_dict = _default(return_dict, self.config.return_dict)
+        output_attentions = _default(output_attentions, self.config.output_attentions)
+        output_hidden_states = _default(output_hidden_states, self.config.output_hidden_states)
         encoded = self.deit(
-            pixel_values, interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict=True
+            pixel_values,
+            interpolate_pos_encoding,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+            prefix_only=not (output_attentions or output_hidden_states),  # the heads read nothing else
         )
         cls_logits = self.cls_classifier(encoded.last_hidden_state[:, 0])
         distillation_logits = None

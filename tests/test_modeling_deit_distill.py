@@ -392,7 +392,8 @@ def test_any_kernel_of_the_attention_interface_may_be_used(tiny_model, monkeypat
     expected = model(images()).logits
     model.set_attn_implementation("spy")
     torch.testing.assert_close(model(images()).logits, expected)
-    assert shapes == [((3, 4, 18, 8), 8**-0.5, 0.0)] * 2  # (batch, heads, tokens, head), no dropout in evaluation
+    # (batch, heads, tokens, head), in the last block the prefix tokens alone; no dropout in evaluation
+    assert shapes == [((3, 4, 18, 8), 8**-0.5, 0.0), ((3, 4, 2, 8), 8**-0.5, 0.0)]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -434,6 +435,35 @@ def test_hidden_states(tiny_model):
 def test_outputs_may_be_asked_for_in_the_configuration(tiny_model):
     output = tiny_model(output_attentions=True, output_hidden_states=True)(images())
     assert len(output.attentions) == 2 and len(output.hidden_states) == 3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("token", [True, False])
+def test_the_last_block_spares_the_patches_that_nobody_reads(tiny_model, token, attention):
+    model = tiny_model(use_distillation_token=token, drop_path_rate=0.5).double().train()
+    model.set_attn_implementation(attention)
+    seen, prefix = [], 2 if token else 1
+    for layer in model.deit.layers:
+        layer.mlp.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    pixel_values, labels = images().double(), torch.tensor([0, 1, 2])
+
+    def loss_and_gradients(**arguments):
+        torch.manual_seed(0)  # the same branches are dropped
+        loss = model(pixel_values, labels=labels, **arguments).loss
+        return loss, torch.autograd.grad(loss, [*model.parameters()])
+
+    spared = loss_and_gradients()
+    whole = loss_and_gradients(output_hidden_states=True)
+    assert seen == [16 + prefix, prefix] + [16 + prefix] * 2
+    torch.testing.assert_close(spared, whole)
+
+
+@pytest.mark.parametrize("token", [True, False])
+def test_prefix_only_leaves_out_the_patches(tiny_model, token):
+    model, prefix = tiny_model(use_distillation_token=token).deit, 2 if token else 1
+    whole, spared = model(images()), model(images(), prefix_only=True)
+    torch.testing.assert_close(spared.last_hidden_state, whole.last_hidden_state[:, :prefix], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(spared.pooler_output, whole.pooler_output, rtol=1e-4, atol=1e-5)
 
 
 # --- training aids --------------------------------------------------------------------------------------------------
