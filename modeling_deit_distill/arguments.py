@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from .ema import decay_of_half_life
 from .errors import InputError
 from .label_map import read_label_map
+from .precision import multiplies_bf16
 from .schedule import resolve_schedule
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
@@ -298,6 +299,10 @@ class DistillationTrainingArguments(TrainingArguments):
         default=10,
         metadata={"help": "Stop after so many skipped steps in a row, their loss or gradient NaN or infinite."},
     )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Compute in bfloat16; where the device has it, unless given.", "nargs": "?", "const": True},
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
@@ -317,6 +322,9 @@ class DistillationTrainingArguments(TrainingArguments):
             # Said outright: else several processes would form no group and each train a whole model alone, and bf16,
             # which a CPU has, would be refused.
             self.use_cpu = True
+        self.bf16_is_automatic = self.bf16 is None and not self.fp16 and _launchers_precision() == "no"
+        if self.bf16_is_automatic:
+            self.bf16 = multiplies_bf16("cpu" if self.use_cpu else torch.accelerator.current_accelerator().type)
         if str(self.resume_from_checkpoint).lower() in ("false", "no", "none"):
             self.resume_from_checkpoint = None
         if self.distillation_type not in DEFAULT_ALPHA:
@@ -348,6 +356,11 @@ class DistillationTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict:
         """What is pickled, into `training_args.bin` among others: all but the token."""
         return {**self.__dict__, "hub_token": None}
+
+    @property
+    def precision(self) -> str:
+        """`"fp32"`, `"bf16"` or `"fp16"`."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
 
     @property
     def effective_batch_size(self) -> int:
@@ -406,6 +419,11 @@ class DistillationTrainingArguments(TrainingArguments):
         scale = self.random_crop_scale
         if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise InputError(f"random_crop_scale is {scale}; give two numbers with 0 < smallest <= largest <= 1")
+
+
+def _launchers_precision() -> str:
+    """What Accelerate's launcher asks for; it says "no" where nobody asked."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 class _ArgumentParser(HfArgumentParser):

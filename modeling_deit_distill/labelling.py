@@ -154,11 +154,10 @@ def check_teacher_remains(model_args: ModelArguments, args: DistillationTraining
 
 def teacher_numerics(model_args: ModelArguments, args: DistillationTrainingArguments, store: TeacherStore | None):
     """The teacher's input size and precision: the user's word, else the store's, else its own and the run's."""
-    run = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
     kept = store.fingerprint if store else {}
     return {
         "image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
-        "precision": model_args.teacher_precision or kept.get("teacher_precision") or run,
+        "precision": model_args.teacher_precision or kept.get("teacher_precision") or args.precision,
     }
 
 

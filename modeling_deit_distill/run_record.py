@@ -24,6 +24,7 @@ from .data import ImageData
 from .hub import without_folders
 from .labelling import planned_views
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .precision import precision_in_words
 from .schedule import schedule_in_words
 from .student import what_is_kept
 
@@ -191,7 +192,7 @@ def run_facts(
         **average_in_words(args),
         **code_in_words(args, config),
         "length": length,
-        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+        "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
         "device": str(args.device),
         "output": str(args.output_dir),
     }

@@ -13,12 +13,20 @@ import pytest
 import torch
 from hub_server import HubServer, use_hub
 
-from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, arguments
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fp32_unless_told_otherwise():
+    """What is compared to the bit must not depend on the processor that the tests run on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "multiplies_bf16", lambda device_type: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,8 @@ ALLOWED = {
     "metrics": {"modeling_deit_distill"},
     "schedule": set(),
     "ema": set(),
-    "arguments": {"label_map", "schedule", "ema"},
+    "precision": set(),
+    "arguments": {"label_map", "precision", "schedule", "ema"},
     "report": set(),
     "student": {"arguments", "conversion", "data", "label_map", "modeling_deit_distill", "weight_names"},
     "run_record": {
@@ -51,6 +52,7 @@ ALLOWED = {
         "hub",
         "labelling",
         "modeling_deit_distill",
+        "precision",
         "schedule",
         "student",
     },
