@@ -337,6 +337,7 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         if self.push_native and self.hub_revision == NATIVE_REVISION:
             raise InputError(f"hub_revision is {NATIVE_REVISION!r}, where push_native puts its copy; choose another")
+        is_copying_as_usual = self.accelerator_config is None
         super().__post_init__()
         # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
@@ -347,6 +348,8 @@ class DistillationTrainingArguments(TrainingArguments):
             )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is no device to copy to; torch would warn of it
+        elif is_copying_as_usual and self.dataloader_pin_memory:
+            self.accelerator_config.non_blocking = True  # the next batch travels while this one is computed
         if self.learning_rate is None:
             if self.base_learning_rate is None:
                 self.base_learning_rate = DEFAULT_BASE_LEARNING_RATE

@@ -290,13 +290,14 @@ def _apply(pixels: torch.Tensor, chosen: np.ndarray, function, *arguments) -> to
     return pixels.index_copy(0, index, function(pixels.index_select(0, index), *arguments))
 
 
-def _to(array: np.ndarray, device) -> torch.Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+def _to(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
+    """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
 
 
 def _normalisation(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (mean, std))
-    return (1 / (255 * std)).to(device), (-mean / std).to(device)
+    return _to(1 / (255 * std), device), _to(-mean / std, device)
 
 
 def _partners(values: torch.Tensor) -> torch.Tensor:
@@ -386,14 +387,14 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
     """(...) → (4, ...): weights of the four neighbours of a point that lies a fraction after the second."""
-    powers = fraction.reshape(1, -1) ** _EXPONENTS.to(fraction.device)
-    return (_CUBIC.to(fraction.device) @ powers).view(4, *fraction.shape)
+    powers = fraction.reshape(1, -1) ** _to(_EXPONENTS, fraction.device)
+    return (_to(_CUBIC, fraction.device) @ powers).view(4, *fraction.shape)
 
 
 def _fill_outside(values: torch.Tensor, distance: torch.Tensor, limit: float) -> torch.Tensor:
     """`values` (n, 3, S, S) as levels, in place, and the fill where `distance` (n, S, S) is at the limit or beyond."""
     inside = torch.sub(limit, distance, out=distance).sign_().clamp_(min=0)  # 1.0 or 0.0; comparing takes longer
-    return torch.lerp(_FILL.to(values.device), _as_levels(values), inside[:, None], out=values)
+    return torch.lerp(_to(_FILL, values.device), _as_levels(values), inside[:, None], out=values)
 
 
 def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:

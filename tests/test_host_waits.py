@@ -1,0 +1,93 @@
+"""A training step never makes the host wait for the device, seen without one: its operations run on fake tensors."""
+
+import traceback
+
+import pytest
+import torch
+from process_worker import make
+from test_trainer import CountingTeacher, student
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from modeling_deit_distill.augmentation import augment
+from modeling_deit_distill.views import OPERATIONS, Draws
+
+# What needs values on the host, or a size that depends on values.
+READERS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operations for which a host waits; fake tensors refuse the rest."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name, tensors = str(function), [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors}
+        target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
+        crosses = len(devices) > 1 if "copy_." in name else "_to_copy" in name and target not in devices | {None}
+        unhurried = kwargs.get("non_blocking") or "copy_." in name and len(args) > 2 and args[2]
+        by_mask = "index" in name and any(tensor.dtype == torch.bool for tensor in tensors[1:])
+        if crosses and not unhurried or "cuda" in devices and (by_mask or any(reader in name for reader in READERS)):
+            self.found.append((name, traceback.extract_stack(limit=8)))
+        return function(*args, **kwargs)
+
+
+def on_fake_gpu(module):
+    """Replaces the module's tensors; its forward is then one of shapes alone."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                fake = torch.empty_like(value, device="cuda")
+                part._parameters[name] = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
+        for name, value in part._buffers.items():
+            part._buffers[name] = torch.empty_like(value, device="cuda")
+    return module
+
+
+def test_a_wait_is_found():
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        values = torch.ones(3).to("cuda", non_blocking=True)
+        assert not waits.found
+        values + torch.ones(3).to("cuda")
+        values.copy_(torch.ones(3))
+    assert [name for name, _ in waits.found] == ["aten._to_copy.default", "aten.copy_.default"]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_step_is_sent_to_the_device_without_waiting(tmp_path, kind):
+    run = make(tmp_path, per_device_train_batch_size=16, distillation_type=kind)
+    batch = next(iter(run.get_train_dataloader()))
+    model, teacher = student(drop_path_rate=0.1).train(), CountingTeacher().eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        run.model, run.teacher = on_fake_gpu(model), on_fake_gpu(teacher)
+        tensors = {
+            name: torch.empty_like(value, device="cuda") for name, value in batch.items() if torch.is_tensor(value)
+        }
+        with Waits() as waits:
+            loss = run.compute_loss(run.model, {**batch, **tensors})
+            loss = run.compute_loss(run.model, {**batch, **tensors})
+    assert loss.device.type == "cuda" and teacher.asked == 32
+    assert not waits.found
+
+
+def test_every_operation_of_the_augmentation_is_sent_without_waiting():
+    count, draws = 2 * len(OPERATIONS), torch.Generator().manual_seed(0)
+    numbers = torch.arange(count) % len(OPERATIONS)
+    parameters = Draws(
+        flip=(numbers % 2 == 0).numpy(),
+        operations=torch.stack([numbers, numbers[torch.randperm(count, generator=draws)]], 1).numpy(),
+        arguments=torch.full((count, 2), 0.25).numpy(),
+        erased_box=torch.tensor([[1, 2, 3, 4]]).repeat(count, 1).numpy(),
+        noise_seed=numbers.numpy(),
+        mix_ratio=torch.full((count // 2,), 0.5).numpy(),
+        mix_box=torch.tensor([[0, 0, -1, 0], [1, 1, 4, 4]]).repeat(count // 4 + 1, 1)[: count // 2].numpy(),
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        pixels = torch.empty(count, 3, 16, 16, dtype=torch.uint8, device="cuda")
+        assert augment(pixels, parameters, (0.5,) * 3, (0.5,) * 3).device.type == "cuda"
+    assert not waits.found
