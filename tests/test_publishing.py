@@ -276,6 +276,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_a_deployer_with_four_packages_and_an_empty_cache_loads_every_form(
     server, train, photos, tmp_path, deployers_python
 ):
