@@ -2,7 +2,8 @@
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,16 @@ def choose_examples(labels: Sequence[int], decisions: Sequence[int], count: int 
     return sorted(chosen, key=lambda index: (labels[index], index))
 
 
+def distinct_names(id2label: Mapping[int, str]) -> list[str]:
+    """Class names in the order of their indices; where two classes share one, as ImageNet's cranes do, with its index.
+
+    By their names alone an answer of the one to an image of the other would pass for right.
+    """
+    names = [str(name) for _, name in sorted(id2label.items())]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+
+
 def draw_predictions(
     model,
     pixel_values: torch.Tensor,
@@ -103,7 +114,7 @@ def draw_predictions(
     grid = model.base_model.embeddings.grid(tuple(pixel_values.shape[-2:]))
     num_prefix_tokens = 1 if output.distillation_logits is None else 2
     probabilities, answers = output.logits.float().softmax(dim=-1).max(dim=-1)
-    names, count = model.config.id2label, len(pixel_values)
+    names, count = distinct_names(model.config.id2label), len(pixel_values)
     return plot_predictions(
         _as_images(pixel_values, processor),
         attention_maps(output.attentions, grid, num_prefix_tokens).cpu().numpy(),

@@ -184,6 +184,16 @@ def save_timm(checkpoint: Checkpoint, directory):
     Path(directory, CONFIG_NAME).write_text(description + "\n", encoding="utf-8")
 
 
+def timm_repository(name: str) -> str | None:
+    """Where timm keeps the weights of a name of its own, with a tag or without, on the Hub; None if it keeps none.
+
+    Raises:
+        RuntimeError: a tag that timm does not know.
+    """
+    known = timm.get_pretrained_cfg(name)
+    return known.hf_hub_id if known else None
+
+
 def _to_ours(weights: State, source: str) -> tuple[State, str]:
     """Weights in our names, and whose names they had."""
     if "patch_embed.proj.weight" in weights:
@@ -210,7 +220,7 @@ def _repository(source: str) -> str:
     if not architecture.startswith("deit_"):
         raise InputError(f"{source!r} is no DeiT of the paper; of timm's models those are: {_some_timm_names()}")
     try:
-        repository = timm.get_pretrained_cfg(source).hf_hub_id
+        repository = timm_repository(source)
     except RuntimeError as error:
         raise InputError(f"timm has no weights {source!r} ({one_line(error)}); try {architecture!r}") from error
     if not repository:

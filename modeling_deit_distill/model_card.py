@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, PreTrainedConfig
 
 from .analysis import confusion_matrix, disagreement, wilson_interval, worst_classes, worst_confusions
-from .card_pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
+from .card_pictures import CURVES, HOW_CHOSEN, PREDICTIONS, distinct_names, plot_training_curves
 from .errors import InputError, one_line
 from .report import ACCURACY_NAMES, duration
 from .weight_names import why_not_native
@@ -79,8 +79,8 @@ class Run:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """In the order of their indices."""
-        return [str(name) for _, name in sorted(self.config.id2label.items())]
+        """In the order of their indices, each of another."""
+        return distinct_names(self.config.id2label)
 
     @property
     def num_images(self) -> int | None:

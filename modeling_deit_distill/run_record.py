@@ -19,7 +19,7 @@ from .arguments import (
     said_arguments,
     without_tokens,
 )
-from .conversion import Checkpoint
+from .conversion import Checkpoint, timm_repository
 from .data import ImageData
 from .hub import without_folders
 from .labelling import planned_views
@@ -62,7 +62,7 @@ def write_run_record(
         "versions": versions(),
         "hardware": hardware(args),
         "finished": date.today().isoformat(),
-        "base_model": hub_id(model_args.model_name_or_path),
+        "base_model": base_model(model_args.model_name_or_path),
         "teacher": hub_id(model_args.teacher_name_or_path) if args.distillation_type != "none" else None,
         "dataset": {key: value and _without(folders, value) for key, value in dataset(data_args, facts).items()},
         "native": args.push_native,
@@ -124,6 +124,13 @@ def hub_id(name_or_path: str | None) -> str | None:
     if name_or_path is None or Path(name_or_path).exists() or name_or_path.count("/") != 1:
         return None
     return name_or_path if not name_or_path.startswith((".", "/", "~")) else None
+
+
+def base_model(name_or_path: str | None) -> str | None:
+    """The Hub's name of what the student started from; of a name of timm's, that of the repository it stands for."""
+    if name_or_path is None or "/" in name_or_path or Path(name_or_path).exists():
+        return hub_id(name_or_path)
+    return timm_repository(name_or_path)
 
 
 def dataset(data_args: DataArguments, facts: dict[str, str]) -> dict[str, str | None]:

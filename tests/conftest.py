@@ -5,6 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any other import
 
 import importlib.util
+import sysconfig
+import venv
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,8 @@ import PIL.Image
 import pytest
 import torch
 from hub_server import HubServer, use_hub
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, arguments
 
@@ -77,6 +82,34 @@ def server(monkeypatch, tmp_path):
     with HubServer() as server:
         use_hub(monkeypatch, server, tmp_path / "home")
         yield server
+
+
+@pytest.fixture(scope="session")
+def deployers_python(tmp_path_factory) -> Path:
+    """The interpreter of a virtual environment with what `pip install torch torchvision transformers pillow` brings."""
+    folder = tmp_path_factory.mktemp("deployer")
+    venv.create(folder, symlinks=True)
+    site_packages = Path(sysconfig.get_path("purelib", "posix_prefix", {"base": str(folder)}))
+    for each in _with_all_it_requires("torch", "torchvision", "transformers", "pillow"):
+        # Links, as copies would take gigabytes; what lies outside, such as scripts, is not imported.
+        for name in {file.parts[0] for file in each.files} - {"..", "__pycache__"}:
+            if not (site_packages / name).exists():
+                (site_packages / name).symlink_to(each.locate_file(name))
+    return folder / "bin" / "python"
+
+
+def _with_all_it_requires(*names: str) -> list[Distribution]:
+    found, wanted = {}, [canonicalize_name(name) for name in names]
+    while wanted:
+        name = wanted.pop()
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # of a CUDA build, say, which is not this one
+            continue
+        needed = [Requirement(text) for text in found[name].requires or ()]
+        needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+        wanted += {canonicalize_name(each.name) for each in needed} - found.keys()
+    return list(found.values())
 
 
 def load_example(name: str):

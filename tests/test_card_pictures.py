@@ -167,6 +167,18 @@ def test_what_is_drawn_is_what_the_model_says(tiny_model, drawn):
     assert drawn["maps"].shape == (8, 2, 4, 4)
 
 
+def test_two_classes_of_one_name_are_told_apart(tiny_model, drawn):
+    names = ["crane", "hen", "crane", "ox", "pig"]
+    model = tiny_model(id2label=dict(enumerate(names)))
+    pixel_values = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        for head in (model.cls_classifier, model.distillation_classifier):
+            head.bias[2] += 1000
+    draw_predictions(model, pixel_values, [0], [1], PROCESSOR, "x.png")
+    assert (drawn["truths"], drawn["teacher_answers"]) == (["crane (0)"], ["hen"])
+    assert drawn["answers"] == [("crane (2)", 1.0)]  # and so not the same as the truth
+
+
 def test_images_are_drawn_with_the_processors_mean_and_deviation_undone(tiny_model, drawn):
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (PROCESSOR.image_mean, PROCESSOR.image_std))

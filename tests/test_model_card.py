@@ -297,6 +297,12 @@ def test_the_worst_classes_and_confusions(run):
     assert lines[start : start + 2] == ["| dog | ant | 1 | 50.00 % |", "| ant | bee | 1 | 25.00 % |"]
 
 
+def test_classes_of_one_name_are_confused_by_their_indices(run):
+    names = ["crane", "hen", "crane", "ox", "pig"]
+    text = card_of(run(classes(names), predictions={"labels": [0, 0, 1], "fused": [2, 0, 1]})).text
+    assert "| crane (0) | crane (2) | 1 | 50.00 % |" in text
+
+
 def test_a_model_without_mistakes_has_no_worst_classes(run):
     text = card_of(run(predictions={**DECISIONS, "fused": DECISIONS["labels"]})).text
     assert "least often" not in text and "taken for" not in text

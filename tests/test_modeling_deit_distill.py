@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForImageClassification
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -743,6 +744,21 @@ def test_attention_may_be_chosen_when_loading(checkpoint, attention):
 def test_dtype_may_be_chosen_when_loading(checkpoint):
     model = load(checkpoint, dtype=torch.bfloat16, image_size=48)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
+@pytest.mark.parametrize("loader", [DeiTDistillForImageClassification, AutoModelForImageClassification])
+def test_a_revision_is_loaded_at_its_own_image_size(server, tiny_model, tmp_path, loader):
+    HfApi().create_repo("me/model")
+    revisions = {}
+    for size in (32, 48):
+        tiny_model(image_size=size).save_pretrained(tmp_path / str(size))
+        revisions[size] = HfApi().upload_folder(repo_id="me/model", folder_path=tmp_path / str(size)).oid
+    early = loader.from_pretrained("me/model", revision=revisions[32])
+    assert early.config.image_size == 32 and loader.from_pretrained("me/model").config.image_size == 48
+    assert_same_weights(early, load(tmp_path / "32"))
+    resized = loader.from_pretrained("me/model", revision=revisions[32], image_size=16)
+    assert_same_weights(resized, load(tmp_path / "32", image_size=16))
 
 
 # --- in a process of its own ----------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import WITHOUT_THE_PACKAGE
 from hub_server import HubServer, skip_waits, use_hub
 from safetensors.torch import load as load_safetensors
 from transformers import (
@@ -257,31 +256,45 @@ def test_a_revision_is_the_model_as_it_was(server, train, monkeypatch):
     assert same(loaded.state_dict(), kept.state_dict())
 
 
-STRANGER = (
-    WITHOUT_THE_PACKAGE
-    + """
-import json
+DEPLOYER = """
+import importlib.util, json, sys
+import torch
 from transformers import AutoModel, pipeline
 
-AutoModel.from_pretrained("me/colours", trust_remote_code=True)
-for form in ({"trust_remote_code": True}, {"revision": "native"}):
-    answers = pipeline("image-classification", model="me/colours", **form)(sys.argv[1])
-    print(json.dumps({answer["label"]: answer["score"] for answer in answers}))
+image, revision, kept = sys.argv[1:]
+others = ("accelerate", "datasets", "evaluate", "matplotlib", "modeling_deit_distill", "scipy", "timm")
+answers = {"others": [name for name in others if importlib.util.find_spec(name)]}
+for name, form in {
+    "remote": {"trust_remote_code": True},
+    "native": {"revision": "native"},
+    "early": {"trust_remote_code": True, "revision": revision},
+}.items():
+    classify = pipeline("image-classification", model="me/colours", **form)
+    answers[name] = {answer["label"]: answer["score"] for answer in classify(image)}
+torch.save(AutoModel.from_pretrained("me/colours", trust_remote_code=True, revision=revision).state_dict(), kept)
+print(json.dumps(answers))
 """
-)
 
 
-def test_a_stranger_with_an_empty_cache_loads_both_forms(server, train, photos, tmp_path):
-    folder = train(hub_strategy="end", push_native="true")
-    image = str(photos / "red" / "1.png")
+@pytest.mark.slow
+def test_a_deployer_with_four_packages_and_an_empty_cache_loads_every_form(
+    server, train, photos, tmp_path, deployers_python
+):
+    folder = train(hub_strategy="every_save", hub_always_push="true", push_native="true", save_total_limit=10)
+    (early,) = [commit for commit in server.commits("models", "me/colours") if commit.message.endswith("step 2")]
+    image, kept = str(photos / "red" / "1.png"), tmp_path / "early.pt"
     environment = {**os.environ, **server.environment(tmp_path / "empty"), "HF_TOKEN": TOKEN, "PYTHONPATH": ""}
-    command = [sys.executable, "-c", STRANGER, image]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    command = [str(deployers_python), "-c", DEPLOYER, image, early.sha, str(kept)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    remote, native = (json.loads(line) for line in done.stdout.splitlines()[-2:])
-    expected = {answer["label"]: answer["score"] for answer in pipeline("image-classification", model=folder)(image)}
-    assert remote == pytest.approx(expected, abs=1e-6)
-    assert native == pytest.approx(expected, abs=1e-6)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers["others"] == []
+    places = {"remote": folder, "native": folder, "early": folder / "checkpoint-2"}
+    for name, place in places.items():
+        expected = pipeline("image-classification", model=place)(image)
+        assert answers[name] == pytest.approx({answer["label"]: answer["score"] for answer in expected}, abs=1e-6)
+    assert answers["early"] != pytest.approx(answers["remote"], abs=1e-4)
+    assert same(torch.load(kept), AutoModel.from_pretrained(folder / "checkpoint-2").state_dict())
 
 
 # --- the native export ------------------------------------------------------------------------------------------------

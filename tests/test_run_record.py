@@ -8,6 +8,7 @@ import torch
 from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.run_record import (
     RECORD,
+    base_model,
     command,
     hub_id,
     note_repository,
@@ -57,6 +58,26 @@ def test_names_on_the_hub_are_kept(tmp_path):
     record = written(tmp_path, *words)
     assert (record["base_model"], record["teacher"]) == ("you/deit", "you/convnet")
     assert record["dataset"]["id"] == "me/photos"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("deit_small_distilled_patch16_224", "timm/deit_small_distilled_patch16_224.fb_in1k"),
+        ("deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"),
+        ("timm/deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"),
+        ("weights.pth", None),
+        (None, None),
+    ],
+)
+def test_a_name_of_timms_stands_for_its_repository(name, expected):
+    assert base_model(name) == expected
+
+
+def test_a_folder_that_is_named_like_one_of_timms_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deit_tiny_patch16_224").mkdir()
+    assert base_model("deit_tiny_patch16_224") is None
 
 
 def test_a_teacher_that_teaches_nothing_is_not_named(tmp_path):

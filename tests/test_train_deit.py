@@ -134,7 +134,7 @@ def test_the_pipeline_answers_as_the_trainers_evaluation(run, photos):
     data = load_image_data(train_dir=str(photos), validation_fraction=0.25)
     model = DeiTDistillForImageClassification.from_pretrained(folder).eval()
     classify = pipeline("image-classification", model=str(folder))
-    transform, right = evaluation_transform(classify.image_processor), 0
+    transform, scores_of_truth, decided = evaluation_transform(classify.image_processor), [], []
     for row in data.validation:
         image = decode_image(row["image"])
         probabilities = model(transform(image)[None]).logits.softmax(-1)[0]
@@ -142,8 +142,13 @@ def test_the_pipeline_answers_as_the_trainers_evaluation(run, photos):
         assert answer == pytest.approx(
             {name: probabilities[index].item() for index, name in enumerate(COLOURS)}, abs=1e-6
         )
-        right += max(answer, key=answer.get) == data.class_names[row["label"]]
-    assert results["eval_accuracy"] == pytest.approx(right / len(data.validation))
+        scores_of_truth.append(answer[data.class_names[row["label"]]])
+        decided.append(data.class_names.index(max(answer, key=answer.get)))
+    # What the trainer's evaluation kept: each decision, and the cross-entropy, which every score of the truth enters.
+    kept = json.loads((folder / "predictions.json").read_text())
+    assert (kept["fused"], kept["labels"]) == (decided, data.validation["label"][:])
+    assert results["eval_loss"] == pytest.approx(-torch.tensor(scores_of_truth).log().mean().item(), abs=1e-5)
+    assert results["eval_accuracy"] == pytest.approx(np.mean(np.equal(decided, kept["labels"])))
 
 
 def test_auto_classes_load_it_with_the_package(run):
