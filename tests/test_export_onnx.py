@@ -149,7 +149,7 @@ def test_the_graph_names_its_tensors_and_uses_standard_operators_only(exported, 
 def test_parity_and_times_are_printed(exported):
     folder, printed = exported(fusion="softmax_mean")
     made, parity, head, images, bare = printed.splitlines()
-    assert re.fullmatch(r".*/onnx/model\.onnx: 0\.\d MB, opset 20, \(3, 32, 32\) for each image", made)
+    assert re.fullmatch(r".*/onnx/model\.onnx: 0\.\d MB, fp32, opset 20, \(3, 32, 32\) for each image", made)
     assert made.startswith(str(folder))
     differences = re.findall(r"(\w+) (\d\.\de[-+]\d+)", parity)
     assert parity.startswith("largest difference from PyTorch, batch sizes 1, 2, 5: ")
@@ -174,6 +174,27 @@ def test_five_lines_classify_as_the_pipeline_does(exported, checkpoint, tmp_path
     assert capsys.readouterr().out.strip() == answers[0]["label"]
     scores = dict(zip(ANIMALS.values(), softmax(names["logits"])[0].tolist(), strict=True))
     assert scores == pytest.approx({answer["label"]: answer["score"] for answer in answers}, abs=1e-5)
+
+
+def test_int8_rounds_the_linear_maps_and_nothing_else(script, exported, checkpoint, tmp_path, capsys):
+    script.main([str(checkpoint()), str(tmp_path / "int8"), "--precision", "int8", "--batch_size", "2"])
+    assert "int8, opset 20" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "int8").iterdir()) == FILES
+    graph = onnx.load(tmp_path / "int8" / "model.onnx").graph
+    operators = [node.op_type for node in graph.node]
+    # Of two blocks four maps each and of two heads; what remains in floats is the attention's products.
+    assert operators.count("MatMulInteger") == 2 * 4 + 2 and operators.count("MatMul") == 2 * 2
+    assert "Gemm" not in operators
+    rounded = [
+        value for value in graph.initializer if value.data_type == onnx.TensorProto.INT8 and len(value.dims) == 2
+    ]
+    assert len(rounded) == 10
+    assert all(np.abs(onnx.numpy_helper.to_array(value)).max() <= 64 for value in rounded)  # 7 bits
+
+    pixel_values = torch.randn(16, 3, 32, 32)
+    expected, found = (run(folder, pixel_values, ["logits"])[0] for folder in (exported()[0], tmp_path / "int8"))
+    difference = np.abs(found - expected).mean() / expected.std()
+    assert 1e-4 < difference < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +264,7 @@ def test_half_precision_is_exported_as_float32(checkpoint, tmp_path, script):
 
 def test_an_export_that_answers_otherwise_leaves_nothing(script, checkpoint, exported, tmp_path, monkeypatch):
     other = exported(fusion="cls")[0] / "model.onnx"
-    monkeypatch.setattr(script, "write_onnx", lambda model, path: shutil.copy(other, path))
+    monkeypatch.setattr(script, "write_onnx", lambda model, path, precision: shutil.copy(other, path))
     with pytest.raises(InputError, match=r"^logits of batch size 1 differ from PyTorch's by \d.* nothing was written"):
         script.main([str(checkpoint(fusion="distillation")), str(tmp_path / "onnx")])
     assert list(tmp_path.iterdir()) == []

@@ -15,13 +15,12 @@ weights are random, which costs the same. Default: DeiT-Ti and RegNetY-16GF (83.
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from timing import alternate
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
@@ -44,7 +43,7 @@ def main():
         }
         for name, teacher in (("live_fp32", make_classifier(options)), ("live_bf16", make_teacher(options))):
             steps[name] = make_step(options, batch, lambda views, teacher=teacher: ask(teacher, views))
-        seconds = alternate(steps, options)
+        seconds = alternate(steps, options.rounds, options.device)
     for name, value in seconds.items():
         print(f"{name:12} {1000 * value:9.1f} ms a step of {options.batch_size}, {value / seconds['none']:6.2f} x none")
     fastest = min(seconds["live_fp32"], seconds["live_bf16"])
@@ -137,29 +136,6 @@ def make_step(options, batch: dict, teacher_labels):
         optimizer.zero_grad()
 
     return step
-
-
-def alternate(steps: dict, options) -> dict[str, float]:
-    """Seconds of each kind of step, the median over rounds; the first two rounds warm up.
-
-    Each round begins with another kind, so that none always follows the same one.
-    """
-    seconds = {name: [] for name in steps}
-    for round_number in range(options.rounds + 2):
-        begin = round_number % len(steps)
-        for name in [*steps][begin:] + [*steps][:begin]:
-            synchronize(options.device)
-            start = time.perf_counter()
-            steps[name]()
-            synchronize(options.device)
-            if round_number > 1:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def synchronize(device: str):
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

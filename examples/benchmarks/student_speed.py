@@ -1,0 +1,294 @@
+"""How fast the student trains and answers, against the same network of transformers, timm and the public code.
+
+    python examples/benchmarks/student_speed.py [--size tiny] [--image_size 224] [--device cpu] [--json FILE]
+
+    ours            DeiTDistillForImageClassification
+    transformers    DeiTForImageClassificationWithTeacher, with PyTorch's fused attention (sdpa)
+    timm            deit_*_distilled_patch16, with the same fused attention
+    public          timm's with attention written out, the formula of the public code
+
+A training step is forward, the loss of both heads, backward and fused AdamW, without stochastic depth, which
+transformers' class does not have. All take turns in one process on one batch; figures are medians. `share of peak` is
+the matrix products that a model really does (FlopCounterMode) over the fastest product measured in the same run.
+Peak memory is measured in a process for each.
+
+`ratios`: ours over the faster peer in images a second (`train_fp32`, `train_bf16`, `infer_fp32` eager; `infer_best`:
+our best shipped path over the faster peer's eager; `..._compiled` where compiled), and our peak memory over that of the
+thriftier peer (`memory`, to be at most 1).
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from timing import alternate, matrix_peak
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill.configuration_deit_distill import SIZES
+from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+
+NUM_CLASSES = 1000
+PEERS = ("transformers", "timm", "public")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main():
+    options = parse_options()
+    if options.memory_of:
+        return print(peak_memory(options))
+    peaks = {name: matrix_peak(options.device, DTYPES[name]) for name in options.precisions}
+    figures = {}
+    for precision in options.precisions:
+        for task in options.tasks:
+            for is_compiled in (False, True) if options.compile else (False,):
+                name = f"{task}_{precision}" + "_compiled" * is_compiled
+                figures[name] = measure(options, task, precision, is_compiled, peaks[precision])
+                show(name, figures[name])
+    ratios = {name: over_the_faster_peer(table, "images_per_second") for name, table in figures.items()}
+    if "infer" in options.tasks and "fp32" in options.precisions:
+        figures["shipped"] = measure_shipped(options)
+        show("shipped", figures["shipped"])
+        ratios["infer_best"] = best_over_eager(figures)
+    if options.memory:
+        figures["memory"] = {name: memory_elsewhere(name, options) for name in ("ours", *PEERS)}
+        show("memory", figures["memory"])
+        ratios["memory"] = figures["memory"]["ours"]["MB"] / min(figures["memory"][name]["MB"] for name in PEERS)
+    report(options, peaks, figures, {name: round(ratio, 3) for name, ratio in ratios.items()})
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=[*SIZES], default="tiny")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch_size", type=int, help="16 on a CPU, 256 on a GPU unless given")
+    parser.add_argument("--precisions", nargs="+", choices=[*DTYPES], default=["fp32", "bf16"])
+    parser.add_argument("--tasks", nargs="+", choices=["train", "infer"], default=["train", "infer"])
+    parser.add_argument("--compile", action="store_true", help="measure compiled models too")
+    parser.add_argument("--rounds", type=int, default=9, help="measurements of each, alternating")
+    parser.add_argument("--no_memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--plot", help="draw the figures here (.png)")
+    parser.add_argument("--memory_of", choices=["ours", *PEERS], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 16)
+    return options
+
+
+def make_model(name: str, options) -> torch.nn.Module:
+    """One of the four, with both heads and random weights. Only what it needs is imported: memory is measured."""
+    torch.manual_seed(0)
+    sizes, image_size = SIZES[options.size], options.image_size
+    if name == "ours":
+        config = DeiTDistillConfig(**sizes, image_size=image_size, num_labels=NUM_CLASSES, drop_path_rate=0.0)
+        model = DeiTDistillForImageClassification(config)
+    elif name == "transformers":
+        from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+        config = DeiTConfig(**sizes, image_size=image_size, num_labels=NUM_CLASSES, layer_norm_eps=1e-6)
+        model = DeiTForImageClassificationWithTeacher._from_config(config, attn_implementation="sdpa")
+    else:
+        import timm
+
+        before = timm.layers.use_fused_attn()
+        timm.layers.set_fused_attn(name == "timm")
+        model = timm.create_model(f"deit_{options.size}_distilled_patch16_224", img_size=image_size)
+        timm.layers.set_fused_attn(before)
+        model.set_distilled_training(True)
+    return model.to(options.device)
+
+
+def both_heads(output) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class and distillation logits (batch, classes) of anyone's output."""
+    return output if isinstance(output, tuple) else (output.cls_logits, output.distillation_logits)
+
+
+def make_batch(options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Augmented views, their mixed labels, and the teacher's."""
+    pixel_values = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
+    labels = torch.rand(options.batch_size, NUM_CLASSES).softmax(-1)
+    decided = torch.randint(NUM_CLASSES, (options.batch_size,))
+    return tuple(value.to(options.device) for value in (pixel_values, labels, decided))
+
+
+def training_step(model: torch.nn.Module, forward, batch, precision: str, device: str):
+    """A step of hard distillation on `batch`; `forward` is the model, compiled or not."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, fused=True)
+    pixel_values, labels, decided = batch
+
+    def step():
+        with autocast(precision, device):
+            cls_logits, distillation_logits = both_heads(forward(pixel_values))
+            loss = 0.5 * label_loss(cls_logits, labels, 0.1)
+            loss = loss + 0.5 * hard_distillation_loss(distillation_logits, decided)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def answering(forward, pixel_values: torch.Tensor, precision: str, device: str):
+    """The model's answers about a batch."""
+
+    @torch.inference_mode()
+    def step():
+        with autocast(precision, device):
+            forward(pixel_values)
+
+    return step
+
+
+def autocast(precision: str, device: str):
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, DTYPES[precision])
+
+
+def measure(options, task: str, precision: str, is_compiled: bool, peak: float) -> dict[str, dict[str, float]]:
+    """Images a second and share of the matrix peak of the four, alternating."""
+    batch, steps, flops = make_batch(options), {}, {}
+    for name in ("ours", *PEERS):
+        model = make_model(name, options).train(task == "train")
+        if task == "infer" and name in ("timm", "public"):
+            model.set_distilled_training(False)
+        forward = torch.compile(model) if is_compiled else model
+        if task == "train":
+            steps[name] = training_step(model, forward, batch, precision, options.device)
+        else:
+            steps[name] = answering(forward, batch[0], precision, options.device)
+        flops[name] = products_of(model, batch[0], task)
+    seconds = alternate(steps, options.rounds, options.device, warm_up=3 if is_compiled else 2)
+    return {
+        name: {"images_per_second": options.batch_size / taken, "share_of_peak": flops[name] / taken / peak}
+        for name, taken in seconds.items()
+    }
+
+
+def products_of(model: torch.nn.Module, pixel_values: torch.Tensor, task: str) -> float:
+    """FLOPs of all matrix products of a step; the backward pass has two for each of the forward's."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixel_values)
+    return counter.get_total_flops() * (3 if task == "train" else 1)
+
+
+def measure_shipped(options) -> dict[str, dict[str, float]]:
+    """Our ways to answer faster than eagerly: compiled, in bf16 where it is native, and on a CPU as ONNX files."""
+    from modeling_deit_distill.precision import multiplies_bf16
+
+    kind, pixel_values = torch.device(options.device).type, make_batch(options)[0]
+    model = make_model("ours", options).eval()
+    steps = {"compiled": answering(torch.compile(model), pixel_values, "fp32", options.device)}
+    if multiplies_bf16(kind):
+        steps["bf16"] = answering(model, pixel_values, "bf16", options.device)
+        steps["bf16_compiled"] = answering(torch.compile(model), pixel_values, "bf16", options.device)
+    if kind == "cpu":
+        steps |= onnx_steps(model, pixel_values)
+    seconds = alternate(steps, options.rounds, options.device, warm_up=3)
+    return {name: {"images_per_second": options.batch_size / taken} for name, taken in seconds.items()}
+
+
+def onnx_steps(model, pixel_values: torch.Tensor) -> dict:
+    """The files that `export_onnx.py` writes, in onnxruntime."""
+    path = Path(__file__).parent.parent / "export_onnx.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    export = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(export)
+    sessions = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in export.PRECISIONS:
+            file = Path(folder, f"{precision}.onnx")
+            export.write_onnx(model, file, precision)
+            sessions[f"onnx_{precision}"] = export.open_session(file)
+    images = {"pixel_values": pixel_values.numpy()}
+    return {name: lambda session=session: session.run(["logits"], images) for name, session in sessions.items()}
+
+
+def over_the_faster_peer(table: dict[str, dict[str, float]], key: str) -> float:
+    return table["ours"][key] / max(table[name][key] for name in PEERS)
+
+
+def best_over_eager(figures) -> float:
+    """Our best path over the faster peer's eager one."""
+    ours = [figures["infer_fp32"]["ours"], *figures["shipped"].values()]
+    peers = [figures["infer_fp32"][name] for name in PEERS]
+    return max(row["images_per_second"] for row in ours) / max(row["images_per_second"] for row in peers)
+
+
+def memory_elsewhere(name: str, options) -> dict[str, float]:
+    """Peak memory of training steps in fp32, in a process of its own."""
+    words = ["--size", options.size, "--image_size", str(options.image_size), "--device", options.device]
+    words += ["--batch_size", str(options.batch_size), "--memory_of", name]
+    # glibc then gives freed tensors back, so that holes in its heap do not count: they differ from run to run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run([sys.executable, __file__, *words], env=environment, stdout=subprocess.PIPE, check=True)
+    return {"MB": float(done.stdout.split()[-1])}
+
+
+def peak_memory(options) -> float:
+    """MB that three training steps need at the most, beyond what was there before the model."""
+    make_model(options.memory_of, options)  # imports its library
+    before = memory_in_mb("VmRSS")
+    model = make_model(options.memory_of, options).train()
+    step = training_step(model, model, make_batch(options), "fp32", options.device)
+    for _ in range(3):
+        step()
+    if options.device != "cpu":
+        return torch.cuda.max_memory_allocated() / 1e6
+    return memory_in_mb("VmHWM") - before
+
+
+def memory_in_mb(kind: str) -> float:
+    """This process's memory now (VmRSS) or at its most (VmHWM)."""
+    return int(re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
+
+
+def show(title: str, table: dict[str, dict[str, float]]):
+    for name, row in table.items():
+        print(f"{title:20} {name:14}", *(f"{key} {value:10.3f}" for key, value in row.items()), flush=True)
+
+
+def report(options, peaks, figures, ratios):
+    """Print the ratios last; keep all in a file and a picture if asked."""
+    peaks = {name: round(peak / 1e9, 1) for name, peak in peaks.items()}
+    print("fastest matrix product, GFLOP/s:", peaks)
+    print(json.dumps({"ratios": ratios}))
+    if options.json:
+        content = {"ratios": ratios, "figures": figures, "peaks": peaks, "options": vars(options)}
+        Path(options.json).write_text(json.dumps(content, indent=2) + "\n")
+    if options.plot:
+        draw(options, figures)
+
+
+def draw(options, figures):
+    """One panel for each kind of step: images a second of everyone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {name: table for name, table in figures.items() if name != "memory"}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(2.6 * len(panels), 3), layout="constrained", squeeze=False)
+    for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
+        rates = [row["images_per_second"] for row in table.values()]
+        colours = ["tab:blue" if name == "ours" or title == "shipped" else "lightgrey" for name in table]
+        bars = axis.bar([*table], rates, color=colours)
+        axis.bar_label(bars, fmt="%.3g", fontsize=8)
+        axis.tick_params("x", rotation=40)
+        axis.set_title(title.replace("_", " "))
+    axes[0, 0].set_ylabel("images/s")
+    figure.suptitle(f"DeiT {options.size}, {options.image_size} pixels, batch {options.batch_size}, {options.device}")
+    figure.savefig(options.plot, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
