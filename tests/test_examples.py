@@ -58,6 +58,44 @@ def test_the_data_benchmark_writes_its_ratios(photos, tmp_path, monkeypatch):
     assert all(ratio > 0 for ratio in ratios.values())
 
 
+def run_benchmark(monkeypatch, tmp_path, name, *words) -> dict:
+    """The figures that a benchmark writes."""
+    path, figures = EXAMPLES / "benchmarks" / f"{name}.py", tmp_path / "figures.json"
+    monkeypatch.syspath_prepend(path.parent)  # as where a script lies is the first place that it imports from
+    monkeypatch.setattr(sys, "argv", [path.name, *words, "--json", str(figures)])
+    load(path).main()
+    return json.loads(figures.read_text())
+
+
+@pytest.mark.slow
+def test_the_students_benchmark_measures_all_four(tmp_path, monkeypatch, capsys):
+    words = ["--image_size", "32", "--batch_size", "2", "--rounds", "1", "--plot", str(tmp_path / "plot.png")]
+    figures = run_benchmark(monkeypatch, tmp_path, "student_speed", "--device", "cpu", *words)
+    ratios, tables = figures["ratios"], figures["figures"]
+    assert set(ratios) == {"train_fp32", "train_bf16", "infer_fp32", "infer_bf16", "infer_best", "memory"}
+    for name in ("train_fp32", "train_bf16", "infer_fp32", "infer_bf16"):
+        rates = {who: row["images_per_second"] for who, row in tables[name].items()}
+        faster = max(rates[who] for who in ("transformers", "timm", "public"))
+        assert ratios[name] == pytest.approx(rates["ours"] / faster, abs=1e-3)
+        assert all(0 < row["share_of_peak"] < 1 for row in tables[name].values())
+    assert {"compiled", "onnx_fp32", "onnx_int8"} <= tables["shipped"].keys()
+    assert all(row["MB"] > 20 for row in tables["memory"].values())  # weights, gradients and Adam's two
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"ratios": ratios}
+
+
+@pytest.mark.slow
+def test_the_end_to_end_benchmark_says_where_the_time_goes(photos, tmp_path, monkeypatch):
+    words = ["--image_size", "32", "--batch_size", "4", "--steps", "2", "--rounds", "1", "--device", "cpu"]
+    figures = run_benchmark(monkeypatch, tmp_path, "end_to_end", str(photos), *words)
+    parts, milliseconds, ratios = (figures[name] for name in ("parts", "milliseconds", "ratios"))
+    assert set(ratios) == {"fraction_of_bare_step", "over_timm", "trainer_overhead"}
+    assert sum(parts.values()) == pytest.approx(milliseconds["ours"]["step"])
+    assert all(parts[name] > 0 for name in ("waiting for the batch", "augmentation", "bare step"))
+    expected = milliseconds["timm"]["step"] / milliseconds["ours"]["step"]
+    assert ratios["over_timm"] == pytest.approx(expected, abs=1e-3)
+
+
 LABEL = EXAMPLES / "label_with_teacher.py"
 
 

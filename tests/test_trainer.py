@@ -410,3 +410,16 @@ def test_a_users_own_metrics_see_logits(tmp_path):
         compute_metrics=lambda evaluated: {"width": evaluated.predictions[0].shape[-1]},
     )
     assert run.evaluate()["eval_width"] == CLASSES
+
+
+def test_a_compiled_run_is_one_graph_without_recompiling(tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "per_device_eval_batch_size": 8}
+    run = trainer(tmp_path, student(drop_path_rate=0.2), CountingTeacher(), max_steps=5, **compiled)
+    run.train()
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    run.evaluate()
+    run.evaluate()
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]  # evaluation has one of its own

@@ -84,12 +84,14 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def make_model(name: str, options) -> torch.nn.Module:
+def make_model(name: str, options, drop_path_rate: float = 0.0) -> torch.nn.Module:
     """One of the four, with both heads and random weights. Only what it needs is imported: memory is measured."""
     torch.manual_seed(0)
-    sizes, image_size = SIZES[options.size], options.image_size
+    sizes, image_size = dict(SIZES[options.size]), options.image_size
     if name == "ours":
-        config = DeiTDistillConfig(**sizes, image_size=image_size, num_labels=NUM_CLASSES, drop_path_rate=0.0)
+        config = DeiTDistillConfig(
+            **sizes, image_size=image_size, num_labels=NUM_CLASSES, drop_path_rate=drop_path_rate
+        )
         model = DeiTDistillForImageClassification(config)
     elif name == "transformers":
         from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
@@ -101,7 +103,8 @@ def make_model(name: str, options) -> torch.nn.Module:
 
         before = timm.layers.use_fused_attn()
         timm.layers.set_fused_attn(name == "timm")
-        model = timm.create_model(f"deit_{options.size}_distilled_patch16_224", img_size=image_size)
+        name = f"deit_{options.size}_distilled_patch16_224"
+        model = timm.create_model(name, img_size=image_size, drop_path_rate=drop_path_rate)
         timm.layers.set_fused_attn(before)
         model.set_distilled_training(True)
     return model.to(options.device)
@@ -113,7 +116,7 @@ def both_heads(output) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_batch(options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Augmented views, their mixed labels, and the teacher's."""
+    """Augmented views (batch, 3, height, width), their mixed labels (batch, classes), and the teacher's (batch,)."""
     pixel_values = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
     labels = torch.rand(options.batch_size, NUM_CLASSES).softmax(-1)
     decided = torch.randint(NUM_CLASSES, (options.batch_size,))
