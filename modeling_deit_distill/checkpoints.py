@@ -319,7 +319,8 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
     for checkpoint, words in passed_over.items():
         say(args, f"passing over {checkpoint}: {words}")
     if found is None:
-        say(args, f"no checkpoint in {args.output_dir} yet: starting from the beginning")
+        what = "no complete checkpoint" if passed_over else "no checkpoint"
+        say(args, f"{what} in {args.output_dir} yet: starting from the beginning")
         return None
     say(args, f"resuming from {found}")
     return str(found)
