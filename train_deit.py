@@ -55,7 +55,14 @@ from modeling_deit_distill.publishing import (
     stage_run,
 )
 from modeling_deit_distill.report import results_table, say, summary
-from modeling_deit_distill.run_record import changed_arguments, note_repository, run_facts, write_json, write_run_record
+from modeling_deit_distill.run_record import (
+    RECORD,
+    changed_arguments,
+    note_repository,
+    run_facts,
+    write_json,
+    write_run_record,
+)
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
@@ -196,7 +203,8 @@ def record(trainer: DistillationTrainer, facts: dict[str, str], arguments: list[
         output_dir = Path(trainer.args.output_dir)
         name = trainer.hub_model_id or output_dir.resolve().name
         stores = [] if trainer.teacher_store is None else [trainer.teacher_store.about.get("teacher")]
-        write_run_record(output_dir, facts, arguments, parsed, name, stores)
+        with disk_errors_explained(output_dir, RECORD):
+            write_run_record(output_dir, facts, arguments, parsed, name, stores)
 
 
 def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):

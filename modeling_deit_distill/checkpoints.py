@@ -24,6 +24,8 @@ PREFIX = "checkpoint-"
 SAVING, REMOVING = "_saving-", "_removing-"
 # Not needed to resume, never read, and never pushed.
 UNLISTED = (MANIFEST, "training_args.bin")
+# What the optimiser is told besides learning rate and weight decay, or does to its gradients.
+OF_THE_OPTIMISER = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
@@ -32,9 +34,9 @@ def facts_of(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str,
     """What a run and the checkpoint that it goes on from must agree about, besides the model's configuration.
 
     Batch, seeds, data and augmentation decide which views come next; of a stream the number of processes does too.
-    Learning rate and weight decay come back with the optimiser's state, so that other
-    values would be ignored without a word. What the objective or the schedule is cannot change in the middle: the card
-    would claim the last for the whole run.
+    What the optimiser is told (learning rate, weight decay, betas) comes back with its state, so that other values
+    would be ignored without a word. What the objective or the schedule is cannot change in the middle: the card would
+    claim the last for the whole run. Only its length may, which the trainer says.
     """
     is_stream = not hasattr(dataset, "__len__")
     settings = getattr(dataset, "settings", None)
@@ -49,8 +51,14 @@ def facts_of(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str,
         "learning_rate": args.learning_rate,
         "weight_decay": args.weight_decay,
         "optim": str(getattr(args.optim, "value", args.optim)),
+        **{name: getattr(args, name) for name in OF_THE_OPTIMISER},
         "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "lr_scheduler_kwargs": args.lr_scheduler_kwargs or None,
         "warmup_epochs": args.warmup_epochs,
+        # The trainer writes there what the epochs of warm-up are in steps.
+        "warmup_steps": None if args.warmup_epochs > 0 else args.warmup_steps,
+        "warmup_learning_rate": args.warmup_learning_rate,
+        "min_learning_rate": args.min_learning_rate,
         "code_compatible": args.code_compatible,
         "distillation_type": args.distillation_type,
         "distillation_alpha": args.distillation_alpha,
@@ -203,6 +211,26 @@ def check_fits(checkpoint: str | Path | None, facts: dict[str, object], config: 
             )
 
 
+def check_sharding(checkpoint: str | Path, is_sharded: bool):
+    """Refuse to go on with FSDP from a checkpoint without it, or the other way round.
+
+    The optimiser's state is kept in another file and under other names. How many processes share it does not matter.
+
+    Args:
+        checkpoint: its folder.
+        is_sharded: whether this run trains with FSDP.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    theirs, ours = ("without", "with") if is_sharded else ("with", "without")
+    if Path(checkpoint, "optimizer.pt").exists() == is_sharded:
+        raise InputError(
+            f"{checkpoint} was made {theirs} FSDP, this run is launched {ours} it, and the optimiser's states differ; "
+            f"launch it {theirs} FSDP to go on, or start anew from its weights with --model_name_or_path {checkpoint}"
+        )
+
+
 def means_the_last(wanted: str | bool) -> bool:
     """Whether `resume_from_checkpoint` names no checkpoint but asks for the last one."""
     return str(wanted).lower() in ("true", "yes")
@@ -229,10 +257,15 @@ def remove(checkpoint: Path):
     shutil.rmtree(removing, ignore_errors=True)
 
 
-def clear_leftovers(output_dir: str | Path):
-    """Remove what a kill left of a checkpoint; one that was whole but not yet renamed becomes what it was to be."""
+def clear_leftovers(output_dir: str | Path, goes_on: bool = True):
+    """Remove what a kill left of a checkpoint.
+
+    Args:
+        output_dir: of the run.
+        goes_on: one that was whole but not yet renamed becomes what it was to be; not of a run that starts again.
+    """
     for saving in Path(output_dir).glob(f"{SAVING}*"):
-        for saved in saving.glob(f"{PREFIX}*"):
+        for saved in saving.glob(f"{PREFIX}*") if goes_on else ():
             place = saving.parent / saved.name
             if (saved / MANIFEST).exists() and not place.exists() and damage(saved) is None:
                 saved.rename(place)
@@ -276,17 +309,18 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
         raise InputError(
             "resume_from_checkpoint goes on with the run in output_dir, overwrite_output_dir starts it again; keep one"
         )
+    if not args.dry_run:
+        clear_leftovers(args.output_dir)
     if not means_the_last(wanted):
         check_whole(wanted)
         _check_alone(wanted, args.output_dir)
         return wanted
-    if not args.dry_run:
-        clear_leftovers(args.output_dir)
     found, passed_over = last_complete(args.output_dir)
     for checkpoint, words in passed_over.items():
         say(args, f"passing over {checkpoint}: {words}")
     if found is None:
-        say(args, f"no checkpoint in {args.output_dir} yet: starting from the beginning")
+        what = "no complete checkpoint" if passed_over else "no checkpoint"
+        say(args, f"{what} in {args.output_dir} yet: starting from the beginning")
         return None
     say(args, f"resuming from {found}")
     return str(found)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pickle
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from . import checkpoints
 from .errors import InputError, one_line
 from .interruption import RECORD, Interrupted, StopAtSignal, deaf_worker
 
+logger = logging.getLogger(__name__)
+
 
 class ResumableTrainer(Trainer):
     """Checkpoints are whole or not there, SIGTERM makes one, and only a run that fits goes on from it."""
@@ -20,6 +23,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         self._saving: Path | None = None  # the folder beside, while a checkpoint is written
         self._resumed_step: int | None = None
+        self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
         self._stop_at_signal = StopAtSignal()
         super().__init__(*args, **kwargs)
         self.add_callback(self._stop_at_signal)
@@ -41,7 +45,9 @@ class ResumableTrainer(Trainer):
         self._resumed_step = None
         if checkpoint is not None:
             checkpoints.check_fits(checkpoint, self._facts(), self.model.config)
-            self._resumed_step = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+            checkpoints.check_sharding(checkpoint, self.is_fsdp_enabled)
+            state = json.loads(Path(checkpoint, "trainer_state.json").read_text())
+            self._resumed_step, self._planned_steps = state["global_step"], state.get("max_steps")
         try:
             with self._stop_at_signal.listening():
                 return super().train(checkpoint, *args, **kwargs)
@@ -62,7 +68,14 @@ class ResumableTrainer(Trainer):
     def set_initial_training_values(self, args, dataloader, *rest):
         """As in Trainer; a run that has taken all its steps has no epoch left, where Trainer would take one more."""
         values = super().set_initial_training_values(args, dataloader, *rest)
-        if self._resumed_step is None or self._resumed_step < values[-1]:
+        if self._resumed_step is None:
+            return values
+        if self._planned_steps not in (None, values[-1]) and self.is_world_process_zero():
+            logger.warning(
+                f"the checkpoint's run was to take {self._planned_steps:,} steps, this one takes {values[-1]:,}: from "
+                "here on the learning rate is that of the new length"
+            )
+        if self._resumed_step < values[-1]:
             return values
         if self._resumed_step > values[-1]:
             raise InputError(
@@ -82,10 +95,10 @@ class ResumableTrainer(Trainer):
         return initial
 
     def _resolve(self, wanted: str | bool | None) -> str | None:
+        if self.is_world_process_zero():
+            checkpoints.clear_leftovers(self.args.output_dir, goes_on=bool(wanted))
         if not wanted:
             return None
-        if self.is_world_process_zero():
-            checkpoints.clear_leftovers(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         if not checkpoints.means_the_last(wanted):
             checkpoints.check_whole(wanted)

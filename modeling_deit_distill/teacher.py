@@ -37,6 +37,7 @@ from transformers.utils import (
 )
 
 from .augmentation import augment
+from .checkpoints import disk_errors_explained
 from .data import BadImages, ImageData, ViewDataset, collate, evaluation_processor
 from .errors import InputError, one_line
 from .finite import check_finite_weights
@@ -308,6 +309,7 @@ def find_or_train_teacher(
 
     Raises:
         InputError: `directory` holds a teacher of other data or another configuration, or the training ended in NaN.
+        LocalInputError: the disk is full.
     """
     directory = Path(directory)
     record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
@@ -329,11 +331,12 @@ def find_or_train_teacher(
     trainer.train()
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
     check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
-    trainer.save_model(str(partial))
-    trainer.accelerator.wait_for_everyone()
-    if args.process_index == 0:
-        (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
-        partial.rename(directory)  # complete or not there at all
+    with disk_errors_explained(directory.parent, "the teacher"):
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if args.process_index == 0:
+            (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
+            partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
 

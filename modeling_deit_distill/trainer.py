@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 UNDECAYED = ("cls_token", "position_embeddings")
 # The terms of the objective.
 LOSSES = ("label_loss", "teacher_loss")
+LOSS_BY_IMAGE = "loss"
 
 
 class DistillationTrainer(PublishingTrainer):
@@ -459,13 +461,14 @@ class DistillationTrainer(PublishingTrainer):
             self._terms[name] = self._terms.get(name, 0.0) + torch.where(is_finite, value.detach(), 0.0)
 
     def _compute_metrics(self, evaluated) -> dict[str, float]:
-        labels = evaluated.label_ids
+        labels, predictions = evaluated.label_ids, dict(evaluated.predictions)
+        loss = float(np.mean(predictions.pop(LOSS_BY_IMAGE), dtype=np.float64))
         known = self.teacher_labels is not None and np.array_equal(self._teacher_truth, labels)
         teacher_labels = self.teacher_labels if known else None
-        self.decisions = {"labels": labels, **evaluated.predictions}
+        self.decisions = {"labels": labels, **predictions}
         if known:
             self.decisions["teacher"] = teacher_labels
-        return accuracies(evaluated.predictions, labels, teacher_labels)
+        return {"loss": loss, **accuracies(predictions, labels, teacher_labels)}
 
 
 class _SetEpoch(TrainerCallback):
@@ -496,7 +499,9 @@ class _UpdateAverage(TrainerCallback):
 
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    return predicted_labels(*logits)
+    # Trainer's own loss is one of batches, which several processes fill up with images that were counted already.
+    losses = F.cross_entropy(logits[0].float(), labels, reduction="none")
+    return {**predicted_labels(*logits), LOSS_BY_IMAGE: losses}
 
 
 def _check_store(store: TeacherStore, args: DistillationTrainingArguments, dataset):

@@ -125,6 +125,10 @@ def test_the_last_whole_one_is_found_by_its_step_and_the_others_are_named(tmp_pa
     args = SimpleNamespace(**settings, resume_from_checkpoint="true")
     assert find_checkpoint(args) == str(found)
     assert "checkpoint-11: optimizer.pt has 1 bytes instead of 1,400" in capsys.readouterr().out
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    assert find_checkpoint(args) is None
+    assert f"no complete checkpoint in {tmp_path} yet: starting from the beginning" in capsys.readouterr().out
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-11")
     with pytest.raises(InputError, match="checkpoint-11' is no complete checkpoint: optimizer.pt has 1 bytes"):
         find_checkpoint(args)
@@ -147,6 +151,14 @@ def test_a_kill_between_writing_and_renaming_loses_nothing_and_half_a_checkpoint
     checkpoint(tmp_path, 2).rename(tmp_path / "_removing-checkpoint-2")
     clear_leftovers(tmp_path)
     assert names(tmp_path) == ["checkpoint-3"]
+
+
+def test_what_a_kill_left_of_a_run_is_no_checkpoint_of_the_next_one(tmp_path):
+    checkpoint(tmp_path, 3)
+    (tmp_path / "_saving-3").mkdir()
+    (tmp_path / "checkpoint-3").rename(tmp_path / "_saving-3" / "checkpoint-3")  # whole, but not yet renamed
+    views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 1}).train()
+    assert names(tmp_path) == ["checkpoint-1"]
 
 
 def test_the_damaged_and_the_oldest_are_removed_and_never_the_last_or_best(tmp_path):
@@ -188,6 +200,22 @@ def test_the_best_checkpoint_is_found_where_the_run_has_moved_to(tmp_path):
     shutil.rmtree(tmp_path / "new" / f"checkpoint-{run.state.best_global_step}")
     with pytest.raises(InputError, match=f"checkpoint-{run.state.best_global_step}, the best so far, is not in"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_another_length_is_said(trained, tmp_path, caplog):
+    words = "was to take 4 steps, this one takes {}: from here on the learning rate is that of the new length"
+    for steps, is_said in ((3, True), (4, False)):
+        run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": steps})
+        run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+        assert (words.format(steps) in caplog.text) == is_said
+        caplog.clear()
+
+
+def test_epochs_of_warm_up_are_the_same_though_the_trainer_counts_them_in_steps(tmp_path):
+    for steps in (2, 4):
+        run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": steps, "warmup_epochs": 0.5})
+        run.train(resume_from_checkpoint=steps > 2)
+    assert run.state.global_step == 4
 
 
 def test_what_is_beyond_the_end_is_refused(trained, tmp_path):
@@ -265,6 +293,12 @@ def test_an_error_of_another_kind_is_not_the_disks(tmp_path):
         ({"repeated_augmentation": 1}, "repeated_augmentation 3, this run has 1"),
         ({"learning_rate": 0.5}, "learning_rate 0.01, this run has 0.5"),
         ({"weight_decay": 0.0}, "weight_decay 0.05, this run has 0.0"),
+        ({"adam_beta2": 0.95}, "adam_beta2 0.999, this run has 0.95"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm 0.0, this run has 1.0"),
+        ({"optim": "sgd", "optim_args": "momentum=0.9"}, 'optim "adamw_torch_fused", this run has "sgd"'),
+        ({"warmup_steps": 3}, "warmup_steps 0, this run has 3"),
+        ({"warmup_epochs": 1}, "warmup_epochs 0.0, this run has 1"),
+        ({"min_learning_rate": 1e-5}, "min_learning_rate 0.0, this run has 1e-05"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, changes, words):

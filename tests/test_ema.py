@@ -211,7 +211,7 @@ end_process()
 
 @pytest.mark.slow
 def test_shards_are_averaged_swapped_and_saved_like_whole_weights(tmp_path):
-    # Accelerate makes FSDP plain DDP on CPUs, so the trainer cannot do it here; what it calls can.
+    # What the trainer calls, alone; `test_processes.py` has the trainer itself.
     (tmp_path / "sharded.py").write_text(SHARDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(tmp_path / "sharded.py"), str(tmp_path)]

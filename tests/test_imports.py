@@ -23,7 +23,7 @@ ALLOWED = {
     "augmentation": {"views"},
     "label_map": set(),
     "data": {"views"},
-    "teacher": {"data", "augmentation", "finite", "views", "label_map"},
+    "teacher": {"data", "augmentation", "checkpoints", "finite", "views", "label_map"},
     "teacher_store": {"views"},
     "labelling": {"arguments", "teacher", "teacher_store", "data", "augmentation", "views"},
     "hub": set(),

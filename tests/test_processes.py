@@ -12,12 +12,14 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments
+from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
+from modeling_deit_distill.checkpoints import check_sharding
 from modeling_deit_distill.modeling_deit_distill import DeiTDistillLayer
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
-EIGHT, SAVING = {"per_device_train_batch_size": 8}, {"save_strategy": "steps", "save_steps": 7}
+AVERAGED = {"ema_half_life": 3, "eval_strategy": "steps", "eval_steps": 7}
+EIGHT, SAVING = {"per_device_train_batch_size": 8}, {"save_strategy": "steps", "save_steps": 7, **AVERAGED}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +30,13 @@ def runs(tmp_path_factory):
     process_worker.train(folder / "four", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4})
     launch(
         ["train", folder / "two", {**EIGHT, **SAVING}],
-        ["train", folder / "one_to_two", EIGHT, folder / "one" / "checkpoint-7"],
+        ["train", folder / "one_to_two", {**EIGHT, **SAVING}, folder / "one" / "checkpoint-7"],
         ["poisoned", folder / "poisoned", EIGHT],
         ["sharded", folder / "sharded", {**EIGHT, **SAVING}],
-        ["sharded", folder / "sharded_again", EIGHT, folder / "sharded" / "checkpoint-7"],
+        ["sharded", folder / "sharded_again", {**EIGHT, **SAVING}, folder / "sharded" / "checkpoint-7"],
         ["poisoned", folder / "poisoned_sharded", EIGHT, True],
     )
-    resumed = {"per_device_train_batch_size": 16}
+    resumed = {"per_device_train_batch_size": 16, **SAVING}
     process_worker.train(folder / "two_to_one", resumed, str(folder / "two" / "checkpoint-7"))
     return folder
 
@@ -75,6 +77,35 @@ def test_evaluation_counts_every_image_once(runs):
     for name in ("two", "one_to_two"):
         found = report(runs / name)
         assert (found["num_evaluated"], found["accuracy"]) == (37, expected["accuracy"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two", "one_to_two", "two_to_one", "sharded", "sharded_again"])
+def test_losses_of_an_evaluation_and_the_average_are_the_same_too(runs, name):
+    one, other = (runs / run / "checkpoint-14" for run in ("one", name))
+    expected, found = (
+        [
+            [entry["step"], entry["eval_loss"], entry["eval_ema_loss"]]
+            for entry in json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+            if "eval_loss" in entry
+        ]
+        for checkpoint in (one, other)
+    )
+    assert len(expected) == 2 and expected[1][1] != pytest.approx(expected[1][2], abs=1e-4)
+    assert found == [pytest.approx(entry, abs=1e-5) for entry in expected]
+    weights = load_file(one / "ema.safetensors")
+    for key, value in load_file(other / "ema.safetensors").items():
+        torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_and_a_whole_one_are_not_mixed_up(runs, tmp_path):
+    settings = {"per_device_train_batch_size": 16, **AVERAGED}
+    with pytest.raises(InputError, match="checkpoint-7 was made with FSDP, this run is launched without it"):
+        process_worker.train(tmp_path, settings, str(runs / "sharded" / "checkpoint-7"))
+    with pytest.raises(InputError, match="was made without FSDP, .*launch it without FSDP to go on, or start anew"):
+        check_sharding(runs / "one" / "checkpoint-7", is_sharded=True)
+    check_sharding(runs / "sharded" / "checkpoint-7", is_sharded=True)
 
 
 @pytest.mark.slow
@@ -120,6 +151,18 @@ def test_a_compiled_student_has_the_same_losses_and_clean_names(tmp_path):
     names = load_file(tmp_path / "plain" / "model.safetensors").keys()
     for folder in (tmp_path / "compiled", tmp_path / "compiled" / "checkpoint-4"):
         assert load_file(folder / "model.safetensors").keys() == names
+
+
+@pytest.mark.slow
+def test_bf16_learns_the_same_but_for_its_rounding_and_keeps_full_weights(tmp_path):
+    arguments = {"per_device_train_batch_size": 16, "max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    for name, changes in (("fp32", {}), ("bf16", {"bf16": True})):
+        process_worker.train(tmp_path / name, {**arguments, **changes})
+    expected, found = (report(tmp_path / name)["losses"] for name in ("fp32", "bf16"))
+    assert found == pytest.approx(expected, abs=0.02) and found != expected
+    process_worker.train(tmp_path / "again", {**arguments, "bf16": True}, str(tmp_path / "bf16" / "checkpoint-4"))
+    weights, again = (load_file(tmp_path / name / "model.safetensors") for name in ("bf16", "again"))
+    assert all(value.dtype == torch.float32 and torch.equal(again[key], value) for key, value in weights.items())
 
 
 # --- launch files -----------------------------------------------------------------------------------------------------

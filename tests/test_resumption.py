@@ -152,7 +152,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(forked, w
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_end_at_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
-    for folder in signal_until_done(forked, words, whole, random.Random(1), "SIGTERM", tmp_path, 6):
+    for folder in signal_until_done(forked, words, whole, random.Random(1), "SIGTERM", tmp_path, NUM_KILLS):
         assert_same_end(folder, whole[0])
 
 
@@ -167,7 +167,7 @@ def test_a_run_killed_while_it_fills_a_store_ends_with_the_same_bits_and_a_whole
     assert done.codes == [0], done.printed
     draws, whole = random.Random(2), (tmp_path / "whole" / "run", done.calls)
     changes["teacher_store"] = tmp_path / "answers"
-    for folder in signal_until_done(forked, words, whole, draws, "SIGKILL", tmp_path, 5, **changes):
+    for folder in signal_until_done(forked, words, whole, draws, "SIGKILL", tmp_path, NUM_KILLS, **changes):
         assert_same_end(folder, whole[0], but=["teacher_views_asked"])  # the store knows what was asked before a kill
     assert stored(tmp_path) == stored(tmp_path / "whole")
 

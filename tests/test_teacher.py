@@ -1,6 +1,7 @@
 """Teachers: found, described, trained first, frozen, shown the student's pixels in their own view."""
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -344,10 +345,22 @@ def test_a_teacher_of_other_data_is_refused(tmp_path, digits):
 def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            "modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(OSError)
+            "modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
         )
-        with pytest.raises(OSError):
+        with pytest.raises(KeyboardInterrupt):
             train(tmp_path, digits)
+    assert not (tmp_path / "teacher").exists()
+    assert train(tmp_path, digits).is_dir()
+
+
+def test_a_full_disk_is_one_line(tmp_path, digits):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))
+    try:
+        with pytest.raises(InputError, match="^the teacher cannot be written to .*disk may be full.*make room"):
+            train(tmp_path, digits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "teacher").exists()
     assert train(tmp_path, digits).is_dir()
 
