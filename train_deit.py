@@ -168,7 +168,7 @@ def training_views(data_args, args: DistillationTrainingArguments, data: ImageDa
     settings = AugmentationSettings.from_arguments(args, image_size)
     seed = args.seed if args.data_seed is None else args.data_seed  # several student seeds may share their views
     if not data_args.streaming:
-        return ViewDataset(data.train, settings, seed)
+        return ViewDataset(data.train, settings, seed, args.keep_decoded_images)
     share = {"rank": args.process_index, "num_processes": args.world_size}
     return StreamingViewDataset(data.train, settings, args.train_batch_size, args.repeated_augmentation, seed, **share)
 
