@@ -63,7 +63,7 @@ class Profile:
     ablation_seeds: tuple[int, ...]
     subset_seeds: tuple[int, ...]
     finer_seeds: tuple[int, ...]
-    equal_teacher_epochs: int
+    equal_teacher_epochs: float
     sgd_learning_rate: float
     finer_image_size: int
     finer_epochs: int
@@ -82,14 +82,14 @@ PROFILES = {
         num_train=10_000,
         num_held_out=4_000,
         seeds=(0, 1, 2),
-        teacher_seeds=(0, 1, 2),
+        teacher_seeds=(0, 1),
         ablation_seeds=(0,),
         subset_seeds=(0,),
         finer_seeds=(0,),
-        equal_teacher_epochs=3,
+        equal_teacher_epochs=0.3,
         sgd_learning_rate=0.05,
-        finer_image_size=32,
-        finer_epochs=1,
+        finer_image_size=30,  # of 32 that there are
+        finer_epochs=2,
         finer_learning_rate=1e-4,
         jobs=2,
     ),

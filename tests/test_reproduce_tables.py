@@ -1,6 +1,7 @@
 """The paper's tables: every command parses, finished runs are not run again, figures and verdicts worked by hand."""
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import shlex
@@ -9,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_example
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.data import load_image_data
 from modeling_deit_distill.student import student_config
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the scripts import each other by name
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the scripts and new processes import by name
 
-reproduce_tables = load_example("reproduce_tables")
-tables_report = load_example("tables_report")
+reproduce_tables = importlib.import_module("reproduce_tables")
+tables_report = importlib.import_module("tables_report")
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -182,6 +182,32 @@ def test_nothing_starts_after_a_failure_and_the_next_call_goes_on_from_there(rec
 def test_what_nobody_makes_is_not_waited_for(recorded, tmp_path):
     with pytest.raises(reproduce_tables.Failed, match="token-1 wait for runs that are not planned"):
         reproduce_tables.execute([run_of("token-1", "token-0")], tmp_path, jobs=2)
+
+
+SMALL = ("--hidden_size", "16", "--num_attention_heads", "2", "--intermediate_size", "32", "--image_size", "12")
+SHORT = ("--num_train_epochs", "0.2", "--teacher_num_train_epochs", "0.2", "--warmup_epochs", "0")
+
+
+@pytest.mark.slow
+def test_the_rows_are_trained_for_real(tmp_path, profile):
+    small = dataclasses.replace(profile, num_train=1000, num_held_out=100, seeds=(0,), teacher_seeds=(0,))
+    reproduce_tables.prepare_data(small, "digits", tmp_path)
+    chosen = ("token-0", "none-0", "hard-0", "soft-0", "token_finer-0")
+    weak = ("--allow_weak_teacher", "true")
+    runs = []
+    for run in reproduce_tables.plan(small, str(tmp_path)):
+        finer = ("--image_size", "18") if run.name == "token_finer-0" else ()
+        arguments = (*run.arguments, *SMALL, *SHORT, *weak, *finer)
+        runs.append(dataclasses.replace(run, arguments=arguments))
+    reproduce_tables.execute([run for run in runs if run.name in chosen], tmp_path, jobs=2)
+    results = {name: json.loads((tmp_path / name / "all_results.json").read_text()) for name in chosen}
+    assert results["token-0"]["teacher_views_asked"] > 0 == results["hard-0"]["teacher_views_asked"]
+    assert (tmp_path / "token-0" / "teacher").is_dir() and not (tmp_path / "hard-0" / "teacher").exists()
+    folder = tables_report.write(small, runs, tmp_path, tmp_path / "results" / "cpu")
+    tables = json.loads((folder / "tables.json").read_text())["tables"]
+    assert all("mean" in row for row in tables["table3"]["rows"])
+    assert tables["finer"]["rows"][3]["mean"] == pytest.approx(100 * results["token_finer-0"]["eval_accuracy"])
+    assert len(tables["tokens"]["cosines"][0]) == 1 + 4
 
 
 # How sure a difference is
