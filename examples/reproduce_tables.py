@@ -139,7 +139,7 @@ class Failed(Exception):
 def main(words: list[str]) -> int:
     options = parse_options(words)
     profile = PROFILES[options.profile]
-    output_dir = options.output_dir or f"outputs/tables_{profile.name}"
+    output_dir = options.output_dir or f"outputs/tables/{profile.name}"
     runs = plan(profile, output_dir)
     if options.list:
         print("\n".join(run.command for run in runs))
@@ -168,7 +168,7 @@ def parse_options(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--profile", choices=list(PROFILES), required=True, help="which sizes")
     parser.add_argument("--dataset", default="uoft-cs/cifar10", help="CIFAR-10: a local folder, or a name on the Hub")
-    parser.add_argument("--output_dir", help="where runs are kept; outputs/tables_<profile> unless given")
+    parser.add_argument("--output_dir", help="where runs are kept; outputs/tables/<profile> unless given")
     parser.add_argument("--results_dir", help="where tables are written; examples/results/<profile> unless given")
     parser.add_argument("--jobs", type=int, help="runs beside each other; the profile's unless given")
     parser.add_argument("--list", action="store_true", help="print the commands of all runs, and stop")

@@ -55,16 +55,16 @@ def finish(output_dir: Path, name: str, truth=(), record=None, tokens=None, **re
 def test_every_command_parses_and_describes_a_student(name, monkeypatch, tmp_path):
     monkeypatch.chdir(reproduce_tables.ROOT)
     profile = reproduce_tables.PROFILES[name]
-    for run in reproduce_tables.plan(profile, f"outputs/tables_{name}"):
+    for run in reproduce_tables.plan(profile, f"outputs/tables/{name}"):
         words = shlex.split(run.command)
         assert words[:3] == ["accelerate", "launch", "train_deit.py"]
         model_args, data_args, args = parse_arguments([*words[3:], "--bf16", "false"])
         if model_args.model_name_or_path is None:
             config = student_config(model_args, args, NAMES)
             assert config.use_distillation_token == (run.name.split("-")[0].split("_")[0] in ("token", "equal", "deit"))
-        assert args.output_dir == f"outputs/tables_{name}/{run.name}" and str(args.seed) == run.name[-1]
+        assert args.output_dir == f"outputs/tables/{name}/{run.name}" and str(args.seed) == run.name[-1]
         assert args.data_seed == 0 and args.resume_from_checkpoint and args.save_total_limit == 1
-        assert data_args.dataset_name.startswith(f"outputs/tables_{name}/data/")
+        assert data_args.dataset_name.startswith(f"outputs/tables/{name}/data/")
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
@@ -345,7 +345,7 @@ def test_the_cosine_rises_or_it_does_not(finished, tmp_path):
 
 
 def test_it_is_written_as_markdown_json_and_plots(finished, profile):
-    runs = reproduce_tables.plan(profile, "outputs/tables_cpu")
+    runs = reproduce_tables.plan(profile, "outputs/tables/cpu")
     folder = tables_report.write(profile, runs, finished, finished / "results" / "cpu")
     text = (folder / "tables.md").read_text()
     assert "7 of" in text and "both heads against none | +2.3 | +37.50 | ± 0.00 | ± 15.67 | **agrees**" in text
@@ -363,7 +363,7 @@ def test_it_is_written_as_markdown_json_and_plots(finished, profile):
 
 
 def test_without_any_run_everything_is_said_to_be_missing(tmp_path, profile):
-    runs = reproduce_tables.plan(profile, "outputs/tables_cpu")
+    runs = reproduce_tables.plan(profile, "outputs/tables/cpu")
     folder = tables_report.write(profile, runs, tmp_path / "none", tmp_path / "results" / "cpu")
     text = (folder / "tables.md").read_text()
     assert f"0 of {len(runs)} runs" in text and text.count("Not run.") == 2
