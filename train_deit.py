@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import set_seed
 
@@ -18,6 +19,7 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
+from modeling_deit_distill.analysis import describe_tokens
 from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
 from modeling_deit_distill.card_pictures import PREDICTIONS, choose_examples, draw_predictions
 from modeling_deit_distill.checkpoints import (
@@ -44,7 +46,7 @@ from modeling_deit_distill.labelling import (
     store_for,
     teacher_description,
 )
-from modeling_deit_distill.model_card import write_model_card
+from modeling_deit_distill.model_card import TOKENS, write_model_card
 from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.publishing import (
     Destination,
@@ -69,6 +71,8 @@ from modeling_deit_distill.views import AugmentationSettings
 
 # What is kept of the decisions on the held-out images.
 DECISIONS = ("labels", "fused", "cls", "distillation", "teacher")
+# Evenly spaced held-out images on which the tokens are measured.
+IMAGES_TO_LOOK_AT = 64
 
 
 def main(arguments: list[str]):
@@ -128,7 +132,7 @@ def run(
     # Publish
     with disk_errors_explained(args.output_dir, "the card"):
         record(trainer, facts, arguments, parsed)  # again, with the day it was finished
-        draw_examples(trainer, held_out)
+        look_inside(trainer, held_out)
         finish(trainer, results)
     say(args, f"Results, kept in {args.output_dir}", results_table(results))
     if args.push_to_hub:
@@ -172,7 +176,7 @@ def training_views(data_args, args: DistillationTrainingArguments, data: ImageDa
     settings = AugmentationSettings.from_arguments(args, image_size)
     seed = args.seed if args.data_seed is None else args.data_seed  # several student seeds may share their views
     if not data_args.streaming:
-        return ViewDataset(data.train, settings, seed)
+        return ViewDataset(data.train, settings, seed, args.keep_decoded_images)
     share = {"rank": args.process_index, "num_processes": args.world_size}
     return StreamingViewDataset(data.train, settings, args.train_batch_size, args.repeated_augmentation, seed, **share)
 
@@ -207,8 +211,8 @@ def record(trainer: DistillationTrainer, facts: dict[str, str], arguments: list[
             write_run_record(output_dir, facts, arguments, parsed, name, stores)
 
 
-def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):
-    """A picture of what the model, as it was saved, says about some held-out images and where it looks."""
+def look_inside(trainer: DistillationTrainer, held_out: EvaluationDataset):
+    """What the model, as it was saved, makes of some held-out images: a picture, and figures of its tokens."""
     if not trainer.is_world_process_zero():
         return
     args, decisions = trainer.args, trainer.decisions
@@ -218,6 +222,9 @@ def draw_examples(trainer: DistillationTrainer, held_out: EvaluationDataset):
     teacher = decisions["teacher"][chosen] if "teacher" in decisions else None
     path = Path(args.output_dir, PREDICTIONS)
     draw_predictions(model, pixel_values, decisions["labels"][chosen], teacher, trainer.processing_class, path)
+    spread = np.unique(np.linspace(0, len(held_out) - 1, IMAGES_TO_LOOK_AT).astype(int)).tolist()
+    pixel_values = torch.stack([held_out[index]["pixel_values"] for index in spread])
+    write_json(Path(args.output_dir, TOKENS), describe_tokens(model, pixel_values))
 
 
 def finish(trainer: DistillationTrainer, results: dict[str, float]):

@@ -56,7 +56,8 @@ def main(arguments: list[str]):
     start = load_start(model_args)
     config = student_config(model_args, args, data.class_names, start)
     settings = AugmentationSettings.from_arguments(args, config.image_size)
-    views = ViewDataset(data.train, settings, args.seed if args.data_seed is None else args.data_seed)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    views = ViewDataset(data.train, settings, seed, args.keep_decoded_images)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
     if epochs is None:

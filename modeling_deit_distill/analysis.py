@@ -1,6 +1,7 @@
-"""What a model's answers and attention say about it: pure functions on arrays and tensors.
+"""What a model's answers, tokens and attention say about it: pure functions on arrays and tensors.
 
-Disagreement is the paper's Table 4 (Touvron et al. 2020, arXiv 2012.12877); the rest is what a model card needs.
+Disagreement is the paper's Table 4 and the tokens' cosine its section 4 (Touvron et al. 2020, arXiv 2012.12877), the
+attention distance that of Dosovitskiy et al. 2020 (arXiv 2010.11929, figure 7); the rest is what a model card needs.
 """
 
 import math
@@ -51,14 +52,82 @@ def attention_maps(attentions: tuple[torch.Tensor, ...], grid: tuple[int, int], 
     Raises:
         ValueError: a number of tokens other than prefix and grid make up.
     """
+    _check_tokens(attentions[-1], grid, num_prefix_tokens)
     last = attentions[-1].float().mean(dim=1)  # (B, N, N)
-    num_expected = num_prefix_tokens + grid[0] * grid[1]
-    if last.shape[-1] != num_expected:
-        raise ValueError(f"{last.shape[-1]} tokens, but {num_prefix_tokens} and a grid of {grid} are {num_expected}")
     to_patches = last[:, :num_prefix_tokens, num_prefix_tokens:]
     # All weight on the prefix leaves zeros here, and no division by zero.
     to_patches = F.normalize(to_patches, p=1, dim=-1, eps=torch.finfo(torch.float32).tiny)
     return to_patches.unflatten(-1, grid)
+
+
+def token_cosine(tokens: torch.Tensor) -> float:
+    """Cosine of class and distillation token, from -1 to 1, as the mean over images (paper, section 4).
+
+    Args:
+        tokens: (images, 2 or more, hidden), those two first: the learned tokens themselves with one for the number of
+            images, or what comes out of a block.
+
+    Raises:
+        ValueError: fewer than two tokens, or no images.
+    """
+    if tokens.dim() != 3 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens must be (images, at least 2, hidden), at least one image; not {tuple(tokens.shape)}")
+    return F.cosine_similarity(tokens[:, 0].float(), tokens[:, 1].float(), dim=-1).mean().item()
+
+
+@torch.no_grad()
+def describe_tokens(model: torch.nn.Module, pixel_values: torch.Tensor) -> dict[str, object]:
+    """What the tokens of a model do on some images, as figures for a file.
+
+    Args:
+        model: a [`DeiTDistillForImageClassification`] in evaluation mode.
+        pixel_values: (images, 3, height, width), normalised.
+
+    Returns:
+        `images`, how many; `attention_distance`, pixels by block and head (see [`mean_attention_distance`]); and of a
+        model with two tokens `cosine_learned`, of the tokens as they were learned, and `cosine_by_block`, of what
+        comes out of each block (see [`token_cosine`]).
+    """
+    embeddings, config = model.base_model.embeddings, model.config
+    output = model(pixel_values.to(model.device, model.dtype), output_attentions=True, output_hidden_states=True)
+    grid = embeddings.grid(tuple(pixel_values.shape[-2:]))
+    num_prefix_tokens = 2 if config.use_distillation_token else 1
+    distances = mean_attention_distance(output.attentions, grid, num_prefix_tokens, embeddings.patch_size[0])
+    described = {"images": len(pixel_values), "attention_distance": distances.cpu().tolist()}
+    if config.use_distillation_token:
+        learned = torch.cat([embeddings.cls_token, embeddings.distillation_token], dim=1)
+        described["cosine_learned"] = token_cosine(learned)
+        described["cosine_by_block"] = [token_cosine(tokens) for tokens in output.hidden_states[1:]]
+    return described
+
+
+def mean_attention_distance(
+    attentions: tuple[torch.Tensor, ...], grid: tuple[int, int], num_prefix_tokens: int, patch_size: int
+) -> torch.Tensor:
+    """How far from itself a patch looks, on average, in each head of each block (Dosovitskiy et al. 2020, figure 7).
+
+    Args:
+        attentions, grid, num_prefix_tokens: as for [`attention_maps`].
+        patch_size: side of a patch in pixels.
+
+    Returns:
+        (blocks, heads), float32, in pixels of the image: the distance between the centres of the looking patch and of
+        that looked at, weighted by attention (what goes to the prefix tokens is left out), mean over patches and
+        images.
+
+    Raises:
+        ValueError: a number of tokens other than prefix and grid make up.
+    """
+    _check_tokens(attentions[-1], grid, num_prefix_tokens)
+    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    centres = torch.stack([rows, columns], dim=-1).view(-1, 2).float() * patch_size  # (P, 2)
+    distances = torch.cdist(centres, centres).to(attentions[-1].device)  # (P, P)
+    means = []
+    for weights in attentions:
+        between = weights[..., num_prefix_tokens:, num_prefix_tokens:].float()  # (B, H, P, P)
+        between = F.normalize(between, p=1, dim=-1, eps=torch.finfo(torch.float32).tiny)
+        means.append((between * distances).sum(dim=-1).mean(dim=(0, 2)))
+    return torch.stack(means)
 
 
 def disagreement(decisions: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -145,6 +214,12 @@ def wilson_interval(share: float, num_images: int) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)
     return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _check_tokens(weights: torch.Tensor, grid: tuple[int, int], num_prefix_tokens: int):
+    found, expected = weights.shape[-1], num_prefix_tokens + grid[0] * grid[1]
+    if found != expected:
+        raise ValueError(f"{found} tokens, but {num_prefix_tokens} and a grid of {grid} are {expected}")
 
 
 def _check_lengths(arrays: Mapping[str, np.ndarray]):

@@ -113,7 +113,11 @@ class ModelArguments:
     teacher_num_train_epochs: float = field(default=10.0, metadata={"help": "Epochs of the teacher's training."})
     teacher_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the teacher."})
     teacher_image_size: int | None = field(
-        default=None, metadata={"help": "Side at which the teacher looks at views; its image processor's unless given."}
+        default=None,
+        metadata={
+            "help": "Side at which the teacher looks at views, and a new one is trained; its image processor's, or the "
+            "student's for a new one, unless given."
+        },
     )
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = field(
         default=None, metadata={"help": "The teacher's arithmetic; the store's, else the run's, unless given."}
@@ -288,6 +292,10 @@ class DistillationTrainingArguments(TrainingArguments):
     random_erasing_prob: float = field(default=0.25, metadata={"help": "Chance of an erased box."})
     mixup_alpha: float = field(default=0.8, metadata={"help": "Beta parameter of mixup; 0 is off."})
     cutmix_alpha: float = field(default=1.0, metadata={"help": "Beta parameter of cutmix; 0 is off."})
+    keep_decoded_images: bool = field(
+        default=False,
+        metadata={"help": "Decode each training image once and keep it in memory, in each worker: for small datasets."},
+    )
     on_bad_image: Literal["warn", "error"] = field(
         default="warn", metadata={"help": "What to do about an image that cannot be read."}
     )

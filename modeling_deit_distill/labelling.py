@@ -81,9 +81,10 @@ def find_store(model_args, args, data: ImageData, teacher_config, views: ViewDat
 
 
 def teacher_schedule(model_args: ModelArguments, views: ViewDataset) -> dict:
-    """How the teacher is trained, if it is trained here."""
+    """How the teacher is trained, if it is trained here: a new one at the size at which it will be asked."""
+    is_new = model_args.teacher_name_or_path is None
     return {
-        "image_size": views.settings.image_size,
+        "image_size": (is_new and model_args.teacher_image_size) or views.settings.image_size,
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
         "name_or_path": model_args.teacher_name_or_path,

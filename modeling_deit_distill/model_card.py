@@ -28,6 +28,7 @@ from .weight_names import why_not_native
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 CARD = "README.md"
+TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
 MAX_CLASSES = 20  # that are listed; of more, the first ten
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"
@@ -60,6 +61,7 @@ class Run:
         decisions: `predictions.json` as arrays (images,) of class indices, `labels` among them.
         record: `run.json`.
         processor: `preprocessor_config.json`.
+        tokens: `tokens.json`.
         is_finished: whether all results are there.
     """
 
@@ -70,6 +72,7 @@ class Run:
     decisions: dict[str, np.ndarray]
     record: dict
     processor: dict
+    tokens: dict
     is_finished: bool
 
     @cached_property
@@ -157,6 +160,7 @@ def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
         _read_decisions(folder / "predictions.json", len(config.id2label)),
         _read_json(folder / "run.json"),
         _read_json(folder / "preprocessor_config.json"),
+        _read_json(folder / TOKENS),
         is_finished=bool(results),
     )
 
@@ -218,6 +222,7 @@ def content(run: Run) -> dict[str, object]:
         "picture": run.file(PREDICTIONS),
         "how_chosen": HOW_CHOSEN,
         "two_heads": run.config.use_distillation_token,
+        "tokens": tokens(run),
         "name": json.dumps(run.name, ensure_ascii=False),
         "shell_name": shlex.quote(run.name),
         "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
@@ -283,6 +288,17 @@ def score(run: Run) -> str | None:
     epoch = run.measured("epoch")
     when = "" if epoch is None else f", after {epoch:g} epochs" + _of_epochs(run)
     return f"Training is still under way. {text}{when}."
+
+
+def tokens(run: Run) -> str | None:
+    """How alike the two tokens are where they come in and where they come out, in a sentence."""
+    blocks, learned = run.tokens.get("cosine_by_block"), run.tokens.get("cosine_learned")
+    if not blocks or learned is None:
+        return None
+    return (
+        f"The cosine of the two tokens is {learned:.2f} as they were learned, {blocks[0]:.2f} after the first block "
+        f"and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
+    )
 
 
 def is_exportable(config: PreTrainedConfig) -> bool:

@@ -16,7 +16,7 @@ from .card_pictures import CURVES, PREDICTIONS, plot_training_curves
 from .checkpoints import MANIFEST, list_checkpoints, remove
 from .conversion import load_checkpoint, save_native
 from .hub import with_retries
-from .model_card import CARD, write_model_card
+from .model_card import CARD, TOKENS, write_model_card
 from .run_record import RECORD
 
 STATE = "trainer_state.json"
@@ -37,6 +37,7 @@ PUBLISHED = (
     STATE,
     "all_results.json",
     "predictions.json",
+    TOKENS,
 )
 NEVER_PUBLISHED = ("training_args.bin",)
 STAGE_PREFIX = "_push-"

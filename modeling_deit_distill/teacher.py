@@ -401,7 +401,7 @@ def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_tr
         model=model,
         args=teacher_args,
         data_collator=collate,
-        train_dataset=ViewDataset(data.train, settings, args.seed),
+        train_dataset=ViewDataset(data.train, settings, args.seed, args.keep_decoded_images),
         processing_class=processor,
         bad_images=BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size),
     )

@@ -1,4 +1,4 @@
-"""Attention maps, disagreement, confusions and intervals: hand-worked values."""
+"""Attention maps and distances, token cosines, disagreement, confusions and intervals: hand-worked values."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,10 @@ from modeling_deit_distill.analysis import (
     Confusion,
     attention_maps,
     confusion_matrix,
+    describe_tokens,
     disagreement,
+    mean_attention_distance,
+    token_cosine,
     wilson_interval,
     worst_classes,
     worst_confusions,
@@ -57,6 +60,69 @@ def test_all_attention_on_the_prefix_gives_zeros_not_nan():
 def test_a_grid_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="7 tokens, but 2 and a grid of"):
         attention_maps((torch.zeros(1, 1, 7, 7),), (2, 3), 2)
+
+
+# Cosine of the tokens
+
+
+def test_the_cosine_is_that_of_the_first_two_tokens_averaged_over_images():
+    tokens = torch.tensor([[[3.0, 0], [5, 0], [0, 9]], [[1, 0], [0, 2], [1, 0]], [[2, 0], [1, -1], [0, 0]]])
+    assert token_cosine(tokens) == pytest.approx((1 + 0 + 0.5**0.5) / 3)
+    assert token_cosine(tokens[:1, [0, 2]] * -1) == 0
+    assert token_cosine(torch.tensor([[[1.0, 2], [-2, -4]]]).bfloat16()) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 4), (0, 2, 4), (2, 4)])
+def test_a_cosine_needs_two_tokens_and_an_image(shape):
+    with pytest.raises(ValueError, match="at least 2"):
+        token_cosine(torch.zeros(shape))
+
+
+# Attention distance
+
+
+def test_the_distance_is_weighted_by_attention_among_patches_alone():
+    # Three patches of 10 pixels in a row, one prefix token, one head. The first looks at the last, the second at its
+    # neighbours alike, the third half at itself and half at the second; what goes to the prefix does not count.
+    weights = torch.tensor([[9.0, 9, 9, 9], [0.5, 0, 0, 0.5], [0, 0.5, 0, 0.5], [0.2, 0, 0.4, 0.4]])
+    distance = mean_attention_distance((weights[None, None],), (1, 3), 1, patch_size=10)
+    torch.testing.assert_close(distance, torch.tensor([[(20 + 10 + 5) / 3]]))
+
+
+def test_distances_are_euclidean_by_block_and_head():
+    everywhere, itself = torch.full((2, 4, 4), 0.25), torch.eye(4).expand(2, 4, 4)
+    attentions = (torch.stack([everywhere, itself], dim=1), torch.stack([itself, itself], dim=1))
+    distance = mean_attention_distance(attentions, (2, 2), 0, patch_size=4)
+    torch.testing.assert_close(distance, torch.tensor([[(4 + 4 + 32**0.5) / 4, 0], [0, 0]]))
+
+
+def test_no_attention_among_patches_is_no_distance():
+    weights = torch.zeros(1, 1, 3, 3)
+    weights[..., 0] = 1
+    assert mean_attention_distance((weights,), (1, 2), 1, 4).tolist() == [[0.0]]
+    with pytest.raises(ValueError, match="3 tokens, but 1 and a grid of"):
+        mean_attention_distance((weights,), (2, 2), 1, 4)
+
+
+# What a model's tokens do
+
+
+def test_the_tokens_of_a_model_are_described(tiny_model):
+    model = tiny_model()
+    embeddings = model.deit.embeddings
+    with torch.no_grad():
+        embeddings.cls_token.fill_(1.0)
+        embeddings.distillation_token.fill_(2.0)
+    described = describe_tokens(model, torch.randn(3, 3, 32, 32))
+    assert described["images"] == 3 and described["cosine_learned"] == pytest.approx(1.0)
+    assert len(described["cosine_by_block"]) == 2 and all(-1 <= cosine < 1 for cosine in described["cosine_by_block"])
+    distances = torch.tensor(described["attention_distance"])
+    assert distances.shape == (2, 4) and (distances > 0).all() and (distances < 32 * 2**0.5).all()
+
+
+def test_a_model_with_one_token_has_no_cosine(tiny_model):
+    described = describe_tokens(tiny_model(use_distillation_token=False), torch.randn(2, 3, 32, 32))
+    assert described.keys() == {"images", "attention_distance"}
 
 
 # Disagreement

@@ -1109,6 +1109,21 @@ def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(decodes, batch_si
         assert repeats == 1 or len(decodes) < batch_size
 
 
+def test_kept_images_are_decoded_once_and_seen_alike(decodes):
+    encoded = [b"broken" if row == 5 else encode(grey(row))["bytes"] for row in range(48)]
+    rows = undecoded([{"bytes": content, "path": None} for content in encoded])
+    dataset, kept = ViewDataset(rows, SETTINGS, seed=5), ViewDataset(rows, SETTINGS, seed=5, keep_decoded=True)
+    views = [*views_of(dataset, repeats=1, epoch=0), *views_of(dataset, repeats=1, epoch=1)]
+    batches = [views[start : start + 8] for start in range(0, 96, 8)]
+    expected = [dataset.__getitems__(batch) for batch in batches]
+    decodes.clear()
+    for batch, one in zip(batches, expected, strict=True):
+        other = kept.__getitems__(batch)
+        assert torch.equal(other["pixel_values"], one["pixel_values"])
+        assert (other["labels"].tolist(), other["bad_images"]) == (one["labels"].tolist(), one["bad_images"])
+    assert set(decodes.values()) == {1}
+
+
 @pytest.mark.parametrize(("num_processes", "process_index"), [(1, 0), (2, 0), (2, 1)])
 def test_skipped_batches_decode_nothing(decodes, num_processes, process_index):
     dataset, batch_size = ViewDataset(photos(bad=()), SETTINGS), 8 // num_processes

@@ -33,6 +33,7 @@ from modeling_deit_distill.labelling import (
     sampler_of,
     store_for,
     teacher_description,
+    teacher_schedule,
     verify,
 )
 from modeling_deit_distill.teacher import Teacher, load_teacher, weights_checksum
@@ -162,6 +163,16 @@ def content(store: TeacherStore, epoch: int = 0) -> np.ndarray:
 
 def forget(store: TeacherStore, positions: list[int], epoch: int = 0):
     store.write(epoch, np.array(positions), np.zeros(len(positions), store.dtype))
+
+
+# ---- how a teacher is trained ----
+
+
+@pytest.mark.parametrize(("teacher", "expected"), [(None, 24), ("mine", 16)])
+def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of, teacher, expected):
+    new = ["--teacher_config_name", "resnet"] if teacher is None else []
+    run = run_of("--train_teacher", "true", "--teacher_image_size", "24", *new, teacher=teacher)
+    assert teacher_schedule(run.model_args, run.views)["image_size"] == expected
 
 
 # ---- which views a run needs ----

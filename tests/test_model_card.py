@@ -215,6 +215,16 @@ def test_pictures_are_shown_if_they_are_there(run):
     assert f"]({CURVES})" in section(text, "How it was trained")
 
 
+def test_the_tokens_cosine_is_told_where_it_was_measured(run):
+    one = {"images": 64, "attention_distance": [[5.0], [6.0]]}
+    both = {**one, "cosine_learned": 0.0625, "cosine_by_block": [0.5, 0.93125]}
+    told = "is 0.06 as they were learned, 0.50 after the first block and 0.93 after the last (mean over 64 held-out"
+    assert told in card_of(run(tokens=both)).text
+    for nothing in (one, None):
+        (run(tokens=None) / "tokens.json").unlink(missing_ok=True)
+        assert "cosine" not in card_of(run(tokens=nothing)).text
+
+
 def test_classes_stand_in_the_order_of_their_indices(run):
     names = [f"class{index}" for index in range(12)]
     text = card_of(run(classes(names))).text

@@ -428,7 +428,7 @@ def test_a_run_that_is_begun_anew_keeps_nothing_of_the_old_ones_card(train, monk
 
 
 def test_the_card_comes_before_the_mark_that_a_run_is_finished(train, monkeypatch):
-    monkeypatch.setattr(train_deit, "draw_examples", lambda *_: pytest.fail("as if killed here"))
+    monkeypatch.setattr(train_deit, "look_inside", lambda *_: pytest.fail("as if killed here"))
     with pytest.raises(pytest.fail.Exception):
         train(push_to_hub="false")
     monkeypatch.undo()
