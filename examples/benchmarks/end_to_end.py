@@ -2,8 +2,8 @@
 
     python examples/benchmarks/end_to_end.py IMAGES [--size tiny] [--workers 0] [--json FILE]
 
-IMAGES is a folder of images (one folder per class) or of parquet files. Three kinds of training take turns in one
-process, figures are medians:
+IMAGES is a folder of images (one folder per class) or of parquet files. All take turns in one process, figures are
+medians:
 
     bare step    forward, loss of both heads, backward and AdamW on one batch that lies ready: the most there can be
     ours         what `train_deit.py` does: ViewDataset and its loader (3 views an image), augmentation on the device, a
@@ -51,7 +51,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
             "ours": lambda: our_steps(rows, options, folder),
-            "bare step": lambda: bare_steps(options),
             "timm": lambda: timm_steps(rows, options),
         }
         rounds = [{name: run() for name, run in kinds.items()} for _ in range(options.rounds)]
@@ -83,35 +82,46 @@ def parse_options() -> argparse.Namespace:
 
 
 class Clock(TrainerCallback):
-    """Seconds a step, after those that do not count, and how many of them the trainer waited for batches."""
+    """Seconds of a trainer's steps after those that do not count, and how long it waited for their batches.
 
-    def __init__(self, trainer: DistillationTrainer, device: str):
-        self.device, self.waited, self.start = device, 0.0, None
-        original = trainer.get_batch_samples
+    With `between`, each step is timed by itself and followed by a call of that, timed as well: what is compared is
+    then a second apart. Without, the device is waited for only at both ends of the run, as in training.
+    """
 
-        def timed(*args, **kwargs):
-            begin = time.perf_counter()
-            batches = original(*args, **kwargs)
-            self.waited += time.perf_counter() - begin if self.start is not None else 0.0
-            return batches
-
-        trainer.get_batch_samples = timed
+    def __init__(self, trainer: DistillationTrainer, device: str, between=None):
+        self.device, self.between = device, between
+        self.every = 1 if between else trainer.args.max_steps - SKIPPED
+        self.step, self.wait, self.bare, self.waited, self.begin = [], [], [], 0.0, None
+        self.original = trainer.get_batch_samples
+        trainer.get_batch_samples = self.get_batch_samples
         trainer.add_callback(self)
 
+    def get_batch_samples(self, *args, **kwargs):
+        """The trainer's own, timed."""
+        begin = time.perf_counter()
+        batches = self.original(*args, **kwargs)
+        self.waited += time.perf_counter() - begin
+        return batches
+
     def on_step_end(self, args, state, control, **kwargs):
-        """Start or stop."""
-        if state.global_step not in (SKIPPED, args.max_steps):
+        """Take the time."""
+        steps = state.global_step - SKIPPED
+        if steps < 0 or steps % self.every:
             return
         synchronize(self.device)
-        now, steps = time.perf_counter(), args.max_steps - SKIPPED
-        if state.global_step == SKIPPED:
-            self.start = now
-        else:
-            self.step, self.wait = (now - self.start) / steps, self.waited / steps
+        if self.begin is not None:
+            self.step.append((time.perf_counter() - self.begin) / self.every)
+            self.wait.append(self.waited / self.every)
+        if self.between:
+            self.bare.append(time_once(self.between, self.device))
+        self.begin, self.waited = time.perf_counter(), 0.0
 
 
 def our_steps(rows, options, folder: str) -> dict[str, float]:
-    """Seconds of a step in all and of waiting for its batch, of a run of the trainer."""
+    """Seconds of a step in all, of waiting for its batch and of the bare step, of a run of the trainer.
+
+    With workers the bare step is measured by itself: between the trainer's steps, it would give them time to work.
+    """
     args = DistillationTrainingArguments(
         output_dir=str(Path(folder, "run")),
         per_device_train_batch_size=options.batch_size,
@@ -132,9 +142,12 @@ def our_steps(rows, options, folder: str) -> dict[str, float]:
         train_dataset=ViewDataset(rows, settings, args.seed),
         processing_class=evaluation_processor(options.image_size),
     )
-    clock = Clock(trainer, options.device)
+    step = bare_step(options)
+    clock = Clock(trainer, options.device, None if options.workers else step)
     trainer.train()
-    return {"step": clock.step, "waiting for the batch": clock.wait}
+    bare = clock.bare or [time_once(step, options.device) for _ in range(SKIPPED + options.steps)][SKIPPED:]
+    taken = {"step": clock.step, "waiting for the batch": clock.wait, "bare step": bare}
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def filled_store(folder: Path, args, settings: AugmentationSettings, num_views: int):
@@ -147,13 +160,10 @@ def filled_store(folder: Path, args, settings: AugmentationSettings, num_views: 
     return store
 
 
-def bare_steps(options) -> dict[str, float]:
-    """Seconds of the step alone, with the same model."""
+def bare_step(options):
+    """The step alone, with the same model."""
     model = make_model("ours", options, DROP_PATH_RATE).train()
-    step = training_step(model, model, make_batch(options), options.precision, options.device)
-    for _ in range(SKIPPED):
-        step()
-    return {"step": statistics.median(time_once(step, options.device) for _ in range(options.steps))}
+    return training_step(model, model, make_batch(options), options.precision, options.device)
 
 
 class Images(torch.utils.data.Dataset):
@@ -218,16 +228,17 @@ def augmentation_seconds(rows, options) -> float:
 
 def report(options, milliseconds: dict[str, dict[str, float]]):
     """Where a step's time goes, and the ratios last."""
-    ours, bare = milliseconds["ours"], milliseconds["bare step"]["step"]
+    ours = milliseconds["ours"]
+    bare = ours["bare step"]
     parts = {
         "waiting for the batch": ours["waiting for the batch"],
         "augmentation": ours["augmentation"],
         "bare step": bare,
     }
     parts["the rest: trainer"] = ours["step"] - sum(parts.values())
-    for name, taken in milliseconds.items():
-        rate = 1000 * options.batch_size / taken["step"]
-        print(f"{name:22} {taken['step']:9.1f} ms a step of {options.batch_size}, {rate:8.1f} images/s")
+    for name, taken in {"ours": ours["step"], "bare step": bare, "timm": milliseconds["timm"]["step"]}.items():
+        rate = 1000 * options.batch_size / taken
+        print(f"{name:22} {taken:9.1f} ms a step of {options.batch_size}, {rate:8.1f} images/s")
     for name, taken in parts.items():
         print(f"  ours, {name:22} {taken:9.1f} ms, {taken / ours['step']:6.1%}")
     ratios = {
