@@ -72,7 +72,7 @@ def test_the_students_benchmark_measures_all_four(tmp_path, monkeypatch, capsys)
     words = ["--image_size", "32", "--batch_size", "2", "--rounds", "1", "--plot", str(tmp_path / "plot.png")]
     figures = run_benchmark(monkeypatch, tmp_path, "student_speed", "--device", "cpu", "--precisions", "fp32", *words)
     ratios, tables = figures["ratios"], figures["figures"]
-    assert set(ratios) == {"train_fp32", "infer_fp32", "infer_best", "memory"}
+    assert set(ratios) == {"train_fp32", "infer_fp32", "infer_best", "pipeline_1", "pipeline_64", "memory"}
     for name in ("train_fp32", "infer_fp32"):
         rates = {who: row["images_per_second"] for who, row in tables[name].items()}
         faster = max(rates[who] for who in ("transformers", "timm", "public"))

@@ -13,11 +13,12 @@ the matrix products that a model really does (FlopCounterMode) over the fastest 
 Peak memory is measured in a process for each.
 
 `ratios`: ours over the faster peer in images a second (`train_fp32`, `train_bf16`, `infer_fp32` eager; `infer_best`:
-our best shipped path over the faster peer's eager; `..._compiled` where compiled), and our peak memory over that of the
-thriftier peer (`memory`, to be at most 1).
+our best shipped path over the faster peer's eager; `pipeline_1` and `pipeline_64` by their batch; `..._compiled` where
+compiled), and our peak memory over that of the thriftier peer (`memory`, to be at most 1).
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -28,6 +29,8 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 from timing import alternate, matrix_peak
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,6 +41,7 @@ from modeling_deit_distill.losses import hard_distillation_loss, label_loss
 
 NUM_CLASSES = 1000
 PEERS = ("transformers", "timm", "public")
+PIPELINE_BATCHES = (1, 64)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -58,6 +62,11 @@ def main():
         figures["shipped"] = measure_shipped(options)
         show("shipped", figures["shipped"])
         ratios["infer_best"] = best_over_eager(figures)
+        for batch_size in PIPELINE_BATCHES:
+            name = f"pipeline_{batch_size}"
+            figures[name] = measure_pipeline(options, batch_size)
+            show(name, figures[name])
+            ratios[name] = over_the_faster_peer(figures[name], "images_per_second")
     if options.memory:
         figures["memory"] = {name: memory_elsewhere(name, options) for name in ("ours", *PEERS)}
         show("memory", figures["memory"])
@@ -216,8 +225,26 @@ def onnx_steps(model, pixel_values: torch.Tensor) -> dict:
     return {name: lambda session=session: session.run(["logits"], images) for name, session in sessions.items()}
 
 
+def measure_pipeline(options, batch_size: int) -> dict[str, dict[str, float]]:
+    """Images a second of `pipeline("image-classification")`, from photographs on; the image processor is the same."""
+    from transformers import pipeline
+
+    from modeling_deit_distill.data import evaluation_processor
+
+    processor = evaluation_processor(options.image_size)
+    pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+    images = [PIL.Image.fromarray(pixels)] * max(batch_size, 8)
+    steps = {}
+    for name in ("ours", "transformers"):
+        model = make_model(name, options).eval()
+        classify = pipeline("image-classification", model=model, image_processor=processor, device=options.device)
+        steps[name] = functools.partial(classify, images, batch_size=batch_size)
+    seconds = alternate(steps, options.rounds, options.device, warm_up=1)
+    return {name: {"images_per_second": len(images) / taken} for name, taken in seconds.items()}
+
+
 def over_the_faster_peer(table: dict[str, dict[str, float]], key: str) -> float:
-    return table["ours"][key] / max(table[name][key] for name in PEERS)
+    return table["ours"][key] / max(row[key] for name, row in table.items() if name != "ours")
 
 
 def best_over_eager(figures) -> float:
@@ -279,7 +306,7 @@ def draw(options, figures):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {name: table for name, table in figures.items() if name != "memory"}
+    panels = {name: table for name, table in figures.items() if name != "memory" and "pipeline" not in name}
     figure, axes = pyplot.subplots(1, len(panels), figsize=(2.6 * len(panels), 3), layout="constrained", squeeze=False)
     for axis, (title, table) in zip(axes[0], panels.items(), strict=True):
         rates = [row["images_per_second"] for row in table.values()]
