@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 
+from .configuration_deit_distill import SIZES
 from .ema import decay_of_half_life
 from .errors import InputError
 from .label_map import read_label_map
@@ -55,7 +56,7 @@ REPLACES = {
     ("learning_rate", "base_learning_rate"): ("learning_rate", "base_learning_rate"),
     ("warmup_epochs", "warmup_steps"): ("warmup_epochs", "warmup_steps"),
     ("ema_decay", "ema_half_life"): ("ema_decay", "ema_half_life"),
-    ("model_name_or_path", "model_size"): ("model_name_or_path", "model_size"),
+    ("model_name_or_path", "model_size"): ("model_name_or_path", "model_size", *SIZES["tiny"], "num_hidden_layers"),
 }
 
 
@@ -399,6 +400,8 @@ class DistillationTrainingArguments(TrainingArguments):
         for name in ("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob", "max_bad_image_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise InputError(f"num_train_epochs is {self.num_train_epochs}; it must be positive, or give max_steps")
         if not 0.0 <= self.label_smoothing_factor < 1.0:
             raise InputError(f"label_smoothing_factor is {self.label_smoothing_factor}; it must be in [0, 1)")
         for name in (

@@ -370,6 +370,20 @@ def test_warm_up_in_steps_replaces_the_recipe_s_epochs(recipe):
     assert (args.warmup_epochs, args.warmup_steps) == (0, 10)
 
 
+def test_a_named_size_replaces_the_recipe_s(recipe):
+    text = "hidden_size: 96\nnum_hidden_layers: 6\nnum_attention_heads: 3\nintermediate_size: 384\npatch_size: 8"
+    model = parse(recipe(text), "--model_size", "small")[0]
+    sizes = (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size)
+    assert (sizes, model.patch_size) == ((None,) * 4, 8)
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1"])
+def test_a_run_without_epochs_needs_steps(epochs):
+    words = ["--dataset_name", "digits", "--num_train_epochs", epochs]
+    assert f"num_train_epochs is {float(epochs)}" in refusal(*words)
+    assert parse(*words, "--max_steps", "2")[2].max_steps == 2
+
+
 # --- defaults ---------------------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ ALLOWED = {
     "schedule": set(),
     "ema": set(),
     "precision": set(),
-    "arguments": {"label_map", "precision", "schedule", "ema"},
+    "arguments": {"configuration_deit_distill", "label_map", "precision", "schedule", "ema"},
     "report": set(),
     "student": {"arguments", "conversion", "data", "label_map", "modeling_deit_distill", "weight_names"},
     "run_record": {
