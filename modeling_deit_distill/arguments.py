@@ -295,7 +295,10 @@ class DistillationTrainingArguments(TrainingArguments):
     cutmix_alpha: float = field(default=1.0, metadata={"help": "Beta parameter of cutmix; 0 is off."})
     keep_decoded_images: bool = field(
         default=False,
-        metadata={"help": "Decode each training image once and keep it in memory, in each worker: for small datasets."},
+        metadata={
+            "help": "Decode each training image once and keep it in memory, for small datasets; in each worker, as "
+            "long as it lives (dataloader_persistent_workers)."
+        },
     )
     on_bad_image: Literal["warn", "error"] = field(
         default="warn", metadata={"help": "What to do about an image that cannot be read."}

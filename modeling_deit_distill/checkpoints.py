@@ -65,6 +65,8 @@ def facts_of(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str,
         "distillation_temperature": args.distillation_temperature,
         "label_smoothing_factor": args.label_smoothing_factor,
         "ema_decay": args.weight_average_decay,
+        "bf16": args.bf16,  # unless given, another machine may choose otherwise
+        "fp16": args.fp16,
     }
 
 

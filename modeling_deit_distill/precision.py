@@ -19,7 +19,9 @@ def multiplies_bf16(device_type: str) -> bool:
         return torch.xpu.is_bf16_supported(including_emulation=False)
     if device_type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device_type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device_type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return False
 
 
 def precision_in_words(precision: str, device_type: str, is_automatic: bool) -> str:

@@ -197,6 +197,15 @@ def test_int8_rounds_the_linear_maps_and_nothing_else(script, exported, checkpoi
     assert 1e-4 < difference < 0.05
 
 
+def test_a_rounded_model_that_answers_otherwise_leaves_nothing(script, checkpoint, exported, tmp_path, monkeypatch):
+    other = exported(fusion="cls")[0] / "model.onnx"
+    monkeypatch.setattr(script, "quantize", lambda path: shutil.copy(other, path))
+    words = [str(checkpoint(fusion="distillation")), str(tmp_path / "onnx"), "--precision", "int8"]
+    with pytest.raises(InputError, match=r"^logits of the rounded model differ .* nothing was written"):
+        script.main(words)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory, checkpoint):
     """A plain command that chooses another size, into an empty folder: the folder, and how the command ended."""
@@ -264,7 +273,7 @@ def test_half_precision_is_exported_as_float32(checkpoint, tmp_path, script):
 
 def test_an_export_that_answers_otherwise_leaves_nothing(script, checkpoint, exported, tmp_path, monkeypatch):
     other = exported(fusion="cls")[0] / "model.onnx"
-    monkeypatch.setattr(script, "write_onnx", lambda model, path, precision: shutil.copy(other, path))
+    monkeypatch.setattr(script, "write_onnx", lambda model, path: shutil.copy(other, path))
     with pytest.raises(InputError, match=r"^logits of batch size 1 differ from PyTorch's by \d.* nothing was written"):
         script.main([str(checkpoint(fusion="distillation")), str(tmp_path / "onnx")])
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,14 @@ def test_x86_processors_that_multiply_bf16(monkeypatch, has_avx512_bf16, has_amx
     assert multiplies_bf16("cpu") is expected
 
 
+@pytest.mark.parametrize(("has_library", "expected"), [(True, True), (False, False)])
+def test_other_processors_are_asked_through_the_library_of_products_if_there_is_one(monkeypatch, has_library, expected):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: has_library)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    assert multiplies_bf16("cpu") is expected
+
+
 def test_a_gpu_must_not_emulate_bf16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     assert not multiplies_bf16("cuda")

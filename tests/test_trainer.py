@@ -415,7 +415,7 @@ def test_a_users_own_metrics_see_logits(tmp_path):
 def test_a_compiled_run_is_one_graph_without_recompiling(tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = {"torch_compile": True, "torch_compile_backend": "eager", "per_device_eval_batch_size": 8}
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
     run = trainer(tmp_path, student(drop_path_rate=0.2), CountingTeacher(), max_steps=5, **compiled)
     run.train()
     counters = torch._dynamo.utils.counters

@@ -12,7 +12,8 @@ medians:
                  labels come for nothing
 
 `ratios`: `fraction_of_bare_step`, ours over the bare step; `over_timm`, ours over timm's; `trainer_overhead`, what is
-left of our step beyond waiting for the batch, augmentation and the bare step, as a share of the bare step.
+left of our step beyond waiting for the batch, augmentation and the bare step, as a share of the bare step (without
+workers: with them, these overlap).
 """
 
 import argparse
@@ -38,7 +39,7 @@ from modeling_deit_distill.teacher_store import create_store
 from modeling_deit_distill.views import AugmentationSettings, ViewSampler
 
 DROP_PATH_RATE = 0.1
-# Steps of a run that do not count: workers and caches start.
+# Steps of a run that do not count, besides those whose batches workers prepare in the meantime.
 SKIPPED = 3
 
 
@@ -46,7 +47,7 @@ def main():
     options = parse_options()
     source = {"train_dir": options.images} if any(Path(options.images).glob("*/*.[jJ]*")) else {}
     rows = load_image_data(**(source or {"dataset_name": options.images})).train
-    num_views = options.batch_size * (SKIPPED + options.steps)
+    num_views = options.batch_size * (options.skipped + options.steps)
     rows = rows.select([index % len(rows) for index in range(num_views)])
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
@@ -70,7 +71,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch_size", type=int, help="48 on a CPU, 256 on a GPU unless given")
     parser.add_argument("--workers", type=int, help="of the loaders; none on a CPU, 14 on a GPU unless given")
-    parser.add_argument("--steps", type=int, default=5, help=f"steps of a run that count, after {SKIPPED}")
+    parser.add_argument("--steps", type=int, help="steps of a run that count; 5, or 4 a worker, unless given")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, alternating")
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
@@ -78,6 +79,8 @@ def parse_options() -> argparse.Namespace:
     options.batch_size = options.batch_size or (256 if on_gpu else 48)
     options.workers = options.workers if options.workers is not None else (14 if on_gpu else 0)
     options.precision = "bf16" if on_gpu else "fp32"
+    options.skipped = SKIPPED + 2 * options.workers
+    options.steps = options.steps or max(5, 4 * options.workers)
     return options
 
 
@@ -88,9 +91,9 @@ class Clock(TrainerCallback):
     then a second apart. Without, the device is waited for only at both ends of the run, as in training.
     """
 
-    def __init__(self, trainer: DistillationTrainer, device: str, between=None):
-        self.device, self.between = device, between
-        self.every = 1 if between else trainer.args.max_steps - SKIPPED
+    def __init__(self, trainer: DistillationTrainer, options, between=None):
+        self.options, self.between = options, between
+        self.every = 1 if between else options.steps
         self.step, self.wait, self.bare, self.waited, self.begin = [], [], [], 0.0, None
         self.original = trainer.get_batch_samples
         trainer.get_batch_samples = self.get_batch_samples
@@ -105,15 +108,15 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Take the time."""
-        steps = state.global_step - SKIPPED
+        steps = state.global_step - self.options.skipped
         if steps < 0 or steps % self.every:
             return
-        synchronize(self.device)
+        synchronize(self.options.device)
         if self.begin is not None:
             self.step.append((time.perf_counter() - self.begin) / self.every)
             self.wait.append(self.waited / self.every)
         if self.between:
-            self.bare.append(time_once(self.between, self.device))
+            self.bare.append(time_once(self.between, self.options.device))
         self.begin, self.waited = time.perf_counter(), 0.0
 
 
@@ -125,7 +128,7 @@ def our_steps(rows, options, folder: str) -> dict[str, float]:
     args = DistillationTrainingArguments(
         output_dir=str(Path(folder, "run")),
         per_device_train_batch_size=options.batch_size,
-        max_steps=SKIPPED + options.steps,
+        max_steps=options.skipped + options.steps,
         dataloader_num_workers=options.workers,
         bf16=options.precision == "bf16",
         use_cpu=options.device == "cpu",
@@ -143,9 +146,9 @@ def our_steps(rows, options, folder: str) -> dict[str, float]:
         processing_class=evaluation_processor(options.image_size),
     )
     step = bare_step(options)
-    clock = Clock(trainer, options.device, None if options.workers else step)
+    clock = Clock(trainer, options, None if options.workers else step)
     trainer.train()
-    bare = clock.bare or [time_once(step, options.device) for _ in range(SKIPPED + options.steps)][SKIPPED:]
+    bare = clock.bare or [time_once(lambda: [step() for _ in range(5)], options.device) / 5 for _ in range(4)][1:]
     taken = {"step": clock.step, "waiting for the batch": clock.wait, "bare step": bare}
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
@@ -195,6 +198,7 @@ def timm_steps(rows, options) -> dict[str, float]:
         use_prefetcher=on_gpu,
         num_workers=options.workers,
         persistent_workers=False,
+        pin_memory=on_gpu,
         mean=MEAN,
         std=STD,
         device=torch.device(options.device),
@@ -203,14 +207,14 @@ def timm_steps(rows, options) -> dict[str, float]:
     mix = Mixup(0.8, 1.0, label_smoothing=0.0, num_classes=NUM_CLASSES)  # the loss smooths
     batch = list(make_batch(options))
     step = training_step(model, model, batch, options.precision, options.device)
-    for number, (pixel_values, labels) in enumerate(loader):
-        if number == SKIPPED:
-            synchronize(options.device)
-            start = time.perf_counter()
+    for number, (pixel_values, labels) in enumerate(loader, 1):
         batch[:2] = mix(pixel_values.to(options.device), labels.to(options.device))
         step()
+        if number == options.skipped:
+            synchronize(options.device)
+            start = time.perf_counter()
     synchronize(options.device)
-    return {"step": (time.perf_counter() - start) / (number + 1 - SKIPPED)}
+    return {"step": (time.perf_counter() - start) / (number - options.skipped)}
 
 
 def augmentation_seconds(rows, options) -> float:
@@ -218,12 +222,12 @@ def augmentation_seconds(rows, options) -> float:
     dataset, seconds = ViewDataset(rows, AugmentationSettings(options.image_size)), []
     views = iter(ViewSampler(len(rows), options.batch_size))
     output = torch.empty(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
-    for _ in range(SKIPPED + options.steps):
+    for _ in range(options.skipped + options.steps):
         batch = dataset.__getitems__([next(views) for _ in range(options.batch_size)])
         pixels, draws = batch["pixel_values"].to(options.device), batch["draws"]
         run = functools.partial(augment, pixels, draws, MEAN, STD, out=output)
         seconds.append(time_once(run, options.device))
-    return statistics.median(seconds[SKIPPED:])
+    return statistics.median(seconds[options.skipped :])
 
 
 def report(options, milliseconds: dict[str, dict[str, float]]):
@@ -244,8 +248,9 @@ def report(options, milliseconds: dict[str, dict[str, float]]):
     ratios = {
         "fraction_of_bare_step": bare / ours["step"],
         "over_timm": milliseconds["timm"]["step"] / ours["step"],
-        "trainer_overhead": parts["the rest: trainer"] / bare,
     }
+    if not options.workers:  # else the parts overlap
+        ratios["trainer_overhead"] = parts["the rest: trainer"] / bare
     ratios = {name: round(ratio, 4) for name, ratio in ratios.items()}
     print(json.dumps({"ratios": ratios}))
     if options.json:

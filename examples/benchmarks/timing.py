@@ -33,8 +33,8 @@ def time_once(step: Callable, device: str) -> float:
 
 def synchronize(device: str):
     """Wait for the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def matrix_peak(device: str, dtype: torch.dtype, rounds: int = 7) -> float:
