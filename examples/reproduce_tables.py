@@ -13,6 +13,7 @@ left. The tables are made by `tables_report.py`, from what lies in the runs' fol
 
 import argparse
 import contextlib
+import json
 import multiprocessing
 import os
 import shlex
@@ -28,6 +29,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+ABOUT = "about.json"  # beside the images: what they were made from
 SUBSETS = (10, 25, 50)  # per cent of the training images
 # Changes to the recipe, by the name of the ablation. The optimiser's learning rate is the profile's.
 ABLATIONS = {
@@ -36,7 +38,8 @@ ABLATIONS = {
     "no_erasing": ("--random_erasing_prob", "0"),
     "no_depth": ("--drop_path_rate", "0"),
     "no_randaugment": ("--rand_augment_magnitude", "0"),
-    "sgd": ("--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true"),
+    # Of SGD the decay is L2, added to the gradient; the recipe's 0.05 is AdamW's. This is that of the paper's transfer.
+    "sgd": ("--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true", "--weight_decay", "1e-4"),
 }
 
 
@@ -49,7 +52,7 @@ class Profile:
         num_train, num_held_out: images taken of CIFAR-10's training and test split, the same share of each class.
         seeds, teacher_seeds, ablation_seeds, subset_seeds, finer_seeds: the student's, for Table 3, Table 2, the
             ablations, less data and the finer resolution.
-        equal_teacher_epochs: after which the convnet is about as good as the undistilled student.
+        equal_teacher_epochs: few, so that the convnet is about as good as the undistilled student; measured in Table 2.
         sgd_learning_rate: for SGD.
         finer_image_size, finer_epochs, finer_learning_rate: of the fine-tuning at more pixels.
         jobs: runs beside each other, each with one thread; 1 leaves a run the whole machine.
@@ -133,7 +136,7 @@ class Run:
 
 
 class Failed(Exception):
-    """A run ended otherwise than by finishing; the message says which and where its log lies."""
+    """What lies there cannot be gone on from, or a run did not finish; the message says which, why and what to do."""
 
 
 def main(words: list[str]) -> int:
@@ -145,18 +148,34 @@ def main(words: list[str]) -> int:
         print("\n".join(run.command for run in runs))
         return 0
     os.chdir(ROOT)
-    prepare_data(profile, options.dataset, Path(output_dir))
-    if options.prepare:
-        return 0
+    try:
+        prepare_data(profile, options.dataset, Path(output_dir))
+        if options.prepare:
+            return 0
+        refuse_stale(runs, Path(output_dir))
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return make_tables(profile, runs, options)
+
+
+def make_tables(profile: Profile, runs: list[Run], options: argparse.Namespace) -> int:
+    """Run what is not finished and tabulate what is; the exit code."""
     import tables_report  # beside this script
 
+    from modeling_deit_distill import InputError
+
+    output_dir = Path(options.output_dir or f"outputs/tables/{profile.name}")
     failed = None
     try:
-        execute(runs, Path(output_dir), options.jobs or profile.jobs)
+        execute(runs, output_dir, options.jobs or profile.jobs)
     except Failed as error:
         failed = error
-    folder = tables_report.write(profile, runs, Path(output_dir), Path(options.results_dir or results_dir(profile)))
-    print(f"tables of what is finished: {folder}")
+    try:
+        folder = tables_report.write(profile, runs, output_dir, Path(options.results_dir or results_dir(profile)))
+        print(f"tables of what is finished: {folder}")
+    except InputError as error:
+        failed = f"{failed}; {error}" if failed else error
     if failed:
         print(f"error: {failed}", file=sys.stderr)
     return 1 if failed else 0
@@ -224,9 +243,11 @@ def plan(profile: Profile, output_dir: str) -> list[Run]:
         rate = ("--learning_rate", profile.sgd_learning_rate) if name == "sgd" else ()
         runs += [run(name, seed, *alone, *changed, *rate) for seed in profile.ablation_seeds]
     finer = fine_tuning(profile)
+    teacher_size = recipe.get("teacher_image_size", recipe["image_size"])
+    finer_teacher_size = teacher_size * profile.finer_image_size // recipe["image_size"]
     for seed in profile.finer_seeds:
         start = {name: ("--model_name_or_path", f"{output_dir}/{name}-{seed}") for name in ("none", "token")}
-        sharper = (*convnet, "--teacher_image_size", profile.finer_image_size)
+        sharper = (*convnet, "--teacher_image_size", finer_teacher_size)
         runs.append(run("none_finer", seed, *alone, *start["none"], *finer, needs=[f"none-{seed}"]))
         runs.append(run("token_finer", seed, *start["token"], *finer, *sharper, needs=[f"token-{seed}", taught]))
     return runs
@@ -261,9 +282,15 @@ def prepare_data(profile: Profile, dataset: str, output_dir: Path):
     """Write the images of all runs: `data/all`, and `data/10`, ... with a share of the training images.
 
     Every class keeps its share; a smaller set lies within the larger ones. What was written before is used again.
+
+    Raises:
+        Failed: it was written from another dataset, or with other numbers of images.
+        InputError: a class has too few images.
     """
     folder = output_dir / "data"
+    wanted = describe_data(profile, dataset)
     if folder.exists():
+        check_data(folder, wanted)
         return
     from datasets import DatasetDict
 
@@ -278,7 +305,35 @@ def prepare_data(profile: Profile, dataset: str, output_dir: Path):
         rows = first_of_each_class(train, profile.num_train * share // 100)
         name = "all" if share == 100 else str(share)
         DatasetDict(train=rows, test=held_out).save_to_disk(partial / name)
+    (partial / ABOUT).write_text(json.dumps(wanted, indent=2) + "\n")
     partial.rename(folder)  # all of them or none
+
+
+def describe_data(profile: Profile, dataset: str) -> dict[str, str | int]:
+    """What the images are made from: the dataset's name, of a local folder its last part, and how many are taken."""
+    name = Path(dataset).resolve().name if Path(dataset).exists() else dataset
+    return {"dataset": name, "num_train": profile.num_train, "num_held_out": profile.num_held_out}
+
+
+def check_data(folder: Path, wanted: dict[str, str | int]):
+    """Whether the images are those that are wanted; of images without an `about.json` the numbers alone are known.
+
+    Raises:
+        Failed: they are others.
+    """
+    if (folder / ABOUT).exists():
+        found = json.loads((folder / ABOUT).read_text())
+    else:
+        from datasets import load_from_disk
+
+        rows = load_from_disk(folder / "all").num_rows
+        found = {"dataset": wanted["dataset"], "num_train": rows["train"], "num_held_out": rows["test"]}
+    if found != wanted:
+        told = [f"{of['dataset']} ({of['num_train']:,} and {of['num_held_out']:,} images)" for of in (found, wanted)]
+        raise Failed(
+            f"{folder} was made from {told[0]}, but {told[1]} is asked for; give that --dataset and --profile again, "
+            f"or another --output_dir, or remove {folder.parent} with all its runs"
+        )
 
 
 def first_of_each_class(rows, count: int):
@@ -342,6 +397,37 @@ def execute(runs: Iterable[Run], output_dir: Path, jobs: int):
 def is_finished(run: Run, output_dir: Path) -> bool:
     """Whether a run has left its results, which it writes last."""
     return (output_dir / run.name / "all_results.json").exists()
+
+
+def refuse_stale(runs: Iterable[Run], output_dir: Path):
+    """Look whether each finished run was made by the command that is planned now.
+
+    Raises:
+        Failed: one was made with other arguments; it would be tabulated as what it is not. What used it goes with it.
+    """
+    stale, told = set(), []
+    for run in runs:  # each after what it needs
+        if not is_finished(run, output_dir):
+            continue
+        changed = differing(run, output_dir)
+        if changed or stale & set(run.needs):
+            stale.add(run.name)
+            reason = f"differs in {', '.join(changed)}" if changed else "used one of these"
+            told.append(f"{output_dir / run.name} ({reason})")
+    if told:
+        raise Failed(
+            f"finished runs were made by another command than today's: {'; '.join(told)}; remove these folders, and "
+            "the runs are made again"
+        )
+
+
+def differing(run: Run, output_dir: Path) -> list[str]:
+    """Names of the arguments with which a finished run was not made as it is planned now."""
+    from modeling_deit_distill.run_record import changed_arguments
+
+    # A record has the last part of a folder's name; absolute, a folder is known as one though it be gone by now.
+    words = [str(Path(word).absolute()) if Path(word).is_relative_to(output_dir) else word for word in run.arguments]
+    return changed_arguments(str(output_dir / run.name), words)
 
 
 def start_method(jobs: int):

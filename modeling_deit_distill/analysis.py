@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 Z_95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
+# Images of one forward with all attentions, which are large: 24 blocks of 12 heads and 578² pairs are 190 MB an image.
+IMAGES_AT_ONCE = 8
 
 
 class ClassRecall(NamedTuple):
@@ -88,27 +90,37 @@ def describe_tokens(model: torch.nn.Module, pixel_values: torch.Tensor) -> dict[
         model with two tokens `cosine_learned`, of the tokens as they were learned, and `cosine_by_block`, of what
         comes out of each block (see [`token_cosine`]).
     """
-    embeddings, config = model.base_model.embeddings, model.config
-    output = model(pixel_values.to(model.device, model.dtype), output_attentions=True, output_hidden_states=True)
-    grid = embeddings.grid(tuple(pixel_values.shape[-2:]))
-    num_prefix_tokens = 2 if config.use_distillation_token else 1
-    distances = mean_attention_distance(output.attentions, grid, num_prefix_tokens, embeddings.patch_size[0])
-    described = {"images": len(pixel_values), "attention_distance": distances.cpu().tolist()}
-    if config.use_distillation_token:
+    embeddings = model.base_model.embeddings
+    parts = pixel_values.split(IMAGES_AT_ONCE)
+    looks = [_look(model, part) for part in parts]
+    weights = torch.tensor([len(part) / len(pixel_values) for part in parts], dtype=torch.float64)
+    distances, cosines = (torch.tensordot(weights, torch.stack(each).double(), 1) for each in zip(*looks, strict=True))
+    described = {"images": len(pixel_values), "attention_distance": distances.tolist()}
+    if model.config.use_distillation_token:
         learned = torch.cat([embeddings.cls_token, embeddings.distillation_token], dim=1)
         described["cosine_learned"] = token_cosine(learned)
-        described["cosine_by_block"] = [token_cosine(tokens) for tokens in output.hidden_states[1:]]
+        described["cosine_by_block"] = cosines.tolist()
     return described
 
 
+def _look(model: torch.nn.Module, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention distances (blocks, heads) and the tokens' cosines (blocks,; none with one token) of a few images."""
+    embeddings, has_two = model.base_model.embeddings, model.config.use_distillation_token
+    output = model(pixel_values.to(model.device, model.dtype), output_attentions=True, output_hidden_states=True)
+    grid = embeddings.grid(tuple(pixel_values.shape[-2:]))
+    distances = mean_attention_distance(output.attentions, grid, 2 if has_two else 1, embeddings.patch_size)
+    cosines = [token_cosine(tokens) for tokens in output.hidden_states[1:]] if has_two else []
+    return distances.cpu(), torch.tensor(cosines)
+
+
 def mean_attention_distance(
-    attentions: tuple[torch.Tensor, ...], grid: tuple[int, int], num_prefix_tokens: int, patch_size: int
+    attentions: tuple[torch.Tensor, ...], grid: tuple[int, int], num_prefix_tokens: int, patch_size: tuple[int, int]
 ) -> torch.Tensor:
     """How far from itself a patch looks, on average, in each head of each block (Dosovitskiy et al. 2020, figure 7).
 
     Args:
         attentions, grid, num_prefix_tokens: as for [`attention_maps`].
-        patch_size: side of a patch in pixels.
+        patch_size: of a patch in pixels, (height, width).
 
     Returns:
         (blocks, heads), float32, in pixels of the image: the distance between the centres of the looking patch and of
@@ -120,8 +132,8 @@ def mean_attention_distance(
     """
     _check_tokens(attentions[-1], grid, num_prefix_tokens)
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    centres = torch.stack([rows, columns], dim=-1).view(-1, 2).float() * patch_size  # (P, 2)
-    distances = torch.cdist(centres, centres).to(attentions[-1].device)  # (P, P)
+    centres = torch.stack([rows, columns], dim=-1).view(-1, 2) * torch.tensor(patch_size)  # (P, 2)
+    distances = torch.cdist(centres.float(), centres.float()).to(attentions[-1].device)  # (P, P)
     means = []
     for weights in attentions:
         between = weights[..., num_prefix_tokens:, num_prefix_tokens:].float()  # (B, H, P, P)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_deit_distill import analysis
 from modeling_deit_distill.analysis import (
     ClassRecall,
     Confusion,
@@ -85,23 +86,31 @@ def test_the_distance_is_weighted_by_attention_among_patches_alone():
     # Three patches of 10 pixels in a row, one prefix token, one head. The first looks at the last, the second at its
     # neighbours alike, the third half at itself and half at the second; what goes to the prefix does not count.
     weights = torch.tensor([[9.0, 9, 9, 9], [0.5, 0, 0, 0.5], [0, 0.5, 0, 0.5], [0.2, 0, 0.4, 0.4]])
-    distance = mean_attention_distance((weights[None, None],), (1, 3), 1, patch_size=10)
+    distance = mean_attention_distance((weights[None, None],), (1, 3), 1, patch_size=(10, 10))
     torch.testing.assert_close(distance, torch.tensor([[(20 + 10 + 5) / 3]]))
 
 
 def test_distances_are_euclidean_by_block_and_head():
     everywhere, itself = torch.full((2, 4, 4), 0.25), torch.eye(4).expand(2, 4, 4)
     attentions = (torch.stack([everywhere, itself], dim=1), torch.stack([itself, itself], dim=1))
-    distance = mean_attention_distance(attentions, (2, 2), 0, patch_size=4)
+    distance = mean_attention_distance(attentions, (2, 2), 0, patch_size=(4, 4))
     torch.testing.assert_close(distance, torch.tensor([[(4 + 4 + 32**0.5) / 4, 0], [0, 0]]))
+
+
+def test_a_rectangular_patch_is_as_high_and_as_wide_as_it_is():
+    # Two rows, three columns of patches 6 high and 4 wide; all look at the last: 10, 7.21, 6 above it, 8, 4, 0 beside.
+    weights = torch.zeros(1, 1, 6, 6)
+    weights[..., 5] = 1
+    distance = mean_attention_distance((weights,), (2, 3), 0, patch_size=(6, 4))
+    torch.testing.assert_close(distance, torch.tensor([[(10 + 52**0.5 + 6 + 8 + 4 + 0) / 6]]))
 
 
 def test_no_attention_among_patches_is_no_distance():
     weights = torch.zeros(1, 1, 3, 3)
     weights[..., 0] = 1
-    assert mean_attention_distance((weights,), (1, 2), 1, 4).tolist() == [[0.0]]
+    assert mean_attention_distance((weights,), (1, 2), 1, (4, 4)).tolist() == [[0.0]]
     with pytest.raises(ValueError, match="3 tokens, but 1 and a grid of"):
-        mean_attention_distance((weights,), (2, 2), 1, 4)
+        mean_attention_distance((weights,), (2, 2), 1, (4, 4))
 
 
 # What a model's tokens do
@@ -118,6 +127,18 @@ def test_the_tokens_of_a_model_are_described(tiny_model):
     assert len(described["cosine_by_block"]) == 2 and all(-1 <= cosine < 1 for cosine in described["cosine_by_block"])
     distances = torch.tensor(described["attention_distance"])
     assert distances.shape == (2, 4) and (distances > 0).all() and (distances < 32 * 2**0.5).all()
+
+
+@pytest.mark.parametrize("has_two", [True, False])
+def test_images_are_looked_at_a_few_at_a_time_and_the_figures_stay(tiny_model, monkeypatch, has_two):
+    model, images = tiny_model(use_distillation_token=has_two), torch.randn(7, 3, 32, 32)
+    at_once, sizes = describe_tokens(model, images), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(analysis, "IMAGES_AT_ONCE", 3)
+    parts = describe_tokens(model, images)
+    assert sizes == [3, 3, 1] and parts.keys() == at_once.keys()
+    for name, figures in at_once.items():
+        torch.testing.assert_close(torch.tensor(parts[name]), torch.tensor(figures))
 
 
 def test_a_model_with_one_token_has_no_cosine(tiny_model):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.arguments import parse_arguments, said_arguments
 from modeling_deit_distill.data import load_image_data
+from modeling_deit_distill.hub import without_folders
 from modeling_deit_distill.student import student_config
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the scripts and new processes import by name
@@ -123,8 +124,25 @@ def test_subsets_lie_within_each_other_and_keep_the_classes_even(tmp_path, profi
         held_out = data.validation["label"][:]
     assert images["10"] < images["25"] < images["50"] < images["all"]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    reproduce_tables.prepare_data(small, "nowhere", tmp_path)  # what was written is used again
+    reproduce_tables.prepare_data(small, "digits", tmp_path)  # what was written is used again
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    about = tmp_path / "data" / "about.json"
+    assert json.loads(about.read_text()) == {"dataset": "digits", "num_train": 1000, "num_held_out": 100}
+    others = dataclasses.replace(small, num_held_out=200)
+    with pytest.raises(reproduce_tables.Failed, match=r"digits \(1,000 and 100 images\), but letters \(1,000 and 100"):
+        reproduce_tables.prepare_data(small, "letters", tmp_path)
+    with pytest.raises(reproduce_tables.Failed, match=r"but digits \(1,000 and 200 images\) is asked for; give that"):
+        reproduce_tables.prepare_data(others, "digits", tmp_path)
+    about.unlink()  # written before there was one: the numbers alone are known
+    reproduce_tables.prepare_data(small, "letters", tmp_path)
+    with pytest.raises(reproduce_tables.Failed, match="1,000 and 200 images"):
+        reproduce_tables.prepare_data(others, "digits", tmp_path)
+
+
+def test_the_dataset_of_a_local_folder_is_known_by_its_name(tmp_path, profile):
+    (tmp_path / "cifar10").mkdir()
+    assert reproduce_tables.describe_data(profile, str(tmp_path / "cifar10"))["dataset"] == "cifar10"
+    assert reproduce_tables.describe_data(profile, "uoft-cs/cifar10")["dataset"] == "uoft-cs/cifar10"
 
 
 def test_too_few_images_are_refused(tmp_path, profile):
@@ -184,6 +202,34 @@ def test_what_nobody_makes_is_not_waited_for(recorded, tmp_path):
         reproduce_tables.execute([run_of("token-1", "token-0")], tmp_path, jobs=2)
 
 
+def test_what_was_made_by_another_command_is_not_tabulated(tmp_path, profile, monkeypatch):
+    monkeypatch.chdir(reproduce_tables.ROOT)
+    runs = {run.name: run for run in reproduce_tables.plan(profile, str(tmp_path))}
+    for name in ("none-0", "deit-0", "token-0", "sgd-0"):
+        said = without_folders(said_arguments(list(runs[name].arguments)))
+        finish(tmp_path, name, record={"recipe": said})
+    reproduce_tables.refuse_stale(runs.values(), tmp_path)  # as planned, though no folder of answers is left
+    before = reproduce_tables.ABLATIONS["sgd"][:4]
+    monkeypatch.setitem(reproduce_tables.ABLATIONS, "sgd", before)
+    longer = dataclasses.replace(runs["none-0"], arguments=(*runs["none-0"].arguments, "--num_train_epochs", "99"))
+    changed = {run.name: run for run in reproduce_tables.plan(profile, str(tmp_path))} | {"none-0": longer}
+    with pytest.raises(reproduce_tables.Failed, match="remove these folders") as raised:
+        reproduce_tables.refuse_stale(changed.values(), tmp_path)
+    told = str(raised.value)
+    assert f"{tmp_path}/sgd-0 (differs in weight_decay)" in told and "token-0" not in told
+    assert f"{tmp_path}/none-0 (differs in num_train_epochs)" in told
+    assert f"{tmp_path}/deit-0 (used one of these)" in told
+
+
+def test_a_teacher_grows_with_the_finer_student():
+    sizes = {}
+    for name, profile in reproduce_tables.PROFILES.items():
+        runs = {run.name: run.arguments for run in reproduce_tables.plan(profile, "out")}
+        words = runs["token_finer-0"]
+        sizes[name] = tuple(words[words.index(f"--{key}") + 1] for key in ("image_size", "teacher_image_size"))
+    assert sizes == {"cpu": ("30", "30"), "gpu": ("48", "96")}
+
+
 SMALL = ("--hidden_size", "16", "--num_attention_heads", "2", "--intermediate_size", "32", "--image_size", "12")
 SHORT = ("--num_train_epochs", "0.2", "--teacher_num_train_epochs", "0.2", "--warmup_epochs", "0")
 
@@ -215,44 +261,62 @@ def test_the_rows_are_trained_for_real(tmp_path, profile):
 
 def test_a_difference_has_an_error_by_seed_and_one_by_image():
     first, second = np.array([[1.0, 1, 1, 0]]), np.array([[1.0, 0, 0, 0], [1, 0, 1, 0]])
-    found = tables_report.difference(first, second, deviation=0.02)
+    found = tables_report.difference(first, second, tables_report.Deviation(0.02, 5))
     # 3/4 - 3/8; by image 0, 1, 1/2, 0 apart: variance (2·(3/8)² + (5/8)² + (1/8)²) / 3
     assert found.value == pytest.approx(37.5)
     assert found.seed_error == pytest.approx(2 * (1 + 1 / 2) ** 0.5)
     assert found.image_error == pytest.approx(100 * (0.6875 / 3 / 4) ** 0.5)
-    assert found.error == pytest.approx((found.seed_error**2 + found.image_error**2) ** 0.5)
+    # Student's t of 5 degrees of freedom by seed, the normal distribution by image
+    margin = ((2.5706 * found.seed_error) ** 2 + (1.95996 * found.image_error) ** 2) ** 0.5
+    assert found.margin == pytest.approx(margin, rel=1e-4)
 
 
 def test_paired_seeds_err_by_their_differences():
     first, second = np.array([[1.0, 1], [1, 0]]), np.array([[1.0, 0], [0, 0]])
-    found = tables_report.difference(first, second, deviation=0.5, paired=True)
-    assert (found.value, found.seed_error) == (50.0, 0.0)  # both seeds gain one half
-    alone = tables_report.difference(first[:1], second[:1], deviation=0.5, paired=True)
-    assert alone.seed_error == pytest.approx(100 * 0.5 * 2**0.5)  # one seed says nothing: lent
+    pooled = tables_report.Deviation(0.5, 7)
+    found = tables_report.difference(first, second, pooled, paired=True)
+    assert (found.value, found.seed_error, found.freedom) == (50.0, 0.0, 1)  # both seeds gain one half
+    alone = tables_report.difference(first[:1], second[:1], pooled, paired=True)
+    assert alone.seed_error == pytest.approx(100 * 0.5 * 2**0.5) and alone.freedom == 7  # one seed says nothing: lent
+    unknown = tables_report.difference(first[:1], second[:1], None, paired=True)
+    assert (unknown.seed_error, unknown.margin, unknown.is_clear) == (None, None, False)
+    assert tables_report.verdict(unknown, 2.3) == tables_report.verdict(unknown, 0.0) == "not decided"
 
 
 def test_the_pooled_deviation_is_about_each_kinds_own_mean():
-    assert tables_report.pooled_deviation([[1, 3], [10, 10, 13], [7]]) == pytest.approx(((2 + 6) / 3) ** 0.5)
-    assert tables_report.pooled_deviation([[1], [2]]) == 0
+    pooled = tables_report.pooled_deviation([[1, 3], [10, 10, 13], [7]])
+    assert pooled.value == pytest.approx(((2 + 6) / 3) ** 0.5) and pooled.freedom == 3
+    assert tables_report.pooled_deviation([[1], [2]]) is None
 
 
 @pytest.mark.parametrize(
     ("value", "paper", "expected"),
     [
-        (2.0, 2.3, "agrees"),
-        (-2.0, 2.3, "disagrees"),
-        (1.9, 2.3, "not decided"),
-        (-2.0, -5.3, "agrees"),
-        (2.0, 0.0, "disagrees"),
-        (1.9, -0.2, "agrees: no clear difference"),
+        (2.0, 2.3, "agrees in sign"),
+        (-2.0, 2.3, "disagrees in sign"),
+        (0.51, 2.3, "not decided"),
+        (-2.0, -5.3, "agrees in sign"),
         (2.0, None, "better"),
         (-2.0, None, "worse"),
-        (1.9, None, "not decided"),
+        (0.51, None, "not decided"),
+        # of none in the paper, by a margin of 0.5151
+        (0.48, 0.0, "agrees: no difference"),
+        (-0.48, 0.2, "agrees: no difference"),
+        (0.49, 0.0, "not decided"),
+        (1.49, 0.2, "not decided"),
+        (1.52, 0.2, "disagrees: a difference"),
+        (-1.52, 0.0, "disagrees: a difference"),
+        (-0.52, 0.2, "disagrees: a difference"),  # of the other sign
     ],
 )
 def test_verdicts(value, paper, expected):
-    found = tables_report.Difference(value, 0.6, 0.8)  # 1.96 of both together
+    found = tables_report.Difference(value, 0.15, 0.2, freedom=10)  # t of 2.2281, so 0.3342 by seed, 0.3920 by image
+    assert found.margin == pytest.approx(0.5151, abs=1e-4)
     assert tables_report.verdict(found, paper) == expected
+
+
+def test_an_error_of_many_images_does_not_make_no_difference_of_an_unknown_one():
+    assert tables_report.verdict(tables_report.Difference(0.2, 1.0, 1.0, freedom=10), 0.0) == "not decided"
 
 
 # The tables
@@ -308,7 +372,7 @@ def test_claims_are_judged_from_the_decisions(finished):
     by_image = np.array([0, 1, 1, 0.5, 0.5, 0, 0, 0])
     assert both["difference"] == 37.5 and both["seed_error"] == 0.0
     assert both["image_error"] == pytest.approx(100 * by_image.std(ddof=1) / 8**0.5)
-    assert both["verdict"] == "agrees"  # 2.39 errors
+    assert both["verdict"] == "agrees in sign"  # 2.39 errors by image, none by seed
     heads = claims["distillation head against class head"]
     assert (heads["difference"], heads["verdict"]) == (0.0, "not decided")
     ablations = {claim["claim"]: claim for claim in tables["ablation"]["claims"]}
@@ -337,27 +401,71 @@ def test_the_cosine_rises_or_it_does_not(finished, tmp_path):
     table = tables_report.figures(left_in(finished))["tables"]["tokens"]
     assert table["cosines"] == [[0.1, 0.5, 0.9]] * 2
     (claim,) = table["claims"]
-    assert (claim["difference"], claim["verdict"]) == (pytest.approx(0.8), "agrees")
-    left = {"token-0": left_in(finished)["token-0"]}
+    assert (claim["difference"], claim["verdict"]) == (pytest.approx(0.8), "agrees in sign")
+    assert (claim["seed_error"], claim["image_error"]) == (0.0, None)
+    left = left_in(finished)
     falling = dataclasses.replace(left["token-0"], tokens={**TOKENS, "cosine_by_block": [0.5, 0.0]})
-    (claim,) = tables_report.token_table({"token-0": falling})["claims"]
-    assert claim["verdict"] == "disagrees"
+    (claim,) = tables_report.token_table({"token-0": falling, "token-1": falling})["claims"]
+    assert claim["verdict"] == "disagrees in sign"
+
+
+def test_one_seed_has_no_error_by_seed_and_decides_nothing(finished):
+    left = {name: run for name, run in left_in(finished).items() if name.endswith("-0")}
+    content = tables_report.figures(left)
+    assert content["seed_deviation"] is None
+    tables = content["tables"]
+    claims = [claim for key in ("table3", "table4", "tokens") for claim in tables[key]["claims"] if len(claim) > 3]
+    assert len(claims) > 10 and {claim["seed_error"] for claim in claims} == {None}
+    assert {claim["verdict"] for claim in claims} == {"not decided"}
+    (line,) = tables_report.claim_lines(tables["tokens"]["claims"]).splitlines()[2:]
+    assert line.endswith("| +0.80 | – | – | **not decided** |")
+    assert "+37.5 error by seed not measured (paper +2.3)" in tables_report.agreement(tables)
+
+
+def test_the_two_heads_are_compared_with_the_one_that_is_nearer_to_the_convnet(finished):
+    left = left_in(finished)
+    claim = tables_report.disagreement_table(left)["claims"][2]
+    # teacher wrong on 7; class head on 0 and 1, distillation head on 0 and 7: three and one apart, two from each other
+    assert claim["claim"].endswith("(the nearer: distillation head)") and claim["difference"] == 12.5 - 25.0
+    swapped = {
+        name: dataclasses.replace(run, decisions={**run.decisions, "cls": wrong(7), "distillation": wrong(0, 1)})
+        for name, run in left.items()
+    }
+    claim = tables_report.disagreement_table(swapped)["claims"][2]
+    assert claim["claim"].endswith("(the nearer: class head)") and claim["difference"] == 0.0 - 37.5
+
+
+def test_decisions_that_do_not_give_the_reported_accuracy_are_refused(tmp_path):
+    finish(tmp_path, "none-0", truth=TRUTH, fused=wrong(0), eval_accuracy=0.75)
+    with pytest.raises(InputError, match=r"none-0: predictions.json has a top-1 of 0.8750, all_results.json of 0.7500"):
+        tables_report.read(tmp_path / "none-0")
+
+
+def test_every_machine_and_version_is_told_and_the_time_of_students_whose_teacher_is_silent(finished):
+    record = {**RECORD, "hardware": "1 × GPU", "versions": {"python": "3.11"}}
+    finish(finished, "token-2", record=record, train_runtime=600.0, teacher_views_asked=5, truth=TRUTH, fused=TRUTH)
+    made = tables_report.how_made(left_in(finished), 9)
+    assert made["hardware"] == ["CPU", "1 × GPU"] and made["versions"] == ["python 3.12", "python 3.11"]
+    assert (made["training_seconds"], made["student_seconds"]) == (1020.0, 60.0)
 
 
 def test_it_is_written_as_markdown_json_and_plots(finished, profile):
     runs = reproduce_tables.plan(profile, "outputs/tables/cpu")
     folder = tables_report.write(profile, runs, finished, finished / "results" / "cpu")
     text = (folder / "tables.md").read_text()
-    assert "7 of" in text and "both heads against none | +2.3 | +37.50 | ± 0.00 | ± 15.67 | **agrees**" in text
+    assert "7 of" in text and "both heads against none | +2.3 | +37.50 | ± 0.00 | ± 15.67 | **agrees in sign**" in text
     assert "| usual distillation, soft | not run |" in text
     assert "accelerate launch train_deit.py examples/recipes/tables_cpu.yaml" in text
     for run in runs:
         assert run.command in text, "a row without its command"
+    assert f"# after token-0\n{next(run.command for run in runs if run.name == 'token-1')}" in text
+    assert "reproduce_tables.py --profile cpu --prepare`" in text
+    assert "Measured as teachers: the convnet 87.50 %." in text
     content = json.loads((folder / "tables.json").read_text())
     assert content["made"]["training_seconds"] == 420.0 and content["made"]["held_out"] == 8
     assert {path.name for path in folder.glob("*.png")} == {"methods.png", "less_data.png", "tokens.png"}
     index = (folder.parent / "README.md").read_text()
-    assert "- Table 3: both heads against none: +37.5 ± 15.7 (paper +2.3)" in index.split("**Agrees")[1]
+    assert "- Table 3: both heads against none: +37.5 ± 30.7 (paper +2.3)" in index.split("**Agrees")[1]
     assert "- Ablation: without erasing (paper" not in index and "**Not run**" in index
     assert str(finished) not in text + index
 
