@@ -540,7 +540,7 @@ def how_made(left: dict[str, Left], num_planned: int) -> dict:
 
 def with_needs(run) -> str:
     """A run's command, under a line of what it needs, if anything."""
-    return f"# after {', '.join(run.needs)}\n{run.command}" if run.needs else run.command
+    return f"# after {', '.join(dict.fromkeys(run.needs))}\n{run.command}" if run.needs else run.command
 
 
 def rounded(content):
@@ -750,9 +750,9 @@ def agreement(tables: dict[str, dict]) -> str:
             digits = 2 if key == "tokens" else 1
             told = claim["claim"]
             if "difference" in claim:
-                paper = "no difference in the paper" if claim["paper"] is None else f"paper {claim['paper']:+g}"
+                paper = "" if claim["paper"] is None else f" (paper {claim['paper']:+g})"
                 margin = "error by seed not measured" if claim["margin"] is None else f"± {claim['margin']:.{digits}f}"
-                told += f": {claim['difference']:+.{digits}f} {margin} ({paper})"
+                told += f": {claim['difference']:+.{digits}f} {margin}{paper}"
             heading = claim["verdict"].partition(":")[0]
             lines.setdefault(heading, []).append(f"- {table['title'].partition(':')[0]}: {told}")
     names = {
