@@ -320,7 +320,8 @@ def draw(options, figures):
         colours = ["lightgrey" if name in PEERS else "tab:blue" for name in table]
         bars = axis.bar([*table], rates, color=colours)
         axis.bar_label(bars, fmt="%.3g", fontsize=8)
-        axis.tick_params("x", rotation=40)
+        axis.set_xticks(range(len(table)), [*table], rotation=40, ha="right")
+        axis.margins(y=0.15)
         axis.set_title(title.replace("_", " "))
     axes[0, 0].set_ylabel("images/s")
     figure.suptitle(f"DeiT {options.size}, {options.image_size} pixels, batch {options.batch_size}, {options.device}")
