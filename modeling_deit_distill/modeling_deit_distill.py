@@ -201,8 +201,10 @@ class DeiTDistillAttention(nn.Module):
 
         With `num_queries` only the first so many tokens look around, and only they come back.
         """
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, self.head_dim))  # (B, N, 3, H, D/H)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        by_head = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)  # (B, N, H, D/H)
+        # Parts of the last dimension: their gradients become that of `qkv` by one copy; of a permuted tensor, by two.
+        parts = self.qkv(hidden_states).chunk(3, dim=-1)  # each (B, N, D)
+        query, key, value = (part.view(by_head).transpose(1, 2) for part in parts)  # each (B, H, N, D/H)
         if num_queries is not None:
             query = query[:, :, :num_queries]
         context, weights = self._attention_function(output_attentions)(
