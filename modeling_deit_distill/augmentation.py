@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .views import NO_OPERATION, OPERATIONS, Draws
+from .views import NO_OPERATION, NUM_OPERATIONS, OPERATIONS, Draws
 
 # Changes whenever the same draws give other pixels: whoever stores answers about views keeps it beside them.
 AUGMENTATION_VERSION = 1
@@ -31,6 +31,13 @@ _CUBIC = torch.tensor([[0.0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1
 _EXPONENTS = torch.arange(4.0)[:, None]
 _FILL = torch.tensor(FILL, dtype=torch.float32).view(1, 3, 1, 1)
 _IS_GEOMETRIC = np.array([name in GEOMETRIC for name in OPERATIONS] + [False])  # the last is NO_OPERATION, -1
+_IS_SHEAR = np.array([name in ("shear_x", "shear_y") for name in OPERATIONS])
+_IS_ALONG_Y = np.array([name in ("shear_y", "translate_y") for name in OPERATIONS])
+# What views do together: an operation, one of the shears and translations, or two geometric operations at once.
+_STEPS = np.array(
+    [OPERATIONS.index("shear_x" if name in GEOMETRIC[1:] else name) for name in OPERATIONS] + [NO_OPERATION]
+)
+_TWICE = len(OPERATIONS)
 
 
 def augment(
@@ -92,7 +99,7 @@ def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: 
 
 def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
     """Mirror the views (n, 3, S, S) that are marked."""
-    return _apply(pixels, flipped, lambda chosen: chosen.flip(-1))
+    return _where(flipped, lambda views: views.flip(-1), pixels)
 
 
 def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
@@ -102,17 +109,13 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
         pixels: (n, 3, S, S) float32, whole levels from 0 to 255; so is the result.
         operations, arguments: (n, 2), see `views.Draws`.
     """
-    if (operations == NO_OPERATION).all():
-        return pixels
     composed = _IS_GEOMETRIC[operations].all(axis=1)
-    if composed.any():
-        pixels = _apply(pixels, composed, _transform_twice, operations[composed], arguments[composed])
-    for slot in range(operations.shape[1]):
-        drawn = np.where(composed, NO_OPERATION, operations[:, slot])
-        for operation in set(drawn.tolist()) - {NO_OPERATION}:
-            chosen = drawn == operation
-            argument = _to(arguments[chosen, slot], pixels.device)
-            pixels = _apply(pixels, chosen, _FUNCTIONS[operation], argument)
+    steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
+    if len(pixels) > 1:
+        return _side_by_side(pixels, steps, operations, arguments)
+    for slot, step in enumerate(steps[0].tolist()):
+        if step != NO_OPERATION:
+            pixels = _perform(step, slot, pixels, operations, torch.from_numpy(arguments))
     return pixels
 
 
@@ -209,20 +212,20 @@ def invert(pixels: torch.Tensor, _=None) -> torch.Tensor:
 
 def posterize(pixels: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Keep the highest bits of each level."""
-    unit = (2 ** (8 - bits)).view(-1, 1, 1, 1)
+    unit = _column(2 ** (8 - bits), pixels.device)
     return (pixels / unit).floor_().mul_(unit)
 
 
 def solarize(pixels: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Invert the levels from the threshold on."""
-    above = (pixels - (threshold - 1).view(-1, 1, 1, 1)).clamp_(0, 1)
+    above = (pixels - _column(threshold - 1, pixels.device)).clamp_(0, 1)
     return (255 - 2 * pixels).mul_(above).add_(pixels)
 
 
 def solarize_add(pixels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Lighten the levels below 128."""
     below = (128 - pixels).clamp_(0, 1)
-    return below.mul_(levels.view(-1, 1, 1, 1)).add_(pixels)  # at most 127 + 110
+    return below.mul_(_column(levels, pixels.device)).add_(pixels)  # at most 127 + 110
 
 
 def color(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -239,7 +242,7 @@ def contrast(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def brightness(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with black."""
-    return _as_levels(pixels * factor.view(-1, 1, 1, 1))
+    return _as_levels(pixels * _column(factor, pixels.device))
 
 
 def sharpness(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -252,47 +255,77 @@ def sharpness(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return _blend(smooth, pixels, factor)
 
 
-def shear_x(pixels: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """Move row y by slope·(y + ½) pixels."""
-    return _shift_rows(pixels, slope[:, None] * (torch.arange(pixels.shape[-2], device=pixels.device) + 0.5))
+def shear_or_translate(pixels: torch.Tensor, operations: np.ndarray, argument: torch.Tensor) -> torch.Tensor:
+    """The shears and translations among the operations (n,).
 
-
-def shear_y(pixels: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-    """Move column x by slope·(x + ½) pixels."""
-    return shear_x(pixels.mT.contiguous(), slope).mT.contiguous()
-
-
-def translate_x(pixels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Move all rows by a share of the width."""
-    return _shift_rows(pixels, (share * pixels.shape[-1])[:, None].expand(-1, pixels.shape[-2]))
-
-
-def translate_y(pixels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Move all columns by a share of the height."""
-    return translate_x(pixels.mT.contiguous(), share).mT.contiguous()
+    Along x, row y moves by slope·(y + ½) pixels or by a share of the width; along y columns do, as rows of the turned
+    view.
+    """
+    size = pixels.shape[-1]
+    by_slope = argument[:, None] * (torch.arange(size) + 0.5)
+    is_shear = torch.from_numpy(_IS_SHEAR[operations])[:, None]
+    by_row = torch.where(is_shear, by_slope, (argument * size)[:, None])  # (n, S)
+    turned = _IS_ALONG_Y[operations]
+    return _turn(_shift_rows(_turn(pixels, turned), by_row), turned)
 
 
 def rotate(pixels: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     """Turn about the centre, anticlockwise as Pillow does."""
-    return _resample(pixels, [_matrices("rotate", degrees, pixels.shape[-1])])
+    return _resample(pixels, _matrices("rotate", degrees, pixels.shape[-1])[None])
 
 
-_FUNCTIONS = [globals()[name] for name in OPERATIONS]
+_FUNCTIONS = [globals().get(name, shear_or_translate) for name in OPERATIONS]
 
 
-def _apply(pixels: torch.Tensor, chosen: np.ndarray, function, *arguments) -> torch.Tensor:
-    """`function` on the chosen views alone."""
-    if chosen.all():
-        return function(pixels, *arguments)
-    if not chosen.any():
+def _perform(step: int, slot: int, pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor):
+    """One step of views that have it in common; `operations` and `arguments` (n, 2) on the host."""
+    if step == _TWICE:
+        return _transform_twice(pixels, operations, arguments)
+    if _FUNCTIONS[step] is shear_or_translate:
+        return shear_or_translate(pixels, operations[:, slot], arguments[:, slot])
+    return _FUNCTIONS[step](pixels, arguments[:, slot])
+
+
+def _side_by_side(pixels: torch.Tensor, steps: np.ndarray, operations: np.ndarray, arguments: np.ndarray):
+    """The steps (n, 2) of many views; those with the same one are laid beside each other, so that it runs once."""
+    lying = np.arange(len(pixels))  # which view lies where
+    for slot in range(NUM_OPERATIONS):
+        order = np.argsort(steps[:, slot], kind="stable")
+        pixels, lying = _rearrange(pixels, lying, order), order
+        drawn = steps[order, slot]
+        for step in np.unique(drawn[drawn != NO_OPERATION]):
+            begin, end = np.searchsorted(drawn, (step, step + 1))
+            chosen, views = order[begin:end], pixels[begin:end]
+            views.copy_(_perform(step, slot, views, operations[chosen], torch.from_numpy(arguments[chosen])))
+    return _rearrange(pixels, lying, np.arange(len(pixels)))
+
+
+def _rearrange(pixels: torch.Tensor, lying: np.ndarray, order: np.ndarray) -> torch.Tensor:
+    """A copy of views that lie as `lying` says, laid as `order` says."""
+    return pixels.index_select(0, _to(np.argsort(lying)[order], pixels.device))
+
+
+def _where(marked: np.ndarray, change, pixels: torch.Tensor) -> torch.Tensor:
+    """The views changed where they are marked (n,)."""
+    if not marked.any():
         return pixels
-    index = _to(np.flatnonzero(chosen), pixels.device)
-    return pixels.index_copy(0, index, function(pixels.index_select(0, index), *arguments))
+    changed = change(pixels)
+    return changed if marked.all() else torch.where(_column(marked, pixels.device), changed, pixels)
+
+
+def _turn(pixels: torch.Tensor, turned: np.ndarray) -> torch.Tensor:
+    """Rows and columns exchanged where marked."""
+    return _where(turned, lambda views: views.mT.contiguous(), pixels)
 
 
 def _to(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
     """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before."""
     return torch.as_tensor(values).to(device, non_blocking=True)
+
+
+def _column(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
+    """One value for each view, (n,) → (n, 1, 1, 1) on the device."""
+    return _to(values, device).view(-1, 1, 1, 1)
 
 
 def _normalisation(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -315,7 +348,7 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(degenerate: torch.Tensor, pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    return _as_levels((pixels - degenerate).mul_(factor.view(-1, 1, 1, 1)).add_(degenerate))
+    return _as_levels((pixels - degenerate).mul_(_column(factor, pixels.device)).add_(degenerate))
 
 
 def _histogram(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
@@ -359,11 +392,12 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
     Args:
         pixels: (n, 3, S, S).
-        shift: (n, S), in pixels, less than S / 2.
+        shift: (n, S), in pixels, less than S / 2; on the host.
     """
     num_views, channels, height, width = pixels.shape
     whole = torch.floor(shift)
-    weights = _cubic_weights(shift - whole)[:, :, None, :, None]  # (4, n, 1, S, 1)
+    by_row = _to(torch.cat([shift[None], whole[None], _cubic_weights(shift - whole)]), pixels.device)
+    shift, whole, *weights = by_row[..., None].unbind(0)  # each (n, S, 1)
     # All rows one after the other, two pixels longer at both ends, which is as far as taps of inside pixels reach.
     padded_width, margin = width + 4, width // 2
     memory = pixels.new_empty(pixels.numel() // width * padded_width + 2 * margin)
@@ -376,19 +410,18 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     # Where it reaches into another row, the pixel is outside.
     stretches = memory.as_strided((memory.numel() - width - 2, width + 3), (1, 1))
     row_starts = torch.arange(margin + 1, memory.numel() - margin, padded_width, device=pixels.device)
-    starts = row_starts.view(num_views, channels, height) + whole.long()[:, None]
+    starts = row_starts.view(num_views, channels, height) + whole.long().view(num_views, 1, height)
     taken = stretches.index_select(0, starts.flatten()).view(num_views, channels, height, width + 3)
-    output = taken[..., :width] * weights[0]
+    output = taken[..., :width] * weights[0][:, None]
     for tap in range(1, 4):
-        output.addcmul_(taken[..., tap : tap + width], weights[tap])
+        output.addcmul_(taken[..., tap : tap + width], weights[tap][:, None])
     centre = torch.arange(width, device=pixels.device) + (0.5 - width / 2)
-    return _fill_outside(output, (centre + shift[..., None]).abs_(), width / 2)
+    return _fill_outside(output, (centre + shift).abs_(), width / 2)
 
 
 def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
     """(...) → (4, ...): weights of the four neighbours of a point that lies a fraction after the second."""
-    powers = fraction.reshape(1, -1) ** _to(_EXPONENTS, fraction.device)
-    return (_to(_CUBIC, fraction.device) @ powers).view(4, *fraction.shape)
+    return (_CUBIC @ fraction.reshape(1, -1) ** _EXPONENTS).view(4, *fraction.shape)
 
 
 def _fill_outside(values: torch.Tensor, distance: torch.Tensor, limit: float) -> torch.Tensor:
@@ -415,31 +448,33 @@ def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def _transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
-    """Two geometric operations as one resampling (n, 3, S, S)."""
-    matrices = []
+def _transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor) -> torch.Tensor:
+    """Two geometric operations (n, 2) as one resampling."""
+    matrices = torch.empty(2, len(pixels), 2, 3)
     for slot in range(2):
-        slot_matrices = torch.empty(len(pixels), 2, 3, device=pixels.device)
         for operation in np.unique(operations[:, slot]):
             chosen = np.flatnonzero(operations[:, slot] == operation)
-            argument = _to(arguments[chosen, slot], pixels.device)
-            slot_matrices[_to(chosen, pixels.device)] = _matrices(OPERATIONS[operation], argument, pixels.shape[-1])
-        matrices.append(slot_matrices)
-    return _resample(pixels, matrices[::-1])  # the last operation is asked first where a pixel comes from
+            matrices[slot, chosen] = _matrices(OPERATIONS[operation], arguments[chosen, slot], pixels.shape[-1])
+    return _resample(pixels, matrices.flip(0))  # the last operation is asked first where a pixel comes from
 
 
-def _resample(pixels: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
-    """Take each pixel from where the matrices, one after the other, send it; outside at any stage is filled."""
+def _resample(pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Take each pixel from where matrices send it, one after the other; outside at any stage is filled.
+
+    Args:
+        pixels: (n, 3, S, S).
+        matrices: (stages, n, 2, 3), see [`_matrices`]; on the host.
+    """
     size = pixels.shape[-1]
-    grid = torch.empty(len(pixels), size, size, 2, device=pixels.device)
+    a, b, c, d, e, f = matrices.flatten(2).unbind(-1)
+    scaled = torch.stack([a, b, c * (2 / size) + a + b - 1, d, e, f * (2 / size) + d + e - 1], dim=1)
+    stages = _to(scaled, pixels.device)[..., None, None]  # (stages, 6, n, 1, 1)
     centres = (torch.arange(size, device=pixels.device) + 0.5) * (2 / size) - 1  # as the grid wants them, -1 to 1
     x, y, distance = centres[None, None, :], centres[None, :, None], None
-    for matrix in matrices:
-        a, b, c, d, e, f = matrix.view(-1, 6, 1, 1).unbind(1)
-        c, f = c * (2 / size) + a + b - 1, f * (2 / size) + d + e - 1
+    for a, b, c, d, e, f in stages:
         x, y = a * x + (b * y + c), d * x + (e * y + f)  # (n, S, S)
         from_centre = torch.maximum(x.abs(), y.abs())
         distance = from_centre if distance is None else torch.maximum(distance, from_centre)
-    grid[..., 0], grid[..., 1] = x, y
+    grid = torch.stack([x, y], dim=-1)
     sampled = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
     return _fill_outside(sampled.add_(0.5), distance, 1.0)
