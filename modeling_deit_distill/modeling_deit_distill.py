@@ -259,10 +259,12 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions, num_queries)
         if num_queries is not None:
             hidden_states = hidden_states[:, :num_queries]
-        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
-        branch = self.mlp(self.norm2(hidden_states))
-        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        hidden_states = self._add(hidden_states, branch)
+        hidden_states = self._add(hidden_states, self.mlp(self.norm2(hidden_states)))
         return hidden_states, attention_weights
+
+    def _add(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        return hidden_states + (self.drop_path(self.dropout(branch)) if self.training else branch)
 
 
 class DeiTDistillPreTrainedModel(PreTrainedModel):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import TrainerCallback, set_seed
@@ -84,6 +85,7 @@ class DistillationTrainer(PublishingTrainer):
                 f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
             )
         self._steps_per_epoch: int | None = None
+        self._flops_per_view: int | None = None
         self.ema: WeightAverage | None = None
         self._ema_decisions: dict[str, np.ndarray] = {}
         kwargs.setdefault("data_collator", collate)
@@ -421,8 +423,23 @@ class DistillationTrainer(PublishingTrainer):
             return torch.tensor(self.accelerator.optimizer_step_was_skipped, device=self.args.device)
         return self.finite.skipped
 
+    def floating_point_ops(self, inputs) -> int:
+        """About what a training step on these views takes: 6 for each parameter and token (Kaplan et al. 2020).
+
+        Trainer asks at every step and would count the parameters anew each time, and pixels for tokens.
+        """
+        if self._flops_per_view is None:
+            tokens = self.model.get_position_embeddings().shape[1]
+            self._flops_per_view = 6 * tokens * self.model.num_parameters()
+        return self._flops_per_view * len(inputs["labels"])
+
     def _get_grad_norm(self, model, grad_norm=None):
         # Between gradients and optimiser; Trainer itself needs the norm for its log.
+        if grad_norm is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Trainer would look for all parameters, and multiply their gradients by one.
+            self.accelerator.unscale_gradients()
+            groups = self.optimizer.param_groups
+            grad_norm = get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
         grad_norm = super()._get_grad_norm(model, grad_norm)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         self.finite.decide(self.state.global_step + 1, model, optimizer, grad_norm, self.accelerator.scaler)
