@@ -31,7 +31,7 @@ setup(
         "safetensors>=0.6",
         "matplotlib>=3.9",
     ],
-    extras_require={"onnx": ONNX, "test": [*ONNX, "pytest>=8", "ruff>=0.14"]},
+    extras_require={"onnx": ONNX, "test": [*ONNX, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

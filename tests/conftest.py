@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any other import
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, on tensors too small for two threads
 
 import importlib.util
 import sysconfig

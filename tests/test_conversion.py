@@ -752,6 +752,7 @@ def test_a_conversion_that_fails_leaves_nothing(tiny_config, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"ours"}
 
 
+@pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_two(tmp_path):
     command = [sys.executable, "-m", "modeling_deit_distill.conversion", "nowhere.pth", str(tmp_path / "new")]
     environment = {**os.environ, "PYTHONPATH": str(Path(conversion.__file__).parents[1])}

@@ -184,6 +184,7 @@ def test_what_is_to_be_labelled_must_be_said(teacher, tmp_path):
             load(LABEL).main(wrong)
 
 
+@pytest.mark.slow
 def test_a_labelling_error_is_one_line():
     run = launch(str(LABEL), "--dataset_name", "digits", "--distillation_type", "hard")
     assert run.returncode == 2

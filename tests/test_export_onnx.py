@@ -176,6 +176,7 @@ def test_five_lines_classify_as_the_pipeline_does(exported, checkpoint, tmp_path
     assert scores == pytest.approx({answer["label"]: answer["score"] for answer in answers}, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_int8_rounds_the_linear_maps_and_nothing_else(script, exported, checkpoint, tmp_path, capsys):
     script.main([str(checkpoint()), str(tmp_path / "int8"), "--precision", "int8", "--batch_size", "2"])
     assert "int8, opset 20" in capsys.readouterr().out

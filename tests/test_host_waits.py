@@ -37,6 +37,20 @@ class Waits(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+class Sent(TorchDispatchMode):
+    """Counts the operations with tensors of the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        self.count += any(tensor.device.type == "cuda" for tensor in tensors)
+        return result
+
+
 def on_fake_gpu(module):
     """Replaces the module's tensors; its forward is then one of shapes alone."""
     for part in module.modules():
@@ -75,19 +89,38 @@ def test_a_step_is_sent_to_the_device_without_waiting(tmp_path, kind):
     assert not waits.found
 
 
-def test_every_operation_of_the_augmentation_is_sent_without_waiting():
-    count, draws = 2 * len(OPERATIONS), torch.Generator().manual_seed(0)
-    numbers = torch.arange(count) % len(OPERATIONS)
-    parameters = Draws(
-        flip=(numbers % 2 == 0).numpy(),
-        operations=torch.stack([numbers, numbers[torch.randperm(count, generator=draws)]], 1).numpy(),
-        arguments=torch.full((count, 2), 0.25).numpy(),
-        erased_box=torch.tensor([[1, 2, 3, 4]]).repeat(count, 1).numpy(),
-        noise_seed=numbers.numpy(),
-        mix_ratio=torch.full((count // 2,), 0.5).numpy(),
-        mix_box=torch.tensor([[0, 0, -1, 0], [1, 1, 4, 4]]).repeat(count // 4 + 1, 1)[: count // 2].numpy(),
+def every_operation(repeats: int) -> Draws:
+    """Draws of so many times thirty views, in which each operation comes in both places."""
+    numbers = torch.arange(2 * len(OPERATIONS)) % len(OPERATIONS)
+    others = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
+    pairs = len(numbers) * repeats // 2
+    return Draws(
+        flip=(numbers % 2 == 0).repeat(repeats).numpy(),
+        operations=torch.stack([numbers, others], 1).repeat(repeats, 1).numpy(),
+        arguments=torch.full((2 * pairs, 2), 0.25).numpy(),
+        erased_box=torch.tensor([[1, 2, 3, 4]]).repeat(2 * pairs, 1).numpy(),
+        noise_seed=torch.arange(2 * pairs).numpy(),
+        mix_ratio=torch.full((pairs,), 0.5).numpy(),
+        mix_box=torch.tensor([[0, 0, -1, 0], [1, 1, 4, 4]]).repeat(pairs, 1)[:pairs].numpy(),
     )
+
+
+def augment_on_fake_gpu(draws: Draws):
+    pixels = torch.empty(len(draws.flip), 3, 16, 16, dtype=torch.uint8, device="cuda")
+    assert augment(pixels, draws, (0.5,) * 3, (0.5,) * 3).device.type == "cuda"
+
+
+def test_every_operation_of_the_augmentation_is_sent_without_waiting():
+    draws = every_operation(1)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
-        pixels = torch.empty(count, 3, 16, 16, dtype=torch.uint8, device="cuda")
-        assert augment(pixels, parameters, (0.5,) * 3, (0.5,) * 3).device.type == "cuda"
+        augment_on_fake_gpu(draws)
     assert not waits.found
+
+
+def test_a_larger_batch_is_augmented_by_no_more_kernels():
+    sent = []
+    for draws in map(every_operation, (1, 2, 8)):
+        with FakeTensorMode(allow_non_fake_inputs=True), Sent() as operations:
+            augment_on_fake_gpu(draws)
+        sent.append(operations.count)
+    assert sent[0] == sent[1] == sent[2] > len(OPERATIONS)

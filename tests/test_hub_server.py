@@ -323,6 +323,7 @@ def test_connections_end_with_the_server(monkeypatch):
         HfApi(endpoint=endpoint, token="hf_test").whoami()
 
 
+@pytest.mark.slow
 def test_model_is_pushed_and_loaded_in_a_new_process(tmp_path):
     script = """
         import torch

@@ -476,6 +476,7 @@ def test_a_card_is_replaced_as_a_whole(run, monkeypatch):
     assert (output_dir / "README.md").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_it_is_rebuilt_from_the_folder_by_a_command(run):
     output_dir = run()
     plot_training_curves(STATE["log_history"], output_dir / CURVES)

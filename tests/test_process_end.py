@@ -26,6 +26,7 @@ end_process({"None": None, "3": 3}[sys.argv[2]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "expected"), [("group", ""), ("alone", "the interpreter was taken down")])
 @pytest.mark.parametrize(("given", "exit_code"), [("3", 3), ("None", 0)])
 def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down(kind, expected, given, exit_code):

@@ -154,6 +154,7 @@ def test_an_empty_store_is_told_and_neither_verified_nor_pushed(empty, capsys):
     assert "holds no answers yet; there is nothing to push" in refused("push", empty, REPOSITORY)
 
 
+@pytest.mark.slow
 def test_no_store_is_one_line_on_the_error_stream(tmp_path):
     words = [sys.executable, "-m", "modeling_deit_distill.store_cli", "info", str(tmp_path)]
     run = subprocess.run(words, capture_output=True, text=True, cwd=EXAMPLES.parent)

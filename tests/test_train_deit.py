@@ -182,6 +182,7 @@ print(json.dumps({
 )
 
 
+@pytest.mark.slow
 def test_a_stranger_without_the_package_loads_it(run, photos, tmp_path):
     folder, _ = run
     image = photos / "green" / "3.png"
@@ -463,6 +464,7 @@ def make_other_classes(folder):
     return folder / "other"
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_one_line_and_fails(tmp_path):
     command = [sys.executable, "train_deit.py", "examples/recipes/digits.yaml", "--tempreature", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
