@@ -114,6 +114,15 @@ def eager_attention_forward(module, query, key, value, attention_mask=None, scal
     return (weights @ value).transpose(1, 2), weights  # (B, N, H, D/H), (B, H, N, N)
 
 
+def sdpa_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Attention by PyTorch's fused kernels, which never hold the weights: the default.
+
+    Transformers' own also serves masks, caches and grouped queries, and takes the host twice as long to call.
+    """
+    context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
+    return context.transpose(1, 2), None  # (B, N, H, D/H)
+
+
 class DeiTDistillDropPath(nn.Module):
     """`drop_path` as a module, with a rate of its own for each block."""
 
@@ -222,6 +231,8 @@ class DeiTDistillAttention(nn.Module):
         # Fused kernels never materialise the weights, so whoever asks for them gets the eager kernel for that call.
         if output_attentions:
             return eager_attention_forward
+        if self.config._attn_implementation == "sdpa":
+            return sdpa_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
 
 
@@ -248,8 +259,8 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         self.attention = DeiTDistillAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = DeiTDistillMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = DeiTDistillDropPath(drop_path_rate)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob) if config.hidden_dropout_prob > 0 else nn.Identity()
+        self.drop_path = DeiTDistillDropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False, num_queries: int | None = None):
         """The residual stream (batch, tokens, hidden) after both branches, and the attention's weights or None.
@@ -443,10 +454,10 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         return_dict = _default(return_dict, self.config.return_dict)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         all_hidden_states, all_attentions = (), ()
-        num_prefix_tokens = 2 if self.config.use_distillation_token else 1
+        num_prefix_tokens, last = 2 if self.config.use_distillation_token else 1, self.layers[-1]
         for layer in self.layers:
             all_hidden_states += (hidden_states,) if output_hidden_states else ()  # held only if asked for: memory
-            num_queries = num_prefix_tokens if prefix_only and layer is self.layers[-1] else None
+            num_queries = num_prefix_tokens if prefix_only and layer is last else None
             hidden_states, attention = layer(hidden_states, output_attentions, num_queries)
             all_attentions += (attention,) if output_attentions else ()
         last_hidden_state = self.norm(hidden_states)
