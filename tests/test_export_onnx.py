@@ -198,6 +198,18 @@ def test_int8_rounds_the_linear_maps_and_nothing_else(script, exported, checkpoi
     assert 1e-4 < difference < 0.05
 
 
+def test_each_image_is_answered_by_itself(script, exported, tmp_path):
+    pixel_values = torch.randn(5, 3, 32, 32)
+    found = script.answer_by_core(exported()[0] / "model.onnx")(pixel_values.numpy())
+    np.testing.assert_allclose(found, run(exported()[0], pixel_values, ["logits"])[0], atol=1e-5)
+
+    rounded = shutil.copy(exported()[0] / "model.onnx", tmp_path)
+    script.quantize(rounded)
+    answer = script.answer_by_core(rounded)
+    alone = answer(pixel_values[:1].numpy())
+    assert np.array_equal(answer(torch.cat([pixel_values[:1], 100 * pixel_values[1:]]).numpy())[:1], alone)
+
+
 def test_a_rounded_model_that_answers_otherwise_leaves_nothing(script, checkpoint, exported, tmp_path, monkeypatch):
     other = exported(fusion="cls")[0] / "model.onnx"
     monkeypatch.setattr(script, "quantize", lambda path: shutil.copy(other, path))

@@ -215,21 +215,20 @@ def measure_shipped(options) -> dict[str, dict[str, float]]:
 
 
 def onnx_steps(model, pixel_values: torch.Tensor) -> dict:
-    """The files that `export_onnx.py` writes, in onnxruntime."""
+    """The files that `export_onnx.py` writes, in onnxruntime, each image on a core of its own."""
     path = Path(__file__).parent.parent / "export_onnx.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     export = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(export)
-    sessions = {}
+    steps = {}
     with tempfile.TemporaryDirectory() as folder:
         for precision in export.PRECISIONS:
             file = Path(folder, f"{precision}.onnx")
             export.write_onnx(model, file)
             if precision == "int8":
                 export.quantize(file)
-            sessions[f"onnx_{precision}"] = export.open_session(file)
-    images = {"pixel_values": pixel_values.numpy()}
-    return {name: lambda session=session: session.run(["logits"], images) for name, session in sessions.items()}
+            steps[f"onnx_{precision}"] = functools.partial(export.answer_by_core(file), pixel_values.numpy())
+    return steps
 
 
 def measure_pipeline(options, batch_size: int) -> dict[str, dict[str, float]]:
