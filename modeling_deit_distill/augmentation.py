@@ -110,10 +110,11 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
         operations, arguments: (n, 2), see `views.Draws`.
     """
     composed = _IS_GEOMETRIC[operations].all(axis=1)
-    steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
     if len(pixels) > 1:
+        steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
         return _side_by_side(pixels, steps, operations, arguments)
-    for slot, step in enumerate(steps[0].tolist()):
+    steps = (_TWICE,) if composed[0] else _STEPS[operations[0]].tolist()
+    for slot, step in enumerate(steps):
         if step != NO_OPERATION:
             pixels = _perform(step, slot, pixels, operations, torch.from_numpy(arguments))
     return pixels
@@ -262,9 +263,8 @@ def shear_or_translate(pixels: torch.Tensor, operations: np.ndarray, argument: t
     view.
     """
     size = pixels.shape[-1]
-    by_slope = argument[:, None] * (torch.arange(size) + 0.5)
     is_shear = torch.from_numpy(_IS_SHEAR[operations])[:, None]
-    by_row = torch.where(is_shear, by_slope, (argument * size)[:, None])  # (n, S)
+    by_row = argument[:, None] * torch.where(is_shear, torch.arange(size) + 0.5, size)  # (n, S)
     turned = _IS_ALONG_Y[operations]
     return _turn(_shift_rows(_turn(pixels, turned), by_row), turned)
 
