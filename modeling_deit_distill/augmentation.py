@@ -69,9 +69,12 @@ def augment(
         end = min(begin + together, num_views)
         for first in range(begin, end, 1 if on_cpu else num_views):
             chunk = slice(first, first + 1 if on_cpu else end)
-            levels = flip(pixel_values[chunk].contiguous(), draws.flip[chunk]).float()
-            levels = rand_augment(levels, draws.operations[chunk], draws.arguments[chunk])
-            torch.add(levels.mul_(scale), shift, out=output[chunk])
+            flipped = flip(pixel_values[chunk].contiguous(), draws.flip[chunk])
+            levels = rand_augment(flipped, draws.operations[chunk], draws.arguments[chunk])
+            if on_cpu:
+                torch.add(levels.mul_(scale), shift, out=output[chunk])
+            else:
+                torch.addcmul(shift, levels, scale, out=output[chunk])  # once over memory; a CPU takes longer for it
             erase(output[chunk], draws.erased_box[chunk], draws.noise_seed[chunk])
         if draws.mix_ratio is not None:
             mix(output[begin:end], draws.mix_ratio[begin // 2 : end // 2], draws.mix_box[begin // 2 : end // 2])
@@ -106,14 +109,14 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
     """The drawn operations, in order; two geometric ones become one resampling.
 
     Args:
-        pixels: (n, 3, S, S) float32, whole levels from 0 to 255; so is the result.
+        pixels: (n, 3, S, S), whole levels from 0 to 255; so is the result, in float32.
         operations, arguments: (n, 2), see `views.Draws`.
     """
     composed = _IS_GEOMETRIC[operations].all(axis=1)
     if len(pixels) > 1:
         steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
         return _side_by_side(pixels, steps, operations, arguments)
-    steps = (_TWICE,) if composed[0] else _STEPS[operations[0]].tolist()
+    pixels, steps = pixels.float(), (_TWICE,) if composed[0] else _STEPS[operations[0]].tolist()
     for slot, step in enumerate(steps):
         if step != NO_OPERATION:
             pixels = _perform(step, slot, pixels, operations, torch.from_numpy(arguments))
@@ -133,11 +136,11 @@ def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
             numbers = _pixel_numbers(normalised.shape[-1], "cpu")[:, top : top + height, left : left + width]
             box.copy_(noise(numbers, int(key)))
     else:
-        index = _to(chosen, normalised.device)
-        numbers = _pixel_numbers(normalised.shape[-1], normalised.device)
-        filled = noise(numbers, _to(keys, normalised.device).view(-1, 1, 1, 1))
-        inside = _inside(_to(boxes[chosen], normalised.device), normalised.shape[-1])
-        normalised[index] = torch.where(inside[:, None], filled, normalised[index])
+        box, y, x = _pixels_of(boxes[chosen], normalised.device)  # (pixels,) each
+        size, (views, keys) = normalised.shape[-1], _to(np.stack([chosen, keys]), normalised.device)[:, box]
+        channels = torch.arange(3, device=normalised.device)[:, None]
+        numbers = ((channels * size + y) * size + x).int()  # (3, pixels), those of `_pixel_numbers`
+        normalised[views, :, y, x] = noise(numbers, keys.int()).T
 
 
 def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
@@ -149,26 +152,27 @@ def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
     """
     first, second = normalised[0::2], normalised[1::2]
     by_box = mix_box[:, 2] >= 0
-    if not by_box.all():
-        given = _to(np.where(by_box, 0.0, 1 - mix_ratio).astype(np.float32), normalised.device).view(-1, 1, 1, 1)
-        unmixed = first.clone()
-        first.lerp_(second, given)
-        second.lerp_(unmixed, given)
-    if not by_box.any():
-        return
-    if normalised.device.type == "cpu":
-        for pair in np.flatnonzero(by_box):
-            top, left, height, width = mix_box[pair]
-            box = (pair, slice(None), slice(top, top + height), slice(left, left + width))
-            taken = first[box].clone()
-            first[box] = second[box]
-            second[box] = taken
-    else:
+    share = np.where(by_box, 0.0, 1 - mix_ratio).astype(np.float32)
+    if normalised.device.type != "cpu":
         boxes = _to(np.where(by_box[:, None], mix_box, 0), normalised.device)
         inside = _inside(boxes, normalised.shape[-1])[:, None]
-        swapped = torch.where(inside, second, first)
-        second.copy_(torch.where(inside, first, second))
-        first.copy_(swapped)
+        _exchange(first, second, torch.where(inside, 1.0, _column(share, normalised.device)))
+        return
+    if not by_box.all():
+        _exchange(first, second, _column(share, "cpu"))
+    for pair in np.flatnonzero(by_box):
+        top, left, height, width = mix_box[pair]
+        box = (pair, slice(None), slice(top, top + height), slice(left, left + width))
+        taken = first[box].clone()
+        first[box] = second[box]
+        second[box] = taken
+
+
+def _exchange(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor):
+    """Each gives the other a share of itself, which broadcasts, in place."""
+    unmixed = first.clone()
+    first.lerp_(second, share)
+    second.lerp_(unmixed, share)
 
 
 def noise(numbers: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
@@ -291,7 +295,7 @@ def _side_by_side(pixels: torch.Tensor, steps: np.ndarray, operations: np.ndarra
     lying = np.arange(len(pixels))  # which view lies where
     for slot in range(NUM_OPERATIONS):
         order = np.argsort(steps[:, slot], kind="stable")
-        pixels, lying = _rearrange(pixels, lying, order), order
+        pixels, lying = _rearrange(pixels, lying, order).float(), order
         drawn = steps[order, slot]
         for step in np.unique(drawn[drawn != NO_OPERATION]):
             begin, end = np.searchsorted(drawn, (step, step + 1))
@@ -367,6 +371,18 @@ def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
     rows = (along >= top[:, None]) & (along < (top + height)[:, None])
     columns = (along >= left[:, None]) & (along < (left + width)[:, None])
     return rows[:, :, None] & columns[:, None, :]
+
+
+def _pixels_of(boxes: np.ndarray, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All pixels of the boxes (n, 4), one after the other: which box, row and column, (pixels,) each."""
+    top, left, height, width = boxes.T
+    ends = np.cumsum(height * width)
+    box = _to(np.arange(len(boxes)), device)
+    # The host says how many there are, or it would wait for the device to count them.
+    box = box.repeat_interleave(_to(height * width, device), output_size=int(ends[-1]))
+    begin, top, left, width = _to(np.stack([ends - height * width, top, left, width]), device)[:, box]
+    place = torch.arange(len(box), device=device) - begin
+    return box, top + place // width, left + place % width
 
 
 @functools.lru_cache(maxsize=4)
