@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from test_teacher import save_resnet
 
 from modeling_deit_distill import InputError
@@ -104,6 +105,26 @@ def test_the_end_to_end_benchmark_says_where_the_time_goes(photos, tmp_path, mon
     assert all(parts[name] > 0 for name in ("waiting for the batch", "augmentation", "bare step"))
     expected = milliseconds["timm"]["step"] / milliseconds["ours"]["step"]
     assert ratios["over_timm"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_operations_are_counted_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    script = load(EXAMPLES / "benchmarks" / "count_operations.py")
+    one, other = torch.ones(10), torch.ones(2, 5)
+    with script.Operations("cpu") as operations:
+        one.view(2, 5).t() + other.t()  # 10 floats read, 10 read, 10 written
+        other.expand(7, 2, 5).clone()  # 10 read, for no more lie there, 70 written
+    assert operations.calls == {"add": 1, "clone": 1}
+    assert operations.bytes == {"add": 120, "clone": 320}
+    assert operations.summary() == {"operations": 2, "transfers": 0, "GB": 440 / 1e9}
+
+
+def test_a_step_of_ours_takes_the_fewest_operations_and_bytes(tmp_path, monkeypatch):
+    words = ["--size", "tiny", "--image_size", "32", "--batch_size", "12"]
+    counts = run_benchmark(monkeypatch, tmp_path, "count_operations", *words)["figures"]
+    assert counts["ours"]["operations"] < counts["timm"]["operations"] < counts["transformers"]["operations"]
+    assert counts["ours"]["GB"] < min(counts[name]["GB"] for name in ("timm", "transformers"))
+    assert counts["augmentation"]["transfers"] > 1
 
 
 LABEL = EXAMPLES / "label_with_teacher.py"
