@@ -97,8 +97,10 @@ class DeiTDistillConfig(PreTrainedConfig):
         if self.hidden_act not in ACT2CLS:
             raise ValueError(f"unknown hidden_act {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2CLS))}")
         if self.hidden_size % self.num_attention_heads:
+            divisors = [heads for heads in range(1, min(self.hidden_size, 33)) if self.hidden_size % heads == 0]
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}; "
+                f"choose {', '.join(map(str, divisors))} heads, or another hidden_size"
             )
         for image, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
             if patch <= 0 or image <= 0 or image % patch:

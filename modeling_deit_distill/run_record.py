@@ -179,7 +179,7 @@ def run_facts(
     rate = f"{args.learning_rate:g}"
     if args.base_learning_rate is not None:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
-    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else _epochs(args.num_train_epochs)
     num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
     names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
     return {
@@ -214,9 +214,13 @@ def teacher_in_words(model_args: ModelArguments, args: DistillationTrainingArgum
     else:
         name = model_args.teacher_name_or_path or f"a new {teacher_config.model_type}"
         if model_args.train_teacher:
-            epochs = f"{model_args.teacher_num_train_epochs:g} epochs"
+            epochs = _epochs(model_args.teacher_num_train_epochs)
             name += f", trained first for {epochs} (or found in the output folder)"
     return name
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch" + "s" * (number != 1)
 
 
 def store_in_words(args: DistillationTrainingArguments, views, store) -> dict[str, str]:

@@ -434,6 +434,8 @@ def _find_config(name_or_path: str | None, config_name: str | None, trust_remote
         return AutoConfig.for_model(config_name)
     argument = "teacher_name_or_path" if name_or_path else "teacher_config_name"
     name = name_or_path or config_name
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():  # as a name on the Hub it makes no sense
+        raise InputError(f"{argument} {name!r} cannot be read (no such file or folder)")
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
