@@ -324,7 +324,10 @@ def _turn(pixels: torch.Tensor, turned: np.ndarray) -> torch.Tensor:
 
 def _to(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
     """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before."""
-    return torch.as_tensor(values).to(device, non_blocking=True)
+    values = torch.as_tensor(values)
+    if torch.cuda.is_available() and torch.device(device).type == "cuda":
+        values = values.pin_memory()  # from other memory, the driver may wait all the same
+    return values.to(device, non_blocking=True)
 
 
 def _column(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:

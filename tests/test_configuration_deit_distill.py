@@ -64,7 +64,7 @@ def test_an_unknown_size_is_refused_with_the_names_to_choose_from():
         ({"image_size": (224, 100)}, r"image_size \(224, 100\) .* patch_size 16"),
         ({"patch_size": 0}, "patch_size 0"),
         ({"image_size": 0}, "image_size 0"),
-        ({"num_attention_heads": 7}, "hidden_size 768 .* num_attention_heads 7; choose 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 heads"),
+        ({"num_attention_heads": 7}, "hidden_size 768 .* num_attention_heads 7; choose 1, 2, 3, 4, 6, .* 24, 32 heads"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
         ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1"),
         ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
