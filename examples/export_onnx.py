@@ -259,12 +259,18 @@ def open_session(path: Path, threads: int | None = None):
 
 
 def answer_by_core(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """From `pixel_values` (batch, channels, height, width) to logits (batch, classes), each image on one core."""
-    session, cores = open_session(path, threads=1), ThreadPoolExecutor(torch.get_num_threads())
+    """From `pixel_values` (batch, channels, height, width) to logits (batch, classes), each image on one core.
+
+    A single image has all cores.
+    """
+    by_all, by_one = open_session(path), open_session(path, threads=1)
+    cores = ThreadPoolExecutor(torch.get_num_threads())
 
     def answer(pixel_values: np.ndarray) -> np.ndarray:
+        if len(pixel_values) < 2:
+            return by_all.run(["logits"], {"pixel_values": pixel_values})[0]
         images = np.split(pixel_values, len(pixel_values))
-        return np.concatenate([*cores.map(lambda image: session.run(["logits"], {"pixel_values": image})[0], images)])
+        return np.concatenate([*cores.map(lambda image: by_one.run(["logits"], {"pixel_values": image})[0], images)])
 
     return answer
 

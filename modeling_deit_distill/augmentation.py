@@ -20,16 +20,17 @@ import torch.nn.functional as F
 
 from .views import NO_OPERATION, NUM_OPERATIONS, OPERATIONS, Draws
 
-# Changes whenever the same draws give other pixels: whoever stores answers about views keeps it beside them.
+# Changes whenever the same draws give other pixels, but for a float's last bits: whoever stores answers about views
+# keeps it beside them.
 AUGMENTATION_VERSION = 1
 # What geometric operations fill in: the mean colour of ImageNet, as in the public code.
 FILL = (124, 116, 104)
 GREY = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in 1 / 65536
 GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 # Pillow's bicubic transform (a = -1): weights of four neighbours are these times 1, t, t², t³.
-_CUBIC = torch.tensor([[0.0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]])
-_EXPONENTS = torch.arange(4.0)[:, None]
-_FILL = torch.tensor(FILL, dtype=torch.float32).view(1, 3, 1, 1)
+_CUBIC = torch.tensor([[0.0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], device="cpu")
+_EXPONENTS = torch.arange(4.0, device="cpu")[:, None]
+_FILL = torch.tensor(FILL, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
 _IS_GEOMETRIC = np.array([name in GEOMETRIC for name in OPERATIONS] + [False])  # the last is NO_OPERATION, -1
 _IS_SHEAR = np.array([name in ("shear_x", "shear_y") for name in OPERATIONS])
 _IS_ALONG_Y = np.array([name in ("shear_y", "translate_y") for name in OPERATIONS])
@@ -64,7 +65,7 @@ def augment(
     output = torch.empty_like(pixel_values, dtype=torch.float32) if out is None else out
     num_views, on_cpu = len(pixel_values), pixel_values.device.type == "cpu"
     scale, shift = _normalisation(mean, std, pixel_values.device)
-    together = 2 if on_cpu else num_views
+    together = 2 if on_cpu else max(num_views, 1)
     for begin in range(0, num_views, together):
         end = min(begin + together, num_views)
         for first in range(begin, end, 1 if on_cpu else num_views):
@@ -112,6 +113,8 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
         pixels: (n, 3, S, S), whole levels from 0 to 255; so is the result, in float32.
         operations, arguments: (n, 2), see `views.Draws`.
     """
+    if (operations == NO_OPERATION).all():
+        return pixels.float()
     composed = _IS_GEOMETRIC[operations].all(axis=1)
     if len(pixels) > 1:
         steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
@@ -133,7 +136,7 @@ def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
         for view, key in zip(chosen, keys, strict=True):
             top, left, height, width = boxes[view]
             box = normalised[view, :, top : top + height, left : left + width]
-            numbers = _pixel_numbers(normalised.shape[-1], "cpu")[:, top : top + height, left : left + width]
+            numbers = _pixel_numbers(normalised.shape[-1])[:, top : top + height, left : left + width]
             box.copy_(noise(numbers, int(key)))
     else:
         box, y, x = _pixels_of(boxes[chosen], normalised.device)  # (pixels,) each
@@ -268,7 +271,7 @@ def shear_or_translate(pixels: torch.Tensor, operations: np.ndarray, argument: t
     """
     size = pixels.shape[-1]
     is_shear = torch.from_numpy(_IS_SHEAR[operations])[:, None]
-    by_row = argument[:, None] * torch.where(is_shear, torch.arange(size) + 0.5, size)  # (n, S)
+    by_row = argument[:, None] * torch.where(is_shear, torch.arange(size, device="cpu") + 0.5, size)  # (n, S)
     turned = _IS_ALONG_Y[operations]
     return _turn(_shift_rows(_turn(pixels, turned), by_row), turned)
 
@@ -278,11 +281,17 @@ def rotate(pixels: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
     return _resample(pixels, _matrices("rotate", degrees, pixels.shape[-1])[None])
 
 
-_FUNCTIONS = [globals().get(name, shear_or_translate) for name in OPERATIONS]
+_FUNCTIONS = [shear_or_translate if name in GEOMETRIC[1:] else globals()[name] for name in OPERATIONS]
 
 
-def _perform(step: int, slot: int, pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor):
-    """One step of views that have it in common; `operations` and `arguments` (n, 2) on the host."""
+def _perform(
+    step: int, slot: int, pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor
+) -> torch.Tensor:
+    """A step that views (n, 3, S, S) have in common in a slot, the first or the second of their two operations.
+
+    Args:
+        operations, arguments: (n, 2) on the host.
+    """
     if step == _TWICE:
         return _transform_twice(pixels, operations, arguments)
     if _FUNCTIONS[step] is shear_or_translate:
@@ -290,8 +299,14 @@ def _perform(step: int, slot: int, pixels: torch.Tensor, operations: np.ndarray,
     return _FUNCTIONS[step](pixels, arguments[:, slot])
 
 
-def _side_by_side(pixels: torch.Tensor, steps: np.ndarray, operations: np.ndarray, arguments: np.ndarray):
-    """The steps (n, 2) of many views; those with the same one are laid beside each other, so that it runs once."""
+def _side_by_side(
+    pixels: torch.Tensor, steps: np.ndarray, operations: np.ndarray, arguments: np.ndarray
+) -> torch.Tensor:
+    """The steps (n, 2) of many views, one slot after the other.
+
+    Views with the same step are laid beside each other, so that it runs once for them: of steps 7, -, 2, 7 the order is
+    1 (which rests), 2, 0, 3. At the end all lie as they came.
+    """
     lying = np.arange(len(pixels))  # which view lies where
     for slot in range(NUM_OPERATIONS):
         order = np.argsort(steps[:, slot], kind="stable")
@@ -324,7 +339,7 @@ def _turn(pixels: torch.Tensor, turned: np.ndarray) -> torch.Tensor:
 
 def _to(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
     """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before."""
-    values = torch.as_tensor(values)
+    values = torch.as_tensor(values, device="cpu")
     if torch.cuda.is_available() and torch.device(device).type == "cuda":
         values = values.pin_memory()  # from other memory, the driver may wait all the same
     return values.to(device, non_blocking=True)
@@ -336,7 +351,7 @@ def _column(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
 
 
 def _normalisation(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (mean, std))
+    mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu").view(3, 1, 1) for value in (mean, std))
     return _to(1 / (255 * std), device), _to(-mean / std, device)
 
 
@@ -389,9 +404,9 @@ def _pixels_of(boxes: np.ndarray, device) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 @functools.lru_cache(maxsize=4)
-def _pixel_numbers(size: int, device) -> torch.Tensor:
+def _pixel_numbers(size: int) -> torch.Tensor:
     """The numbers of a view's pixels, (3, S, S) int32."""
-    return torch.arange(3 * size * size, dtype=torch.int32, device=device).view(3, size, size)
+    return torch.arange(3 * size * size, dtype=torch.int32, device="cpu").view(3, size, size)
 
 
 def _hash(values):
@@ -469,7 +484,7 @@ def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
 
 def _transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor) -> torch.Tensor:
     """Two geometric operations (n, 2) as one resampling."""
-    matrices = torch.empty(2, len(pixels), 2, 3)
+    matrices = torch.empty(2, len(pixels), 2, 3, device="cpu")
     for slot in range(2):
         for operation in np.unique(operations[:, slot]):
             chosen = np.flatnonzero(operations[:, slot] == operation)

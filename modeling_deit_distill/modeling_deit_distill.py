@@ -231,7 +231,7 @@ class DeiTDistillAttention(nn.Module):
         # Fused kernels never materialise the weights, so whoever asks for them gets the eager kernel for that call.
         if output_attentions:
             return eager_attention_forward
-        if self.config._attn_implementation == "sdpa":
+        if self.config._attn_implementation == "sdpa":  # whatever is registered as that; register others by other names
             return sdpa_attention_forward
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
 
@@ -275,7 +275,7 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         return hidden_states, attention_weights
 
     def _add(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        return hidden_states + (self.drop_path(self.dropout(branch)) if self.training else branch)
+        return hidden_states + self.drop_path(self.dropout(branch))
 
 
 class DeiTDistillPreTrainedModel(PreTrainedModel):

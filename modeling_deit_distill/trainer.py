@@ -85,7 +85,7 @@ class DistillationTrainer(PublishingTrainer):
                 f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
             )
         self._steps_per_epoch: int | None = None
-        self._flops_per_view: int | None = None
+        self._flops_per_view = _count_flops(model)  # while the weights are whole: they may be sharded later
         self.ema: WeightAverage | None = None
         self._ema_decisions: dict[str, np.ndarray] = {}
         kwargs.setdefault("data_collator", collate)
@@ -428,9 +428,6 @@ class DistillationTrainer(PublishingTrainer):
 
         Trainer asks at every step and would count the parameters anew each time, and pixels for tokens.
         """
-        if self._flops_per_view is None:
-            tokens = self.model.get_position_embeddings().shape[1]
-            self._flops_per_view = 6 * tokens * self.model.num_parameters()
         return self._flops_per_view * len(inputs["labels"])
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -536,6 +533,13 @@ def _check_store(store: TeacherStore, args: DistillationTrainingArguments, datas
     if args.distillation_type == "soft":
         wanted["temperature"] = args.distillation_temperature
     store.check(wanted)
+
+
+def _count_flops(model) -> int:
+    embeddings = model.base_model.embeddings
+    height, width = embeddings.grid(embeddings.image_size)
+    num_prefix_tokens = 2 if model.config.use_distillation_token else 1
+    return 6 * (num_prefix_tokens + height * width) * model.num_parameters()
 
 
 def _check_teacher(model, args: DistillationTrainingArguments, teacher, teacher_store):

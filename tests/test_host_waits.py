@@ -117,6 +117,12 @@ def test_every_operation_of_the_augmentation_is_sent_without_waiting():
     assert not waits.found
 
 
+def test_what_the_host_computes_stays_there_whatever_the_default_device():
+    draws = every_operation(1)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        augment_on_fake_gpu(draws)
+
+
 def test_a_larger_batch_is_augmented_by_no_more_kernels():
     sent = []
     for draws in map(every_operation, (1, 2, 8)):

@@ -339,6 +339,14 @@ def test_drop_path_acts_in_training_only(tiny_model):
     assert not torch.equal(model.train()(images(16)).logits, without.train()(images(16)).logits)
 
 
+def test_dropout_can_be_left_on_in_evaluation(tiny_model):
+    model = tiny_model(hidden_dropout_prob=0.5)
+    expected = model(images(2)).logits
+    for layer in model.deit.layers:
+        layer.dropout.train()
+    assert not torch.allclose(model(images(2)).logits, expected)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
 def test_dropout_acts_in_training_only(tiny_model, name, attention):

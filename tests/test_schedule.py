@@ -318,8 +318,7 @@ def test_gradients_are_clipped_and_losses_hidden_only_if_asked(tmp_path, monkeyp
         lambda weights, norm, **kw: norms.append(norm) or measure(weights, norm, **kw),
     )
     run.train()
-    assert all(norm == math.inf for norm in norms)  # Trainer measures the norm in this way
-    norms.clear()
+    assert not norms
     run = trainer(tmp_path, teacher=CountingTeacher(), max_grad_norm=2.5, max_steps=1)
     clip = run.accelerator.clip_grad_norm_
     monkeypatch.setattr(

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerCallback
 
 from modeling_deit_distill import (
     DeiTDistillConfig,
@@ -106,6 +107,47 @@ def views_trainer(tmp_path, rows, **arguments):
 
     run.compute_loss = remember
     return run
+
+
+class Gradients(TrainerCallback):
+    """The length of all gradients as one vector, before each step of the optimiser."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        squares = [weight.grad.double().square().sum() for weight in model.parameters()]
+        self.norms.append(sum(squares).sqrt().item())
+
+
+@pytest.mark.parametrize("clipped", [{}, {"max_grad_norm": 0.01}])
+def test_the_gradients_norm_is_logged_and_unscaled_once(tmp_path, monkeypatch, clipped):
+    run, gradients, unscaled = trainer(tmp_path, teacher=CountingTeacher(), **clipped), Gradients(), []
+    run.add_callback(gradients)
+    monkeypatch.setattr(run.accelerator, "unscale_gradients", lambda *args, **kwargs: unscaled.append(1))
+    run.train()
+    logged = [entry["grad_norm"] for entry in run.state.log_history if "grad_norm" in entry]
+    assert len(logged) == len(gradients.norms) == len(unscaled) == 2
+    if clipped:
+        assert gradients.norms == pytest.approx([0.01] * 2, rel=1e-4) and min(logged) > 0.01
+    else:
+        assert logged == pytest.approx(gradients.norms, rel=1e-5)
+
+
+def test_a_steps_operations_are_counted_by_tokens(tmp_path):
+    run = trainer(tmp_path, teacher=CountingTeacher())
+    run.model.deit.embeddings.position_embeddings.data = torch.empty(0)  # as a shard may be
+    weights = sum(weight.numel() for weight in student().parameters())
+    assert run.floating_point_ops(batch(6)) == 6 * 6 * weights * (2 + 4)  # views, 6, weights, tokens
+
+
+def test_operations_are_summed_over_a_resumption(tmp_path):
+    alone = trainer(tmp_path / "alone", teacher=CountingTeacher(), max_steps=4)
+    alone.train()
+    trainer(tmp_path / "run", teacher=CountingTeacher(), save_strategy="steps", save_steps=2).train()
+    resumed = trainer(tmp_path / "run", teacher=CountingTeacher(), max_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.total_flos == alone.state.total_flos == 4 * alone.floating_point_ops(batch(8))
 
 
 def snapshot(module):
