@@ -105,22 +105,22 @@ def every_operation(repeats: int) -> Draws:
     )
 
 
-def augment_on_fake_gpu(draws: Draws):
+def augment_on_fake_gpu(draws: Draws) -> torch.Tensor:
     pixels = torch.empty(len(draws.flip), 3, 16, 16, dtype=torch.uint8, device="cuda")
-    assert augment(pixels, draws, (0.5,) * 3, (0.5,) * 3).device.type == "cuda"
+    return augment(pixels, draws, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_every_operation_of_the_augmentation_is_sent_without_waiting():
     draws = every_operation(1)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
-        augment_on_fake_gpu(draws)
+        assert augment_on_fake_gpu(draws).device.type == "cuda"
     assert not waits.found
 
 
 def test_what_the_host_computes_stays_there_whatever_the_default_device():
     draws = every_operation(1)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        augment_on_fake_gpu(draws)
+        assert augment_on_fake_gpu(draws).device.type == "cuda"
 
 
 def test_a_larger_batch_is_augmented_by_no_more_kernels():
