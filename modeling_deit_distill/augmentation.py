@@ -119,7 +119,8 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
     if len(pixels) > 1:
         steps = np.where(composed[:, None], (_TWICE, NO_OPERATION), _STEPS[operations])
         return _side_by_side(pixels, steps, operations, arguments)
-    pixels, steps = pixels.float(), (_TWICE,) if composed[0] else _STEPS[operations[0]].tolist()
+    pixels = pixels.float()
+    steps = (_TWICE,) if composed[0] else _STEPS[operations[0]].tolist()
     for slot, step in enumerate(steps):
         if step != NO_OPERATION:
             pixels = _perform(step, slot, pixels, operations, torch.from_numpy(arguments))

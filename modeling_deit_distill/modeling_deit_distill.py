@@ -270,12 +270,10 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions, num_queries)
         if num_queries is not None:
             hidden_states = hidden_states[:, :num_queries]
-        hidden_states = self._add(hidden_states, branch)
-        hidden_states = self._add(hidden_states, self.mlp(self.norm2(hidden_states)))
+        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        branch = self.mlp(self.norm2(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
         return hidden_states, attention_weights
-
-    def _add(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        return hidden_states + self.drop_path(self.dropout(branch))
 
 
 class DeiTDistillPreTrainedModel(PreTrainedModel):
@@ -454,7 +452,8 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         return_dict = _default(return_dict, self.config.return_dict)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         all_hidden_states, all_attentions = (), ()
-        num_prefix_tokens, last = 2 if self.config.use_distillation_token else 1, self.layers[-1]
+        num_prefix_tokens = 2 if self.config.use_distillation_token else 1
+        last = self.layers[-1]
         for layer in self.layers:
             all_hidden_states += (hidden_states,) if output_hidden_states else ()  # held only if asked for: memory
             num_queries = num_prefix_tokens if prefix_only and layer is last else None
