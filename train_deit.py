@@ -4,8 +4,6 @@ The recipe comes first, the command line over it; `examples/recipes` has some, `
 """
 
 import json
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +34,7 @@ from modeling_deit_distill.data import (
     evaluation_transform,
     load_image_data,
 )
-from modeling_deit_distill.errors import LocalInputError
+from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.interruption import Interrupted, ending_in_order
 from modeling_deit_distill.labelling import (
     check_teacher_remains,
@@ -66,6 +64,7 @@ from modeling_deit_distill.run_record import (
     write_run_record,
 )
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
+from modeling_deit_distill.supported import check_run
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
 
@@ -111,6 +110,7 @@ def run(
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
     student = build_student(config, start, model_args.attn_implementation)
+    check_run(args, student)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
 
     # Teacher, or what it said before
@@ -174,7 +174,7 @@ def try_teacher(model_args: ModelArguments, args: DistillationTrainingArguments,
 def training_views(data_args, args: DistillationTrainingArguments, data: ImageData, image_size: int):
     """The training images as the run sees them."""
     settings = AugmentationSettings.from_arguments(args, image_size)
-    seed = args.seed if args.data_seed is None else args.data_seed  # several student seeds may share their views
+    seed = args.views_seed
     if not data_args.streaming:
         return ViewDataset(data.train, settings, seed, args.keep_decoded_images)
     share = {"rank": args.process_index, "num_processes": args.world_size}
@@ -269,11 +269,7 @@ def is_finished(args: DistillationTrainingArguments, arguments: list[str]) -> bo
 
 if __name__ == "__main__":
     try:
-        exit_code = main(sys.argv[1:])
+        exit_code = run_command(main)
     except Interrupted as interrupted:
         exit_code = interrupted.code
-    except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     end_process(exit_code)

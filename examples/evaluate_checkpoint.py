@@ -30,7 +30,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments
 from modeling_deit_distill.data import EvaluationDataset, ImageData, collate, evaluation_transform, load_image_data
-from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.errors import one_line, run_command
 from modeling_deit_distill.label_map import match_classes
 
 METRICS = Path(__file__).parent / "metrics"
@@ -295,8 +295,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -52,7 +52,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig, pipeline
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.configuration_deit_distill import as_pair
-from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.errors import one_line, run_command
 
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
@@ -361,7 +361,4 @@ def alternate(*functions) -> list[float]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

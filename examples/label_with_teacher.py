@@ -7,8 +7,6 @@ number of processes; what is known already is not asked again, so a job that was
 then train with the same recipe and `--teacher_store answers`: no teacher is loaded.
 """
 
-import os
-import sys
 import time
 from dataclasses import asdict
 
@@ -23,7 +21,7 @@ from modeling_deit_distill.data import (
     evaluation_view,
     load_image_data,
 )
-from modeling_deit_distill.errors import LocalInputError
+from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.labelling import (
     ask_about_validation,
     fill,
@@ -56,8 +54,7 @@ def main(arguments: list[str]):
     start = load_start(model_args)
     config = student_config(model_args, args, data.class_names, start)
     settings = AugmentationSettings.from_arguments(args, config.image_size)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    views = ViewDataset(data.train, settings, seed, args.keep_decoded_images)
+    views = ViewDataset(data.train, settings, args.views_seed, args.keep_decoded_images)
     teacher_config = teacher_description(model_args, args, data)
     store = find_store(model_args, args, data, teacher_config, views)
     if epochs is None:
@@ -121,10 +118,4 @@ def _halves(argument: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    end_process()
+    end_process(run_command(main))

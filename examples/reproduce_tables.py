@@ -175,7 +175,9 @@ def make_tables(profile: Profile, runs: list[Run], options: argparse.Namespace) 
         folder = tables_report.write(profile, runs, output_dir, Path(options.results_dir or results_dir(profile)))
         print(f"tables of what is finished: {folder}")
     except InputError as error:
-        failed = f"{failed}; {error}" if failed else error
+        if failed is None:
+            raise
+        failed = f"{failed}; {error}"
     if failed:
         print(f"error: {failed}", file=sys.stderr)
     return 1 if failed else 0
@@ -450,15 +452,11 @@ def train(arguments: list[str], log: str, num_threads: int | None):
     import torch
 
     import train_deit
-    from modeling_deit_distill import InputError
+    from modeling_deit_distill.errors import run_command
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    try:
-        train_deit.main(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_command(train_deit.main, arguments)
 
 
 @contextlib.contextmanager
@@ -480,4 +478,6 @@ def terminating(processes: dict):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from modeling_deit_distill.errors import run_command
+
+    sys.exit(run_command(main))

@@ -15,10 +15,11 @@ import numpy as np
 import PIL.Image
 import torch
 
-from modeling_deit_distill import DeiTDistillConfig, InputError
+from modeling_deit_distill import DeiTDistillConfig
 from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.augmentation import augment
 from modeling_deit_distill.data import ViewDataset, decode_image, load_image_data
+from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.views import AugmentationSettings, View, ViewSampler
 
 NUM_IMAGES = 6
@@ -33,12 +34,13 @@ def main(arguments: list[str]):
     del sources["crop_pct"]
     rows = load_image_data(**{**sources, "streaming": False}).train
     settings = AugmentationSettings.from_arguments(args, model_args.image_size or DeiTDistillConfig().image_size)
-    images = [view.image for view in ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=args.seed)][:NUM_IMAGES]
+    seed = args.views_seed
+    images = [view.image for view in ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed)][:NUM_IMAGES]
     columns = [[decode_image(rows[image]["image"]) for image in images]]
     unmixed = dataclasses.replace(settings, mixup_alpha=0.0, cutmix_alpha=0.0)
-    columns += [views_of(rows, unmixed, args.seed, epoch, images) for epoch in range(3)]
+    columns += [views_of(rows, unmixed, seed, epoch, images) for epoch in range(3)]
     if settings.mixes:
-        columns.append(views_of(rows, settings, args.seed, 3, images))
+        columns.append(views_of(rows, settings, seed, 3, images))
     path = Path(args.output_dir, "augmentations.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(columns).save(path)
@@ -69,7 +71,4 @@ def draw_grid(columns: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

@@ -15,10 +15,11 @@ from transformers.trainer_utils import SchedulerType
 
 from .configuration_deit_distill import SIZES
 from .ema import decay_of_half_life
-from .errors import InputError
+from .errors import InputError, one_line
 from .label_map import read_label_map
-from .precision import multiplies_bf16
+from .precision import bf16_by_default
 from .schedule import resolve_schedule
+from .supported import check_precision, check_supported
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -52,11 +53,19 @@ REPLACES = {
         "teacher_learning_rate",
         "teacher_image_size",
         "teacher_label_map",
+        "allow_weak_teacher",
+        "trust_remote_code",
     ),
     ("learning_rate", "base_learning_rate"): ("learning_rate", "base_learning_rate"),
     ("warmup_epochs", "warmup_steps"): ("warmup_epochs", "warmup_steps"),
     ("ema_decay", "ema_half_life"): ("ema_decay", "ema_half_life"),
-    ("model_name_or_path", "model_size"): ("model_name_or_path", "model_size", *SIZES["tiny"], "num_hidden_layers"),
+    ("model_name_or_path", "model_size"): (
+        "model_name_or_path",
+        "model_size",
+        *SIZES["tiny"],
+        "num_hidden_layers",
+        "trust_remote_code",
+    ),
 }
 
 
@@ -317,6 +326,12 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses from the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
+    dataloader_drop_last: bool = field(
+        default=False,
+        metadata={"help": "Without effect: training takes whole batches in any case, evaluation every image."},
+    )
+    do_train: bool = field(default=True, metadata={"help": "Always true."})
+    do_eval: bool = field(default=True, metadata={"help": "Always true."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     report_to: list[str] | None = field(
         default=None, metadata={"help": "Where to log; TensorBoard if it is installed, unless given."}
@@ -336,7 +351,7 @@ class DistillationTrainingArguments(TrainingArguments):
             self.use_cpu = True
         self.bf16_is_automatic = self.bf16 is None and not self.fp16 and _launchers_precision() == "no"
         if self.bf16_is_automatic:
-            self.bf16 = multiplies_bf16("cpu" if self.use_cpu else torch.accelerator.current_accelerator().type)
+            self.bf16 = bf16_by_default("cpu" if self.use_cpu else torch.accelerator.current_accelerator().type)
         if str(self.resume_from_checkpoint).lower() in ("false", "no", "none"):
             self.resume_from_checkpoint = None
         if self.distillation_type not in DEFAULT_ALPHA:
@@ -350,9 +365,15 @@ class DistillationTrainingArguments(TrainingArguments):
         if self.push_native and self.hub_revision == NATIVE_REVISION:
             raise InputError(f"hub_revision is {NATIVE_REVISION!r}, where push_native puts its copy; choose another")
         is_copying_as_usual = self.accelerator_config is None
-        super().__post_init__()
+        check_supported(self)
+        try:
+            super().__post_init__()
+        except (ImportError, OSError, TypeError, ValueError) as error:  # transformers' own checks
+            raise InputError(one_line(error)) from error
         # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
+        check_precision(self)
+        self.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
                 f"per_device_train_batch_size is {self.train_batch_size}, which is odd; mixup and cutmix mix views in "
@@ -376,6 +397,11 @@ class DistillationTrainingArguments(TrainingArguments):
     def precision(self) -> str:
         """`"fp32"`, `"bf16"` or `"fp16"`."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+    @property
+    def views_seed(self) -> int:
+        """Seed of all draws that belong to views; several student seeds may share one `data_seed`."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def effective_batch_size(self) -> int:

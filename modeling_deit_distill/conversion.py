@@ -39,7 +39,7 @@ from transformers.utils import (
 
 from .configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from .data import evaluation_processor
-from .errors import InputError, one_line
+from .errors import InputError, one_line, run_command
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .weight_names import (
     State,
@@ -754,8 +754,4 @@ def _save_beside_and_rename(save: Callable[[Checkpoint, Path], None], checkpoint
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

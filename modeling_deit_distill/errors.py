@@ -1,6 +1,11 @@
-"""What a user can mend."""
+"""What a user can mend, and how a command ends that met it."""
 
+import os
 import re
+import sys
+from collections.abc import Callable
+
+INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
 
 
 class InputError(ValueError):
@@ -19,6 +24,29 @@ class InputError(ValueError):
 
 class LocalInputError(InputError):
     """Bad input that only one of several processes met: a broken image, say. That process prints it."""
+
+
+def run_command(main: Callable[[list[str]], int | None], arguments: list[str] | None = None) -> int:
+    """Run a command; an [`InputError`] is printed as one line on the error stream.
+
+    Of several processes the first prints it, unless only one of them met it.
+
+    Args:
+        main: takes the command line's words; may return an exit code.
+        arguments: these words; those of this process unless given.
+
+    Returns:
+        The exit code of `main`.
+
+    Raises:
+        SystemExit: with exit code 2, after an `InputError`.
+    """
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments) or 0
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_ERROR_EXIT_CODE)
 
 
 def one_line(error: Exception) -> str:

@@ -56,5 +56,18 @@ def accuracies(
     return results
 
 
+def metric_names(config, has_average: bool = False) -> list[str]:
+    """What an evaluation may report of a student, by the names that `metric_for_best_model` takes.
+
+    Args:
+        config: the student's [`DeiTDistillConfig`].
+        has_average: whether an average of the weights is evaluated too.
+    """
+    logits, labels = torch.zeros(1, config.num_labels), np.zeros(1, dtype=int)
+    answers = predicted_labels(logits, logits, logits if config.use_distillation_token else None)
+    names = ["loss", *accuracies({name: answer.numpy() for name, answer in answers.items()}, labels, labels)]
+    return [*names, *(f"ema_{name}" for name in names)] if has_average else names
+
+
 def _share(hits: np.ndarray) -> float:
     return float(np.mean(hits))

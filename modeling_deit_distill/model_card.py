@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .analysis import confusion_matrix, disagreement, wilson_interval, worst_classes, worst_confusions
 from .card_pictures import CURVES, HOW_CHOSEN, PREDICTIONS, distinct_names, plot_training_curves
-from .errors import InputError, one_line
+from .errors import InputError, one_line, run_command
 from .report import ACCURACY_NAMES, duration
 from .weight_names import why_not_native
 
@@ -540,8 +540,4 @@ def _fenced(text: str, language: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -164,6 +164,7 @@ class DeiTDistillEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """Tokens (batch, prefix + patches, hidden) of `pixel_values` (batch, channels, height, width)."""
         self._check_input(pixel_values, interpolate_pos_encoding)
+        pixel_values = pixel_values.to(self.patch_embeddings.weight.dtype)  # of a model in half precision
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # (B, P, D)
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]  # (B, 1, D) each

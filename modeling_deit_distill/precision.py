@@ -1,9 +1,14 @@
 """Which numbers a run computes with: bf16 where the device multiplies it natively, unless the user says otherwise."""
 
+import os
 import platform
 
 import torch
 
+from .errors import InputError
+
+# Environment variable: the default of `--bf16` on this machine, in place of what the device has units for.
+BF16_VARIABLE = "DEIT_DISTILL_BF16"
 NO_UNITS = "bf16, which this device has no units for: fp32 (--bf16 false) is faster, several times on a CPU"
 
 
@@ -24,8 +29,28 @@ def multiplies_bf16(device_type: str) -> bool:
     return False
 
 
+def bf16_by_default(device_type: str) -> bool:
+    """The value of `--bf16` where nobody gave one: `DEIT_DISTILL_BF16`, or else what the device has units for.
+
+    Every process of a run reads the same variable, so it also makes machines of different kinds agree.
+
+    Raises:
+        InputError: the variable is neither true nor false.
+    """
+    said = os.environ.get(BF16_VARIABLE, "")
+    if said.lower() in ("true", "1"):
+        return True
+    if said.lower() in ("false", "0"):
+        return False
+    if said:
+        raise InputError(f"the environment variable {BF16_VARIABLE} is {said!r}; set it to true or false, or unset it")
+    return multiplies_bf16(device_type)
+
+
 def precision_in_words(precision: str, device_type: str, is_automatic: bool) -> str:
     """`precision`, `"fp32"`, `"bf16"` or `"fp16"`, for the summary, with what a user may want to know of the choice."""
+    if is_automatic and os.environ.get(BF16_VARIABLE):
+        return f"{precision}, by the environment variable {BF16_VARIABLE}"
     if precision == "bf16" and is_automatic:
         return "bf16, which this device multiplies natively (--bf16 false for fp32)"
     if precision == "bf16" and not multiplies_bf16(device_type):

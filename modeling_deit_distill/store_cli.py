@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
 from .data import ViewDataset, load_image_data
-from .errors import InputError, one_line
+from .errors import InputError, one_line, run_command
 from .hub import hub_errors, without_folders
 from .label_map import read_label_map
 from .labelling import describe_loaded, verify, whole_sampler
@@ -311,7 +311,4 @@ def _check_checksums(target: Path, checksums: dict[str, str]):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(run_command(main))

@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,7 @@ class DistillationTrainer(PublishingTrainer):
         self._flops_per_view = _count_flops(model)  # while the weights are whole: they may be sharded later
         self.ema: WeightAverage | None = None
         self._ema_decisions: dict[str, np.ndarray] = {}
+        self._evaluated: list[tuple[dict, np.ndarray]] = []  # batches of the evaluation under way, and their labels
         kwargs.setdefault("data_collator", collate)
         if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
             kwargs["compute_metrics"] = self._compute_metrics
@@ -266,16 +269,29 @@ class DistillationTrainer(PublishingTrainer):
     ):
         """As in Trainer; the metrics of the weights' average, if one is kept, stand beside under `<prefix>_ema_`."""
         settings = (dataloader, description, prediction_loss_only, ignore_keys)
-        output = super().evaluation_loop(*settings, metric_key_prefix)
+        with self._weights_kept():
+            output = super().evaluation_loop(*settings, metric_key_prefix)
         if self.ema is None or description != "Evaluation":
             return output
         decisions = self.decisions
         # A loader draws a seed whenever it is read; training is to go on as it would without an average.
-        with torch.random.fork_rng(devices=[]), self.ema.swapped_in(self.model):
+        with torch.random.fork_rng(devices=[]), self.ema.swapped_in(self.model), self._weights_kept():
             averaged = super().evaluation_loop(*settings, f"{metric_key_prefix}_ema")
         self.decisions, self._ema_decisions = decisions, self.decisions
         output.metrics.update(averaged.metrics)
         return output
+
+    @contextmanager
+    def _weights_kept(self) -> Iterator[None]:
+        """Around an evaluation: `bf16_full_eval` and `fp16_full_eval` round the model itself, which is saved later."""
+        own = [parameter.data for parameter in self.model.parameters()]
+        self._evaluated = []
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(self.model.parameters(), own, strict=True):
+                if parameter.dtype != weight.dtype:
+                    parameter.data = weight
 
     def choose_final_weights(self, metrics: dict[str, float]) -> dict[str, float | str]:
         """Put the average in the model's place if it is better, and end it; to be called after training.
@@ -326,13 +342,15 @@ class DistillationTrainer(PublishingTrainer):
     def _complete_summary(self, logs: dict[str, float]):
         """Make Trainer's last words of the whole run what they are of its last part."""
         self.finite.read()
-        steps = self.state.global_step - self._initial_global_step
-        loss_sum = self._loss_sum + logs["train_loss"] * steps * self.finite.share_of_losses()
-        logs["train_loss"] = loss_sum / max(self.state.global_step, 1)
-        seconds = self._count()["seconds"]
-        for rate in ("train_samples_per_second", "train_steps_per_second"):
-            logs[rate] = logs.get(rate, 0.0) * logs["train_runtime"] / seconds
-        logs["train_runtime"] = seconds
+        steps, seconds = self.state.global_step, self._count()["seconds"]
+        loss_sum = self._loss_sum + self._total_loss_scalar * self.finite.share_of_losses()
+        logs["train_loss"] = loss_sum / max(steps, 1)
+        batch = self.args.effective_batch_size
+        if has_length(self.train_dataset) and not isinstance(self.train_dataset, ViewDataset):
+            batch = min(batch, len(self.train_dataset))  # see `_get_train_sampler`
+        logs["train_runtime"] = round(seconds, 4)
+        logs["train_steps_per_second"] = round(steps / seconds, 3)
+        logs["train_samples_per_second"] = round(steps * batch / seconds, 3)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         # Whole optimiser steps only; `dataloader_drop_last` would cut the evaluation set as well.
@@ -474,8 +492,17 @@ class DistillationTrainer(PublishingTrainer):
         for name, value in {**terms, "batches": torch.ones_like(terms["loss"])}.items():
             self._terms[name] = self._terms.get(name, 0.0) + torch.where(is_finite, value.detach(), 0.0)
 
-    def _compute_metrics(self, evaluated) -> dict[str, float]:
-        labels, predictions = evaluated.label_ids, dict(evaluated.predictions)
+    def _compute_metrics(self, evaluated, compute_result: bool = True) -> dict[str, float]:
+        # Whole arrays, lists of batches (`eval_do_concat_batches` false), or a call a batch (`batch_eval_metrics`).
+        are_lists = isinstance(evaluated.label_ids, list)
+        given = (evaluated.predictions, evaluated.label_ids)
+        self._evaluated += zip(*given, strict=True) if are_lists else [given]
+        if not compute_result:
+            return {}
+        names = self._evaluated[0][0]
+        predictions = {name: _joined([batch[name] for batch, _ in self._evaluated]) for name in names}
+        labels = _joined([batch for _, batch in self._evaluated])
+        self._evaluated = []
         loss = float(np.mean(predictions.pop(LOSS_BY_IMAGE), dtype=np.float64))
         known = self.teacher_labels is not None and np.array_equal(self._teacher_truth, labels)
         teacher_labels = self.teacher_labels if known else None
@@ -510,6 +537,10 @@ class _UpdateAverage(TrainerCallback):
             self.trainer.ema.update(self.trainer.model, skipped)  # the host does not wait to know
         elif not skipped:
             self.trainer.ema.update(self.trainer.model)
+
+
+def _joined(batches: list[np.ndarray | torch.Tensor]) -> np.ndarray:
+    return np.concatenate([batch.cpu().numpy() if isinstance(batch, torch.Tensor) else batch for batch in batches])
 
 
 def _decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:

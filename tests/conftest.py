@@ -19,20 +19,12 @@ from hub_server import HubServer, use_hub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, arguments
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def fp32_unless_told_otherwise():
-    """What is compared to the bit must not depend on the processor that the tests run on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arguments, "multiplies_bf16", lambda device_type: False)
-        yield
 
 
 @pytest.fixture(scope="session")

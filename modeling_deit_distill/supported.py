@@ -1,0 +1,194 @@
+"""Which of transformers' `TrainingArguments` are refused, and why; every other one does what transformers documents.
+
+Refused is what would break a promise of this project, what an image classifier has no use for, and what was never
+tried. An argument that is refused says so before anything is loaded or trained.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from accelerate.utils import DynamoBackend
+from torch import nn
+from transformers import Trainer, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import is_torch_tf32_available
+
+from .errors import InputError, one_line
+from .metrics import metric_names
+
+_FOR_TEXT = "it is made for models of text; leave it out"
+# By name: the values that are accepted, why no other is, and what to do instead.
+REFUSED = {
+    "auto_find_batch_size": (
+        (False,),
+        "it would change the batch in the middle of a run, and with it the learning rate and the pairs that are mixed; "
+        "halve per_device_train_batch_size and double gradient_accumulation_steps, which trains the same",
+    ),
+    "dataloader_in_order": (
+        (True,),
+        "batches would come in the order in which workers finish, so that no run could be repeated; leave it out",
+    ),
+    "deepspeed": ((None,), "its checkpoints cannot be resumed here; use FSDP 2 (examples/accelerate/fsdp2.yaml)"),
+    "do_eval": ((True,), "the results and the model card need the evaluation; leave it out"),
+    "do_predict": (
+        (False,),
+        "a run has no third set of images; predictions.json holds its answers on the held-out ones: leave it out",
+    ),
+    "do_train": (
+        (True,),
+        "this command trains; leave it out, or evaluate a finished model with examples/evaluate_checkpoint.py",
+    ),
+    "enable_jit_checkpoint": ((False,), "SIGTERM saves a checkpoint already; leave it out"),
+    "ignore_data_skip": (
+        (False,),
+        "a resumed run would see the first views of its epoch again; leave it out: views are skipped without being "
+        "decoded",
+    ),
+    "include_num_input_tokens_seen": ((False, "no"), _FOR_TEXT),
+    "label_names": ((None, ["labels"]), "labels are called 'labels' here; leave it out"),
+    "neftune_noise_alpha": ((None,), _FOR_TEXT),
+    "parallelism_config": ((None,), "it was never tried here; use DDP or FSDP 2 (examples/accelerate)"),
+    "prediction_loss_only": (
+        (False,),
+        "the results, the model card and the choice of the final weights need the accuracies; leave it out: an "
+        "evaluation keeps a few bytes of each image",
+    ),
+    "remove_unused_columns": (
+        (False,),
+        "views carry more than the model's forward takes; leave it out, and select the columns of a dataset of yours "
+        "before",
+    ),
+    "train_sampling_strategy": (("random",), "resuming and stored answers rely on the order of views; leave it out"),
+    "use_liger_kernel": ((False,), _FOR_TEXT),
+}
+NEED_WORKERS = (
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context",
+)
+NEED_PROCESSES = ("ddp_backend", "fsdp")
+# Fields of `accelerator_config` that change how batches are shared out, and their one accepted value.
+ACCELERATOR_FIXED = {"split_batches": False, "dispatch_batches": None, "even_batches": True}
+
+
+def check_supported(args):
+    """Refuse arguments, of those that [`DistillationTrainingArguments`] inherits, that would not do what they say.
+
+    Raises:
+        InputError: the first such argument, why it is refused, and the remedy.
+    """
+    for name, (accepted, reason) in REFUSED.items():
+        value = getattr(args, name, accepted[0])
+        if value not in accepted:
+            raise InputError(f"{name} is {value!r}, which is refused: {reason}")
+    for name in NEED_WORKERS:
+        if getattr(args, name) and args.dataloader_num_workers == 0:
+            raise InputError(
+                f"{name} is {getattr(args, name)!r} but dataloader_num_workers is 0; give workers "
+                f"(--dataloader_num_workers 4), or leave {name} out"
+            )
+    for name in NEED_PROCESSES:
+        if getattr(args, name) and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise InputError(
+                f"{name} is {getattr(args, name)!r} but there is one process; launch several "
+                f"(torchrun, or accelerate launch with a file of examples/accelerate), or leave {name} out"
+            )
+    _check_what_is_installed(args)
+    args.accelerator_config = _accelerator_settings(args.accelerator_config)
+
+
+def check_precision(args):
+    """Refuse a precision that the device has not, once it is known what trains, and on what.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if args.fp16 and args.device.type == "cpu":
+        raise InputError("fp16 is asked for, but a CPU does not train in it; use --bf16 true, or leave fp16 out")
+    for trained, evaluated in (("fp16", "bf16"), ("bf16", "fp16")):
+        if getattr(args, trained) and getattr(args, f"{evaluated}_full_eval"):
+            raise InputError(
+                f"{evaluated}_full_eval is True, but the run computes in {trained}; give --{trained}_full_eval true "
+                f"instead, or --{trained} false"
+            )
+
+
+def _check_what_is_installed(args):
+    wanted = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to)
+    known = get_available_reporting_integrations()
+    for name in wanted:
+        if name not in ("all", "none", *known):
+            raise InputError(
+                f"report_to names {name!r}, which is not installed or unknown; install it, or choose from: "
+                f"{', '.join(['none', 'all', *known])}"
+            )
+    backend = args.torch_compile_backend
+    if backend is not None and backend.upper() not in DynamoBackend.list():
+        choices = ", ".join(name.lower() for name in DynamoBackend.list() if name != "NO")
+        raise InputError(f"torch_compile_backend is {backend!r}; choose one of {choices}")
+    if args.tf32 and not is_torch_tf32_available():
+        raise InputError("tf32 is True, but only NVIDIA GPUs since Ampere have it; leave it out")
+    if "tpu_metrics_debug" in str(args.debug).lower():
+        raise InputError("debug is 'tpu_metrics_debug', but there is no TPU; leave it out")
+    if args.save_strategy == "best" and args.metric_for_best_model is None:
+        raise InputError(
+            "save_strategy is 'best' but metric_for_best_model is not given; add --metric_for_best_model accuracy"
+        )
+
+
+def _accelerator_settings(value) -> dict | None:
+    """`accelerator_config`, given as a dictionary, as JSON or as a file of JSON, checked."""
+    if value is None:
+        return None
+    if isinstance(value, AcceleratorConfig):
+        value = value.to_dict()
+    if isinstance(value, str):
+        try:
+            value = json.loads(value if value.lstrip().startswith("{") else Path(value).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"accelerator_config {value!r} is no JSON object and no file of one: {error}") from error
+    known = [field.name for field in dataclasses.fields(AcceleratorConfig)]
+    for name, setting in value.items():
+        if name not in known:
+            raise InputError(f"accelerator_config has no field {name!r}; choose from: {', '.join(known)}")
+        if name in ACCELERATOR_FIXED and setting != ACCELERATOR_FIXED[name]:
+            raise InputError(
+                f"accelerator_config: {name} is {setting!r}, which is refused: each process draws its own share of the "
+                f"views; leave {name} out"
+            )
+    if (value.get("gradient_accumulation_kwargs") or {}).get("num_steps"):
+        raise InputError("accelerator_config: num_steps is refused; give --gradient_accumulation_steps instead")
+    return value
+
+
+def check_run(args, student: nn.Module):
+    """Refuse what Trainer would refuse only once it trains the student, after the teacher's training.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        student: the model to be trained.
+
+    Raises:
+        InputError: an optimiser or a schedule that cannot be made, or a metric that no evaluation yields.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, student)
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}"
+        raise InputError(f"{given}: {one_line(error)}; mend it, or choose another --optim") from error
+    try:
+        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, stand_in, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        given = (
+            f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
+        )
+        raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = metric_names(student.config, has_average=args.weight_average_decay is not None)
+    if metric not in known:
+        raise InputError(f"metric_for_best_model is {metric!r}; choose from: {', '.join(known)}")
