@@ -44,6 +44,7 @@ from modeling_deit_distill.labelling import (
     store_for,
     teacher_description,
 )
+from modeling_deit_distill.metrics import check_metric
 from modeling_deit_distill.model_card import TOKENS, write_model_card
 from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.publishing import (
@@ -63,8 +64,8 @@ from modeling_deit_distill.run_record import (
     write_json,
     write_run_record,
 )
+from modeling_deit_distill.schedule import check_optimisation
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
-from modeling_deit_distill.supported import check_run
 from modeling_deit_distill.teacher import check_teacher
 from modeling_deit_distill.views import AugmentationSettings
 
@@ -110,7 +111,8 @@ def run(
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
     student = build_student(config, start, model_args.attn_implementation)
-    check_run(args, student)
+    check_optimisation(args, student)
+    check_metric(args, config)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
 
     # Teacher, or what it said before

@@ -97,7 +97,7 @@ class DeiTDistillConfig(PreTrainedConfig):
         if self.hidden_act not in ACT2CLS:
             raise ValueError(f"unknown hidden_act {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2CLS))}")
         if self.hidden_size % self.num_attention_heads:
-            divisors = [heads for heads in range(1, min(self.hidden_size, 33)) if self.hidden_size % heads == 0]
+            divisors = [heads for heads in range(1, min(self.hidden_size, 32) + 1) if self.hidden_size % heads == 0]
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads}; "
                 f"choose {', '.join(map(str, divisors))} heads, or another hidden_size"

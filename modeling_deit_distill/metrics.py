@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from .errors import InputError
 from .modeling_deit_distill import fuse_logits
 
 TOP_K = 5
@@ -67,6 +68,22 @@ def metric_names(config, has_average: bool = False) -> list[str]:
     answers = predicted_labels(logits, logits, logits if config.use_distillation_token else None)
     names = ["loss", *accuracies({name: answer.numpy() for name, answer in answers.items()}, labels, labels)]
     return [*names, *(f"ema_{name}" for name in names)] if has_average else names
+
+
+def check_metric(args, config):
+    """Refuse a `metric_for_best_model` that no evaluation of such a student yields, before anything is trained.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        config: the student's [`DeiTDistillConfig`].
+
+    Raises:
+        InputError: with the names to choose from.
+    """
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    known = metric_names(config, has_average=args.weight_average_decay is not None)
+    if metric not in known:
+        raise InputError(f"metric_for_best_model is {metric!r}; choose from: {', '.join(known)}")
 
 
 def _share(hits: np.ndarray) -> float:

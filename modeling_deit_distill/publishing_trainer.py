@@ -4,7 +4,7 @@ import logging
 from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -101,7 +101,7 @@ class PublishingTrainer(ResumableTrainer):
         commits = stage_run(self.args.output_dir, commit_message, self.args.push_native)
         if blocking:
             return push_all(commits, destination)
-        job = HfApi().run_as_future(push_all, commits, destination)
+        job = run_as_future(push_all, commits, destination)
         self.push_in_progress = PushInProgress([job])
         return job
 
@@ -118,8 +118,8 @@ class PublishingTrainer(ResumableTrainer):
         path_in_repo = kept_as.get(self.args.hub_strategy)
         message = f"Training in progress, step {self.state.global_step}"
         commit = stage_checkpoint(checkpoint_folder, self.args.output_dir, message, path_in_repo)
-        # One thread of the client's runs one push after the other.
-        job = HfApi().run_as_future(push_checkpoint, commit, self._destination)
+        # All pushes of this process go to one thread of the library's, which runs one after the other.
+        job = run_as_future(push_checkpoint, commit, self._destination)
         job.add_done_callback(_warn_of_failure)
         earlier = self.push_in_progress.jobs if busy else []
         self.push_in_progress = PushInProgress([*earlier, job])

@@ -13,7 +13,11 @@ import functools
 import math
 from collections.abc import Callable
 
-from .errors import InputError
+import torch
+from torch import nn
+from transformers import Trainer, get_scheduler
+
+from .errors import InputError, one_line
 
 CODE_WARMUP_LEARNING_RATE = 1e-6
 CODE_MIN_LEARNING_RATE = 1e-5
@@ -125,6 +129,31 @@ def resolve_schedule(args):
                 f"{name} {getattr(args, name):g} is above the peak learning rate {args.learning_rate:g}; lower it, "
                 "raise the peak, or choose --lr_scheduler_type constant_with_warmup, which has no minimum"
             )
+
+
+def check_optimisation(args, student: nn.Module):
+    """Refuse an optimiser or a schedule that Trainer could not make, before anything is trained.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        student: the model to be trained.
+
+    Raises:
+        InputError: with what transformers says of it.
+    """
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, student)
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}"
+        raise InputError(f"{given}: {one_line(error)}; mend it, or choose another --optim") from error
+    try:
+        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+        get_scheduler(args.lr_scheduler_type, stand_in, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        given = (
+            f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
+        )
+        raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
 
 
 def short_of_the_peak(num_steps: int, num_warmup_steps: int) -> str | None:

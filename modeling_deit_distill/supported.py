@@ -9,16 +9,12 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from accelerate.utils import DynamoBackend
-from torch import nn
-from transformers import Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_tf32_available
 
-from .errors import InputError, one_line
-from .metrics import metric_names
+from .errors import InputError
 
 _FOR_TEXT = "it is made for models of text; leave it out"
 # By name: the values that are accepted, why no other is, and what to do instead.
@@ -86,9 +82,10 @@ def check_supported(args):
         if value not in accepted:
             raise InputError(f"{name} is {value!r}, which is refused: {reason}")
     for name in NEED_WORKERS:
-        if getattr(args, name) and args.dataloader_num_workers == 0:
+        value = getattr(args, name, None)  # not every version has every field
+        if value and args.dataloader_num_workers == 0:
             raise InputError(
-                f"{name} is {getattr(args, name)!r} but dataloader_num_workers is 0; give workers "
+                f"{name} is {value!r} but dataloader_num_workers is 0; give workers "
                 f"(--dataloader_num_workers 4), or leave {name} out"
             )
     for name in NEED_PROCESSES:
@@ -163,32 +160,3 @@ def _accelerator_settings(value) -> dict | None:
     if (value.get("gradient_accumulation_kwargs") or {}).get("num_steps"):
         raise InputError("accelerator_config: num_steps is refused; give --gradient_accumulation_steps instead")
     return value
-
-
-def check_run(args, student: nn.Module):
-    """Refuse what Trainer would refuse only once it trains the student, after the teacher's training.
-
-    Args:
-        args: the [`DistillationTrainingArguments`].
-        student: the model to be trained.
-
-    Raises:
-        InputError: an optimiser or a schedule that cannot be made, or a metric that no evaluation yields.
-    """
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(args, student)
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}"
-        raise InputError(f"{given}: {one_line(error)}; mend it, or choose another --optim") from error
-    try:
-        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
-        get_scheduler(args.lr_scheduler_type, stand_in, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
-    except (ImportError, TypeError, ValueError) as error:
-        given = (
-            f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
-        )
-        raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
-    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = metric_names(student.config, has_average=args.weight_average_decay is not None)
-    if metric not in known:
-        raise InputError(f"metric_for_best_model is {metric!r}; choose from: {', '.join(known)}")

@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before any other import
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, on tensors too small for two threads
 
+import gc
 import importlib.util
 import sysconfig
 import venv
@@ -20,6 +21,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+
+
+def pytest_collection_finish(session):
+    """Accelerate collects garbage as each training starts; what is imported by now need not be walked through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -51,7 +51,8 @@ def report(trainer, folder, **more):
     """Leave what the test looks at in `folder`."""
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        facts = {"losses": losses(trainer), "teacher": type(trainer.teacher).__name__, **more}
+        facts = {"losses": losses(trainer), "teacher": type(trainer.teacher).__name__}
+        facts |= {"precision": trainer.args.precision, **more}
         Path(folder, "report.json").write_text(json.dumps(facts))
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_deit_distill import analysis
 from modeling_deit_distill.analysis import (
@@ -73,10 +75,10 @@ def test_the_cosine_is_that_of_the_first_two_tokens_averaged_over_images():
     assert token_cosine(torch.tensor([[[1.0, 2], [-2, -4]]]).bfloat16()) == pytest.approx(-1)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 4), (0, 2, 4), (2, 4)])
-def test_a_cosine_needs_two_tokens_and_an_image(shape):
-    with pytest.raises(ValueError, match="at least 2"):
-        token_cosine(torch.zeros(shape))
+def test_a_cosine_needs_two_tokens_and_an_image():
+    for shape in ((3, 1, 4), (0, 2, 4), (2, 4)):
+        with pytest.raises(ValueError, match="at least 2"):
+            token_cosine(torch.zeros(shape))
 
 
 # Attention distance
@@ -129,16 +131,17 @@ def test_the_tokens_of_a_model_are_described(tiny_model):
     assert distances.shape == (2, 4) and (distances > 0).all() and (distances < 32 * 2**0.5).all()
 
 
-@pytest.mark.parametrize("has_two", [True, False])
-def test_images_are_looked_at_a_few_at_a_time_and_the_figures_stay(tiny_model, monkeypatch, has_two):
-    model, images = tiny_model(use_distillation_token=has_two), torch.randn(7, 3, 32, 32)
-    at_once, sizes = describe_tokens(model, images), []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(analysis, "IMAGES_AT_ONCE", 3)
-    parts = describe_tokens(model, images)
-    assert sizes == [3, 3, 1] and parts.keys() == at_once.keys()
-    for name, figures in at_once.items():
-        torch.testing.assert_close(torch.tensor(parts[name]), torch.tensor(figures))
+def test_images_are_looked_at_a_few_at_a_time_and_the_figures_stay(tiny_model, monkeypatch):
+    for has_two in (True, False):
+        model, images = tiny_model(use_distillation_token=has_two), torch.randn(7, 3, 32, 32)
+        monkeypatch.setattr(analysis, "IMAGES_AT_ONCE", 7)
+        at_once, sizes = describe_tokens(model, images), []
+        model.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        monkeypatch.setattr(analysis, "IMAGES_AT_ONCE", 3)
+        parts = describe_tokens(model, images)
+        assert sizes == [3, 3, 1] and parts.keys() == at_once.keys()
+        for name, figures in at_once.items():
+            torch.testing.assert_close(torch.tensor(parts[name]), torch.tensor(figures))
 
 
 def test_a_model_with_one_token_has_no_cosine(tiny_model):
@@ -158,10 +161,21 @@ def test_disagreement_is_the_share_of_images_with_different_answers():
     }
 
 
-@pytest.mark.parametrize("other", [[0, 1], []])
-def test_disagreement_needs_as_many_answers_in_each_set(other):
-    with pytest.raises(ValueError, match="as many decisions"):
-        disagreement({"truth": [0, 1, 2] if other else [], "student": other})
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=12))
+def test_disagreement_is_a_distance(images):
+    table = disagreement(dict(enumerate(zip(*images, strict=True))))
+    for one in range(3):
+        assert table[one][one] == 0
+        for other in range(3):
+            assert table[one][other] == table[other][one]
+    assert table[0][2] <= table[0][1] + table[1][2] + 1e-12
+
+
+def test_disagreement_needs_as_many_answers_in_each_set():
+    for truth, answers in (([0, 1, 2], [0, 1]), ([], [])):
+        with pytest.raises(ValueError, match="as many decisions"):
+            disagreement({"truth": truth, "student": answers})
 
 
 # Confusions
@@ -177,10 +191,23 @@ def test_a_class_without_images_has_its_row():
     assert confusion_matrix([0, 2], [2, 2], 4).tolist() == [[0, 0, 1, 0], [0] * 4, [0, 0, 1, 0], [0] * 4]
 
 
-@pytest.mark.parametrize(("labels", "decisions"), [([0, 3], [0, 0]), ([0, 1], [0, -1]), ([0, 1], [0]), ([], [])])
-def test_indices_that_are_no_classes_are_refused(labels, decisions):
-    with pytest.raises(ValueError, match="classes|as many decisions"):
-        confusion_matrix(labels, decisions, 3)
+def test_indices_that_are_no_classes_are_refused():
+    for labels, decisions in (([0, 3], [0, 0]), ([0, 1], [0, -1]), ([0, 1], [0]), ([], [])):
+        with pytest.raises(ValueError, match="classes|as many decisions"):
+            confusion_matrix(labels, decisions, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_the_matrix_accounts_for_every_image(images):
+    labels, decisions = np.array(images).T
+    matrix = confusion_matrix(labels, decisions, 4)
+    assert matrix.sum(axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
+    assert matrix.sum(axis=0).tolist() == np.bincount(decisions, minlength=4).tolist()
+    assert np.trace(matrix) == np.count_nonzero(labels == decisions)
+    # Whatever is not on the diagonal is a confusion, and a class with one is among the worst.
+    assert sum(pair.count for pair in worst_confusions(matrix, count=12)) == np.count_nonzero(labels != decisions)
+    assert {each.label for each in worst_classes(matrix, count=4)} == set(labels[labels != decisions].tolist())
 
 
 def test_the_worst_classes_are_those_with_the_least_recall():
@@ -212,9 +239,11 @@ def test_the_interval_has_wilsons_textbook_values():
     assert wilson_interval(0.0, 100) == pytest.approx((0.0, 3.8415 / 103.8415), abs=1e-6)
 
 
-def test_the_interval_shrinks_with_the_images_and_stays_within_bounds():
-    few, many = wilson_interval(0.9, 50), wilson_interval(0.9, 5000)
-    assert few[0] < many[0] < 0.9 < many[1] < few[1]
-    for share in (0.0, 0.01, 0.5, 1.0):
-        low, high = wilson_interval(share, 1)
-        assert 0.0 <= low <= share <= high <= 1.0
+@settings(max_examples=100, deadline=None)
+@given(num_images=st.integers(1, 10**6), share=st.floats(0, 1))
+def test_the_interval_holds_the_share_and_its_mirror_image(num_images, share):
+    low, high = wilson_interval(share, num_images)
+    assert 0.0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1.0  # but for rounding at the ends
+    assert wilson_interval(1 - share, num_images) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+    closer_low, closer_high = wilson_interval(share, 4 * num_images)
+    assert closer_high - closer_low < high - low  # more images tell more

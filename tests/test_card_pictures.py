@@ -8,6 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import DeiTImageProcessor
 
 from modeling_deit_distill import card_pictures
@@ -50,9 +52,9 @@ def test_curves_are_a_png(tmp_path, log):
     assert [file.name for file in tmp_path.iterdir()] == [CURVES]
 
 
-@pytest.mark.parametrize("log", [[], [{"train_runtime": 3.0, "epoch": 1.0}], [{"loss": 1.0}]])
-def test_no_curves_without_a_log(tmp_path, log):
-    assert plot_training_curves(log, tmp_path / CURVES) is None
+def test_no_curves_without_a_log(tmp_path):
+    for log in ([], [{"train_runtime": 3.0, "epoch": 1.0}], [{"loss": 1.0}]):
+        assert plot_training_curves(log, tmp_path / CURVES) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -68,12 +70,22 @@ def test_wrong_answers_have_about_their_share_among_the_examples():
     assert np.count_nonzero(labels[chosen] != decisions[chosen]) == 2
 
 
-@pytest.mark.parametrize(("num_wrong", "shown"), [(0, 0), (1, 1), (40, 3), (99, 8), (100, 8)])
-def test_a_mistake_is_shown_if_there_is_one(num_wrong, shown):
+def test_a_mistake_is_shown_if_there_is_one():
     labels = np.zeros(100, dtype=int)
-    decisions = np.where(np.arange(100) < num_wrong, 1, 0)
+    for num_wrong, shown in ((0, 0), (1, 1), (40, 3), (99, 8), (100, 8)):
+        decisions = np.where(np.arange(100) < num_wrong, 1, 0)
+        chosen = choose_examples(labels, decisions)
+        assert len(chosen) == 8 and np.count_nonzero(decisions[chosen]) == shown
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=40))
+def test_examples_are_different_images_ordered_by_class_with_a_mistake_if_there_is_one(images):
+    labels, decisions = [label for label, _ in images], [decided for _, decided in images]
     chosen = choose_examples(labels, decisions)
-    assert len(chosen) == 8 and np.count_nonzero(decisions[chosen]) == shown
+    assert len(chosen) == len(set(chosen)) == min(len(images), 8)
+    assert [labels[index] for index in chosen] == sorted(labels[index] for index in chosen)
+    assert any(labels[index] != decisions[index] for index in chosen) == (labels != decisions)
 
 
 def test_examples_come_from_as_many_classes_as_possible():
@@ -106,8 +118,7 @@ def test_few_images_are_all_shown():
 # Predictions
 
 
-@pytest.mark.parametrize("two_heads", [True, False])
-@pytest.mark.parametrize("count", [1, 3, 10])
+@pytest.mark.parametrize(("two_heads", "count"), [(True, 3), (False, 1), (False, 10)])
 def test_predictions_are_a_png(tmp_path, tiny_model, two_heads, count):
     model = tiny_model(use_distillation_token=two_heads)
     labels = [index % 5 for index in range(count)]
@@ -208,12 +219,12 @@ def test_a_wrong_answer_is_marked_in_words_and_colour(monkeypatch):
     assert red != black
 
 
-@pytest.mark.parametrize("name", ["$\\frac$", "a_b^c", "猫\nand dog", "x" * 200])
-def test_odd_names_are_drawn_without_complaint(tmp_path, name):
-    image, maps = np.zeros((16, 16, 3), dtype=np.uint8), np.full((1, 2, 2, 2), 0.25, dtype=np.float32)
+def test_odd_names_are_drawn_without_complaint(tmp_path):
+    names = ["$\\frac$", "a_b^c", "猫\nand dog", "x" * 200]
+    images, maps = [np.zeros((16, 16, 3), dtype=np.uint8)] * 4, np.full((4, 2, 2, 2), 0.25, dtype=np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plot_predictions([image], maps, [name], [(name, 0.5)], [name], tmp_path / PREDICTIONS)
+        plot_predictions(images, maps, names, [(name, 0.5) for name in names], names, tmp_path / PREDICTIONS)
     assert colours(tmp_path / PREDICTIONS) > 10
 
 

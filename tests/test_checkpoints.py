@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from test_trainer import rows, student, views_trainer
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -54,11 +55,15 @@ def names(folder):
 
 
 def evaluate_each(run, strategy, steps):
-    """Give a trainer an evaluation set, and its times."""
+    """Give a trainer an evaluation set, and its times; the metric `score` falls with every step."""
     run.eval_dataset = [{"pixel_values": torch.zeros(3, 16, 16), "labels": 0}]
     run.args.eval_strategy, run.args.eval_steps = IntervalStrategy(strategy), steps
+    run.compute_metrics = lambda evaluated: {"score": 1 / run.state.global_step}
     noted, plain = run.compute_loss, functools.partial(type(run).compute_loss, run)
     run.compute_loss = lambda model, inputs, **how: (noted if "epoch" in inputs else plain)(model, inputs, **how)
+
+
+BY_SCORE = {**SAVING, "metric_for_best_model": "score", "greater_is_better": True}
 
 
 @pytest.fixture(scope="module")
@@ -175,30 +180,32 @@ def test_the_damaged_and_the_oldest_are_removed_and_never_the_last_or_best(tmp_p
 
 
 def test_the_best_checkpoint_is_remembered_under_the_name_it_gets(tmp_path):
-    run = views_trainer(tmp_path, rows(26), **SAVING, save_total_limit=1, metric_for_best_model="loss")
+    run = views_trainer(tmp_path, rows(26), **BY_SCORE, save_total_limit=1)
     evaluate_each(run, "steps", 1)
     run.train()
-    best = run.state.best_global_step
-    assert run.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
-    state = json.loads((tmp_path / f"checkpoint-{best}" / "trainer_state.json").read_text())
-    assert (state["best_global_step"], state["best_model_checkpoint"]) == (best, None)  # folders move
+    assert (run.state.best_global_step, run.state.best_model_checkpoint) == (1, str(tmp_path / "checkpoint-1"))
+    state = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["best_model_checkpoint"]) == (1, None)  # folders move
 
 
 def test_the_best_checkpoint_is_found_where_the_run_has_moved_to(tmp_path):
-    settings = {**SAVING, "metric_for_best_model": "loss", "learning_rate": 3.0}  # so the first steps are the best ones
-    run = views_trainer(tmp_path / "old", rows(26), **settings)
+    run = views_trainer(tmp_path / "old", rows(26), **BY_SCORE)
     evaluate_each(run, "steps", 1)
     run.args.load_best_model_at_end = True  # only now there is something to evaluate on
     run.train()
-    assert run.state.best_global_step < 4
+    assert run.state.best_global_step == 1
     (tmp_path / "old").rename(tmp_path / "new")
-    again = views_trainer(tmp_path / "new", rows(26), **settings)
+    again = views_trainer(tmp_path / "new", rows(26), **BY_SCORE)
     evaluate_each(again, "steps", 1)
     again.args.load_best_model_at_end = True
     again.train(resume_from_checkpoint=True)
-    assert all(map(torch.equal, run.model.state_dict().values(), again.model.state_dict().values()))
-    shutil.rmtree(tmp_path / "new" / f"checkpoint-{run.state.best_global_step}")
-    with pytest.raises(InputError, match=f"checkpoint-{run.state.best_global_step}, the best so far, is not in"):
+    best, last = (load_file(tmp_path / "new" / f"checkpoint-{step}" / "model.safetensors") for step in (1, 4))
+    for name, value in best.items():
+        assert torch.equal(run.model.state_dict()[name], value)
+        assert torch.equal(again.model.state_dict()[name], value)
+    assert not all(torch.equal(value, last[name]) for name, value in best.items())
+    shutil.rmtree(tmp_path / "new" / "checkpoint-1")
+    with pytest.raises(InputError, match="checkpoint-1, the best so far, is not in"):
         again.train(resume_from_checkpoint=True)
 
 
@@ -239,7 +246,7 @@ def test_a_damaged_checkpoint_that_was_named_is_refused(trained, tmp_path):
 
 
 def test_training_removes_the_word_of_an_interruption(tmp_path):
-    run = views_trainer(tmp_path, rows(26), **SAVING)
+    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 1})
     (tmp_path / "interrupted.json").write_text("{}")
     run.train()
     assert not (tmp_path / "interrupted.json").exists()
@@ -270,13 +277,13 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(tmp_path, lar
 TORCHS = "[enforce fail at inline_container.cc:672] . unexpected pos 192 vs 86"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("I/O error"), RuntimeError(TORCHS)])
-def test_each_librarys_words_for_a_full_disk_are_known(tmp_path, error):
-    with (
-        pytest.raises(InputError, match="there is no earlier checkpoint; make room"),
-        disk_errors_explained(tmp_path, "the model"),
-    ):
-        raise error
+def test_each_librarys_words_for_a_full_disk_are_known(tmp_path):
+    for error in (OSError(28, "No space left"), SafetensorError("I/O error"), RuntimeError(TORCHS)):
+        with (
+            pytest.raises(InputError, match="there is no earlier checkpoint; make room"),
+            disk_errors_explained(tmp_path, "the model"),
+        ):
+            raise error
 
 
 def test_an_error_of_another_kind_is_not_the_disks(tmp_path):
@@ -284,27 +291,27 @@ def test_an_error_of_another_kind_is_not_the_disks(tmp_path):
         raise RuntimeError("out of memory")
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"per_device_train_batch_size": 8}, "effective_batch_size 4, this run has 8"),
-        ({"gradient_accumulation_steps": 2}, "effective_batch_size 4, this run has 8"),
-        ({"seed": 1}, "seed 42, this run has 1"),
-        ({"repeated_augmentation": 1}, "repeated_augmentation 3, this run has 1"),
-        ({"learning_rate": 0.5}, "learning_rate 0.01, this run has 0.5"),
-        ({"weight_decay": 0.0}, "weight_decay 0.05, this run has 0.0"),
-        ({"adam_beta2": 0.95}, "adam_beta2 0.999, this run has 0.95"),
-        ({"max_grad_norm": 1.0}, "max_grad_norm 0.0, this run has 1.0"),
-        ({"optim": "sgd", "optim_args": "momentum=0.9"}, 'optim "adamw_torch_fused", this run has "sgd"'),
-        ({"warmup_steps": 3}, "warmup_steps 0, this run has 3"),
-        ({"warmup_epochs": 1}, "warmup_epochs 0.0, this run has 1"),
-        ({"min_learning_rate": 1e-5}, "min_learning_rate 0.0, this run has 1e-05"),
-    ],
-)
-def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path, changes, words):
-    run = views_trainer(tmp_path, rows(26), **{**SAVING, **changes})
-    with pytest.raises(InputError, match=f"checkpoint-2 was made with {words}.*give the same to go on"):
-        run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+OTHER_RUNS = [
+    ({"per_device_train_batch_size": 8}, "effective_batch_size 4, this run has 8"),
+    ({"gradient_accumulation_steps": 2}, "effective_batch_size 4, this run has 8"),
+    ({"seed": 1}, "seed 42, this run has 1"),
+    ({"repeated_augmentation": 1}, "repeated_augmentation 3, this run has 1"),
+    ({"learning_rate": 0.5}, "learning_rate 0.01, this run has 0.5"),
+    ({"weight_decay": 0.0}, "weight_decay 0.05, this run has 0.0"),
+    ({"adam_beta2": 0.95}, "adam_beta2 0.999, this run has 0.95"),
+    ({"max_grad_norm": 1.0}, "max_grad_norm 0.0, this run has 1.0"),
+    ({"optim": "sgd", "optim_args": "momentum=0.9"}, 'optim "adamw_torch_fused", this run has "sgd"'),
+    ({"warmup_steps": 3}, "warmup_steps 0, this run has 3"),
+    ({"warmup_epochs": 1}, "warmup_epochs 0.0, this run has 1"),
+    ({"min_learning_rate": 1e-5}, "min_learning_rate 0.0, this run has 1e-05"),
+]
+
+
+def test_a_checkpoint_of_another_run_is_refused(trained, tmp_path):
+    for changes, words in OTHER_RUNS:
+        run = views_trainer(tmp_path, rows(26), **{**SAVING, **changes})
+        with pytest.raises(InputError, match=f"checkpoint-2 was made with {words}.*give the same to go on"):
+            run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
 
 
 def test_a_checkpoint_of_other_data_or_of_another_model_is_refused(trained, tmp_path):
@@ -336,15 +343,14 @@ def test_a_checkpoint_at_its_last_step_trains_nothing(trained, tmp_path):
         assert torch.equal(value, run.model.state_dict()[name]), name
 
 
-def test_true_takes_the_last_whole_one_or_says_that_there_is_none(tmp_path):
+def test_true_takes_the_last_whole_one_or_says_that_there_is_none(trained, tmp_path):
     run = views_trainer(tmp_path, rows(26), **SAVING)
     with pytest.raises(InputError, match="there is no complete checkpoint"):
         run.train(resume_from_checkpoint=True)
-    run.train()
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
-    seen, run.seen = run.seen, []
     run.train(resume_from_checkpoint=True)
-    assert run.seen == seen[3 * 4 :]
+    assert run.seen == trained[1].seen[3 * 4 :]
 
 
 class Exploit:
@@ -358,18 +364,16 @@ class Exploit:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, name, save):
-    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 1})
-    run.train()
-    path = tmp_path / "checkpoint-1"
-    save(Exploit(tmp_path / "executed"), path / name)
-    assert name in damage(path)
-    write_manifest(path, json.loads((path / "complete.json").read_text())["facts"])  # by somebody who knows how
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(trained, tmp_path, name):
+    path = shutil.copytree(trained[0] / "checkpoint-1", tmp_path / "checkpoint-1")
     run = views_trainer(tmp_path, rows(26), **SAVING)
-    with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
-        run.train(resume_from_checkpoint=str(path))
-    assert not (tmp_path / "executed").exists()
+    for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        save(Exploit(tmp_path / "executed"), path / name)
+        assert name in damage(path)
+        write_manifest(path, json.loads((path / "complete.json").read_text())["facts"])  # by somebody who knows how
+        with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
+            run.train(resume_from_checkpoint=str(path))
+        assert not (tmp_path / "executed").exists()
 
 
 class SignalAt(TrainerCallback):

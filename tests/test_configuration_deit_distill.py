@@ -1,8 +1,11 @@
 """The student's configuration: named sizes, refusals, saving and the Auto classes."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from modeling_deit_distill import DeiTDistillConfig
@@ -33,12 +36,12 @@ def test_defaults_are_deit_base_with_the_distillation_token():
     assert DeiTDistillConfig.from_size("base").to_dict() == config
 
 
-@pytest.mark.parametrize(("size", "hidden", "heads"), [("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)])
-def test_named_sizes(size, hidden, heads):
-    config = DeiTDistillConfig.from_size(size)
-    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (hidden, heads, 12)
-    assert config.intermediate_size == 4 * hidden
-    assert config.hidden_size // config.num_attention_heads == 64
+def test_named_sizes():
+    for size, hidden, heads in (("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12)):
+        config = DeiTDistillConfig.from_size(size)
+        assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (hidden, heads, 12)
+        assert config.intermediate_size == 4 * hidden
+        assert config.hidden_size // config.num_attention_heads == 64
 
 
 def test_overrides_take_precedence_over_the_named_size():
@@ -57,42 +60,63 @@ def test_an_unknown_size_is_refused_with_the_names_to_choose_from():
         DeiTDistillConfig.from_size("huge")
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"image_size": 100}, "image_size 100 .* patch_size 16.* 96$"),
-        ({"image_size": (224, 100)}, r"image_size \(224, 100\) .* patch_size 16"),
-        ({"patch_size": 0}, "patch_size 0"),
-        ({"image_size": 0}, "image_size 0"),
-        ({"num_attention_heads": 7}, "hidden_size 768 .* num_attention_heads 7; choose 1, 2, 3, 4, 6, .* 24, 32 heads"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
-        ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1"),
-        ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
-        ({"attention_probs_dropout_prob": -1}, "attention_probs_dropout_prob is -1"),
-        ({"fusion": "mean"}, "'mean'.*logit_mean, softmax_mean, cls, distillation"),
-        ({"fusion": "distillation", "use_distillation_token": False}, "use_distillation_token"),
-    ],
-    ids=str,
-)
-def test_a_model_that_cannot_be_built_is_refused(fields, message):
-    with pytest.raises(ValueError, match=message):
+REFUSED = [
+    ({"image_size": 100}, "image_size 100 .* patch_size 16.* 96$"),
+    ({"image_size": (224, 100)}, r"image_size \(224, 100\) .* patch_size 16"),
+    ({"patch_size": 0}, "patch_size 0"),
+    ({"image_size": 0}, "image_size 0"),
+    ({"num_attention_heads": 7}, "hidden_size 768 .* num_attention_heads 7; choose 1, 2, 3, 4, 6, .* 24, 32 heads"),
+    ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+    ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1"),
+    ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+    ({"attention_probs_dropout_prob": -1}, "attention_probs_dropout_prob is -1"),
+    ({"fusion": "mean"}, "'mean'.*logit_mean, softmax_mean, cls, distillation"),
+    ({"fusion": "distillation", "use_distillation_token": False}, "use_distillation_token"),
+]
+
+
+def test_a_model_that_cannot_be_built_is_refused():
+    for fields, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            DeiTDistillConfig(**fields)
+
+
+ACCEPTED = [
+    {"image_size": (32, 48), "patch_size": (8, 16)},
+    {"image_size": 36, "patch_size": 12},
+    {"drop_path_rate": 0, "hidden_dropout_prob": 0},
+    {"use_distillation_token": False, "fusion": "softmax_mean"},
+    {"use_distillation_token": False, "fusion": "cls"},
+]
+
+
+def test_what_can_be_built_is_accepted():
+    for fields in ACCEPTED:
+        config = DeiTDistillConfig(**fields)
+        assert {name: getattr(config, name) for name in fields} == fields
+
+
+@settings(max_examples=50, deadline=None)
+@given(hidden_size=st.integers(1, 64), num_attention_heads=st.integers(1, 16))
+def test_heads_that_do_not_divide_the_width_are_refused_with_those_that_do(hidden_size, num_attention_heads):
+    fields = {"hidden_size": hidden_size, "num_attention_heads": num_attention_heads}
+    if hidden_size % num_attention_heads == 0:
+        assert DeiTDistillConfig(**fields).num_attention_heads == num_attention_heads
+        return
+    with pytest.raises(ValueError) as refused:
         DeiTDistillConfig(**fields)
+    choices = re.search(r"choose ([\d, ]+) heads", str(refused.value))[1]
+    assert all(hidden_size % int(choice) == 0 for choice in choices.split(", "))
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"image_size": (32, 48), "patch_size": (8, 16)},
-        {"image_size": 36, "patch_size": 12},
-        {"drop_path_rate": 0, "hidden_dropout_prob": 0},
-        {"use_distillation_token": False, "fusion": "softmax_mean"},
-        {"use_distillation_token": False, "fusion": "cls"},
-    ],
-    ids=str,
-)
-def test_what_can_be_built_is_accepted(fields):
-    config = DeiTDistillConfig(**fields)
-    assert {name: getattr(config, name) for name in fields} == fields
+@settings(max_examples=50, deadline=None)
+@given(image_size=st.integers(1, 300), patch_size=st.integers(1, 40))
+def test_an_image_is_accepted_where_patches_fill_it(image_size, patch_size):
+    if image_size % patch_size == 0:
+        assert DeiTDistillConfig(image_size=image_size, patch_size=patch_size).image_size == image_size
+        return
+    with pytest.raises(ValueError, match=f"image_size {image_size} .* patch_size {patch_size}"):
+        DeiTDistillConfig(image_size=image_size, patch_size=patch_size)
 
 
 def test_save_load_round_trip(tiny_config, tmp_path):

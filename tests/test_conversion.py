@@ -16,6 +16,8 @@ import timm
 import torch
 from hub_server import HubServer, skip_waits, use_hub
 from huggingface_hub import HfApi
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
@@ -50,7 +52,7 @@ from modeling_deit_distill.weight_names import ours_to_native, ours_to_public, p
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
 
 TOLERANCE = 1e-5
-SIZES = ["tiny", "small", pytest.param("base", marks=pytest.mark.slow)]
+SIZES = ["tiny", *(pytest.param(size, marks=pytest.mark.slow) for size in ("small", "base"))]
 TOKENS = [True, False]
 NAMES = {0: "cat", 1: "dog", 2: "hen", 3: "ox", 4: "pig"}
 LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
@@ -69,11 +71,10 @@ def student(tiny_config, **overrides) -> Checkpoint:
     config = tiny_config(**{**LABELS, "num_labels": 5, **overrides})
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     model = randomise(DeiTDistillForImageClassification(config))
-    settings = evaluation_processor(max(height, width)).to_dict()
-    settings["crop_size"] = {"height": height, "width": width}
-    return Checkpoint(
-        config, model.state_dict(), type(evaluation_processor(8)).from_dict(settings), format="deit_distill"
-    )
+    preprocessing = evaluation_processor(max(height, width)).to_dict()
+    preprocessing["crop_size"] = {"height": height, "width": width}
+    processor = type(evaluation_processor(8)).from_dict(preprocessing)
+    return Checkpoint(config, model.state_dict(), processor, format="deit_distill")
 
 
 def images(model) -> torch.Tensor:
@@ -222,26 +223,16 @@ def test_two_tokens_with_one_head_read_the_class_head_and_say_so(tmp_path, monke
     assert_same_weights(load_checkpoint(str(tmp_path / "back")).state_dict, checkpoint.state_dict)
 
 
-@pytest.mark.parametrize(
-    ("fusion", "distilled", "reason"),
-    [
-        ("logit_mean", True, None),
-        ("cls", True, None),
-        ("softmax_mean", False, None),
-        ("softmax_mean", True, "'softmax_mean' has no class in transformers"),
-        ("distillation", True, "'distillation' has no class in transformers"),
-    ],
-)
-def test_only_what_transformers_computes_is_exported_to_it(tiny_config, tmp_path, fusion, distilled, reason):
-    checkpoint = student(tiny_config, fusion=fusion, use_distillation_token=distilled)
-    if reason is None:
-        assert why_not_native(checkpoint.config) is None
-        return
-    assert reason in why_not_native(checkpoint.config)
-    with pytest.raises(InputError, match="change `fusion` in config.json to logit_mean or cls"):
-        save_native(checkpoint, tmp_path / "native")
-    with pytest.raises(InputError, match="has no class in timm"):
-        save_timm(checkpoint, tmp_path / "timm")
+def test_only_what_transformers_computes_is_exported_to_it(tiny_config, tmp_path):
+    for fusion, distilled in [("logit_mean", True), ("cls", True), ("softmax_mean", False)]:
+        assert why_not_native(tiny_config(fusion=fusion, use_distillation_token=distilled)) is None
+    for fusion in ("softmax_mean", "distillation"):
+        checkpoint = student(tiny_config, fusion=fusion)
+        assert f"{fusion!r} has no class in transformers" in why_not_native(checkpoint.config)
+        with pytest.raises(InputError, match="change `fusion` in config.json to logit_mean or cls"):
+            save_native(checkpoint, tmp_path / "native")
+        with pytest.raises(InputError, match="has no class in timm"):
+            save_timm(checkpoint, tmp_path / "timm")
     assert not list(tmp_path.iterdir())
 
 
@@ -253,24 +244,58 @@ VARIANTS = {
     "plain": {"use_distillation_token": False},
     "wide images": {"image_size": [32, 64], "patch_size": [8, 16]},
     "odd sizes": {"intermediate_size": 50, "num_channels": 1, "qkv_bias": False},
-    "other training": {"drop_path_rate": 0.3, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2},
     "another activation": {"hidden_act": "relu"},
 }
+FORMATS = {save_checkpoint: "deit_distill", save_native: "native", save_timm: "timm"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("save", [save_checkpoint, save_native, save_timm])
-def test_nothing_is_lost_on_the_way_there_and_back(tiny_config, tmp_path, save, variant):
-    start = student(tiny_config, initializer_range=0.02, **VARIANTS[variant])
-    save(start, tmp_path / "there")
-    back = load_checkpoint(str(tmp_path / "there"))
+def one_number_if_square(height: int, width: int) -> int | list[int]:
+    return height if height == width else [height, width]
+
+
+@st.composite
+def small_configurations(draw) -> dict:
+    """Overrides of `tiny_config`, in all that a checkpoint of any format must keep."""
+    heads, rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    height, width = draw(st.sampled_from([(8, 8), (4, 16), (8, 4)]))  # of a patch
+    names = draw(st.lists(st.text("abc é,", min_size=1), min_size=2, max_size=6, unique=True))
+    return {
+        "num_attention_heads": heads,
+        "hidden_size": heads * draw(st.sampled_from([4, 10])),
+        "intermediate_size": draw(st.integers(1, 90)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "image_size": one_number_if_square(rows * height, columns * width),
+        "patch_size": one_number_if_square(height, width),
+        "num_channels": draw(st.sampled_from([1, 3])),
+        "qkv_bias": draw(st.booleans()),
+        "use_distillation_token": draw(st.booleans()),
+        "hidden_act": draw(st.sampled_from(["gelu", "gelu_pytorch_tanh", "relu", "silu"])),
+        "drop_path_rate": draw(st.sampled_from([0.0, 0.3])),
+        "hidden_dropout_prob": draw(st.sampled_from([0.0, 0.1])),
+        "attention_probs_dropout_prob": draw(st.sampled_from([0.0, 0.2])),
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(overrides=small_configurations(), is_half=st.booleans())
+@pytest.mark.parametrize("save", FORMATS)
+def test_nothing_is_lost_on_the_way_there_and_back(tiny_config, tmp_path_factory, save, overrides, is_half):
+    start = student(tiny_config, initializer_range=0.02, **overrides)
+    if is_half:
+        start.state_dict.update({name: tensor.bfloat16() for name, tensor in start.state_dict.items()})
+    folder = tmp_path_factory.mktemp("there")
+    save(start, folder)
+    back = load_checkpoint(str(folder))
     assert_same_weights(back.state_dict, start.state_dict)
     assert own_fields(back.config) == own_fields(start.config)
     assert back.processor.to_dict() == start.processor.to_dict()
-    assert back.format == {save_checkpoint: "deit_distill", save_native: "native", save_timm: "timm"}[save]
+    assert back.format == FORMATS[save]
 
 
-@pytest.mark.parametrize("variant", ["distilled", "plain", "wide images", "odd sizes", "another activation"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_format_answers_alike(tiny_config, tmp_path, variant):
     start = student(tiny_config, **VARIANTS[variant])
     ours = build_model(start)
@@ -287,14 +312,11 @@ def test_every_format_answers_alike(tiny_config, tmp_path, variant):
         assert difference(ours, other, pixel_values) <= TOLERANCE
 
 
-@pytest.mark.parametrize("save", [save_checkpoint, save_native, save_timm])
-def test_half_precision_stays_half_precision(tiny_config, tmp_path, save):
+def test_half_precision_stays_half_precision(tiny_config, tmp_path):
     start = student(tiny_config)
     half = {name: tensor.bfloat16() for name, tensor in start.state_dict.items()}
-    save(Checkpoint(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
-    back = load_checkpoint(str(tmp_path / "there"))
-    assert_same_weights(back.state_dict, half)
-    assert build_model(back).dtype == torch.bfloat16
+    save_native(Checkpoint(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
+    assert build_model(load_checkpoint(str(tmp_path / "there"))).dtype == torch.bfloat16
 
 
 def test_ours_is_loaded_by_every_auto_class_and_carries_its_code(tiny_config, tmp_path):
@@ -352,9 +374,9 @@ def test_what_timm_cannot_hold_is_refused(tiny_config, tmp_path, overrides, reas
         save_timm(student(tiny_config, **overrides), tmp_path / "timm")
 
 
-@pytest.mark.parametrize(("crop", "shorter"), [(224, 256), (384, 438), (224, 248), (224, 224), (32, 36), (300, 343)])
-def test_timms_crop_fraction_gives_back_the_shorter_side(crop, shorter):
-    assert int(crop / conversion._crop_pct(crop, shorter)) == shorter
+def test_timms_crop_fraction_gives_back_the_shorter_side():
+    for crop, shorter in [(224, 256), (384, 438), (224, 248), (224, 224), (32, 36), (300, 343)]:
+        assert int(crop / conversion._crop_pct(crop, shorter)) == shorter
 
 
 def test_every_width_of_the_mlp_survives_timms_ratio(tiny_config):
@@ -388,14 +410,14 @@ def test_the_public_codes_training_checkpoint_is_read(tmp_path, public, monkeypa
     assert "not those of `model_ema`" in warnings[0]
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
-def test_a_state_dict_may_be_wrapped_by_ddp(tmp_path, public, suffix):
+def test_a_state_dict_may_be_wrapped_by_ddp(tmp_path, public):
     wrapped = {f"module.{name}": tensor for name, tensor in public.items()}
-    path = tmp_path / f"weights{suffix}"
-    save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
-    checkpoint = load_checkpoint(path)
-    assert_same_weights(checkpoint.state_dict, public_to_ours(public))
-    assert checkpoint.config.num_attention_heads == 1 and checkpoint.config.image_size == 32
+    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        path = tmp_path / f"weights{suffix}"
+        save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
+        checkpoint = load_checkpoint(path)
+        assert_same_weights(checkpoint.state_dict, public_to_ours(public))
+        assert (checkpoint.config.num_attention_heads, checkpoint.config.image_size) == (1, 32), suffix
 
 
 def test_our_own_names_are_read_from_a_file_too(tmp_path, public):
@@ -534,9 +556,8 @@ def test_a_missing_shard_is_named(tmp_path):
     assert f"lacks {shard.name}" in refused(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
+def test_names_that_mean_nothing_are_refused():
+    for source, reason in [
         ("weights", "is no file, no folder, no model of timm's and no Hub name"),
         ("weights.pth", "is no file and no folder here; check the path"),
         ("../weights", "is no file and no folder here; check the path"),
@@ -544,10 +565,8 @@ def test_a_missing_shard_is_named(tmp_path):
         ("vit_tiny_patch16_224", "is no DeiT of the paper"),
         ("deit_tiny_patch16_224.nobody", "timm has no weights 'deit_tiny_patch16_224.nobody'"),
         ("a/b/c", "is no file and no folder here; check the path"),
-    ],
-)
-def test_names_that_mean_nothing_are_refused(source, reason):
-    assert reason in refused(source)
+    ]:
+        assert reason in refused(source), source
 
 
 def test_timms_folders_of_other_models_are_refused(tiny_config, tmp_path):
@@ -605,28 +624,24 @@ GOOGLE = ViTImageProcessor().to_dict() | {"resample": 2}
 DICTS = {**FACEBOOK, "size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}}
 
 
-@pytest.mark.parametrize(
-    ("preprocessor", "shorter", "mean"),
-    [
+def test_native_preprocessing_becomes_shorter_side_and_crop(tmp_path):
+    native = ViTForImageClassification(ViTConfig(**{**NATIVE, "image_size": 224, "patch_size": 112}))
+    native.save_pretrained(tmp_path)
+    for preprocessor, shorter, mean in [
+        (None, 256, IMAGENET_DEFAULT_MEAN),
         (FACEBOOK, 256, IMAGENET_DEFAULT_MEAN),
         (DICTS, 256, IMAGENET_DEFAULT_MEAN),
         (GOOGLE, 224, (0.5, 0.5, 0.5)),
         ({**FACEBOOK, "size": 438, "crop_size": 384}, 256, IMAGENET_DEFAULT_MEAN),  # another size than the model's
         ({**FACEBOOK, "do_normalize": False}, 256, (0, 0, 0)),
-        (None, 256, IMAGENET_DEFAULT_MEAN),
-    ],
-)
-def test_native_preprocessing_becomes_shorter_side_and_crop(tmp_path, preprocessor, shorter, mean):
-    native = ViTForImageClassification(ViTConfig(**{**NATIVE, "image_size": 224, "patch_size": 112}))
-    native.save_pretrained(tmp_path)
-    if preprocessor:
-        write(tmp_path, preprocessor_config=preprocessor)
-    processor = load_checkpoint(str(tmp_path)).processor
-    expected = evaluation_processor(224).to_dict() | {"size": {"shortest_edge": shorter}}
-    found = processor.to_dict()
-    assert found["image_mean"] == pytest.approx(mean)
-    for key in ("size", "crop_size", "resample", "do_convert_rgb", "do_resize", "do_center_crop"):
-        assert found[key] == expected[key]
+    ]:
+        if preprocessor:
+            write(tmp_path, preprocessor_config=preprocessor)
+        found = load_checkpoint(str(tmp_path)).processor.to_dict()
+        expected = evaluation_processor(224).to_dict() | {"size": {"shortest_edge": shorter}}
+        assert found["image_mean"] == pytest.approx(mean)
+        for key in ("size", "crop_size", "resample", "do_convert_rgb", "do_resize", "do_center_crop"):
+            assert found[key] == expected[key], (key, preprocessor)
 
 
 def test_a_bare_file_at_384_resizes_to_438(tiny_config, tmp_path):

@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import functools
 import io
 import itertools
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import accelerate
@@ -85,12 +87,13 @@ def level(row: dict) -> int:
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path_factory):
     """`saved(rows)` or `saved(train=rows, test=rows)`: the folder where `save_to_disk` put them."""
 
     def save(train: Dataset, **splits) -> str:
-        (DatasetDict(train=train, **splits) if splits else train).save_to_disk(tmp_path / "saved")
-        return str(tmp_path / "saved")
+        path = tmp_path_factory.mktemp("saved")
+        (DatasetDict(train=train, **splits) if splits else train).save_to_disk(path)
+        return str(path)
 
     return save
 
@@ -122,10 +125,20 @@ def refusal(*args, **kwargs) -> str:
 # --- digits -----------------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_scikit_learn_s():
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_digits().cast_column("image", Image(decode=False))
+
+
+@pytest.fixture(scope="module")
+def cut_digits() -> ImageData:
+    return load_image_data("digits", validation_fraction=0.2)
+
+
+def test_digits_are_scikit_learn_s(digits):
     from sklearn.datasets import load_digits as reference
 
-    digits, original = load_digits().cast_column("image", Image(decode=False)), reference()
+    original = reference()
     assert len(digits) == 1797
     assert digits.features["label"].names == list("0123456789")
     assert digits["label"][:] == original.target.tolist()
@@ -138,26 +151,23 @@ def test_digits_are_scikit_learn_s():
         np.testing.assert_allclose(np.asarray(image)[..., 0] * (16 / 255), original.images[index], atol=16 / 255 / 2)
 
 
-def test_the_cut_of_the_digits_is_stratified_and_complete():
-    data = load_image_data("digits", validation_fraction=0.2)
+def test_the_cut_of_the_digits_is_stratified_and_complete(digits, cut_digits):
+    data = cut_digits
     assert (len(data.train), len(data.validation)) == (1437, 360)
     assert data.class_names == list("0123456789")
     counts = collections.Counter(data.validation["label"])
     totals = counts + collections.Counter(data.train["label"])
     assert all(abs(counts[digit] - 0.2 * totals[digit]) <= 1 for digit in range(10))
     parts = collections.Counter(row["image"]["bytes"] for split in (data.train, data.validation) for row in split)
-    encoded = load_digits().cast_column("image", Image(decode=False))
-    assert parts == collections.Counter(row["image"]["bytes"] for row in encoded)
+    assert parts == collections.Counter(row["image"]["bytes"] for row in digits)
     assert data.source == "digits" and "20%" in data.validation_source
 
 
-def test_the_cut_does_not_depend_on_any_seed():
-    held_out = []
-    for seed in (1, 2):
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        data = load_image_data("digits")
-        held_out.append([row["image"]["bytes"] for row in data.validation])
+def test_the_cut_does_not_depend_on_any_seed(cut_digits):
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = load_image_data("digits", validation_fraction=0.2)
+    held_out = [[row["image"]["bytes"] for row in data.validation] for data in (cut_digits, again)]
     assert held_out[0] == held_out[1]
 
 
@@ -193,11 +203,11 @@ def test_what_is_no_image_is_no_class(folder, tmp_path):
     assert len(data.train) + len(data.validation) == 6
 
 
-@pytest.mark.parametrize("name", ["test", "validation", "train_photos"])
-def test_a_folder_may_be_called_as_a_split(folder, name):
-    data = load_image_data(train_dir=folder(name, {"cat": 3, "test": 3}))
-    assert data.class_names == ["cat", "test"]
-    assert len(data.train) + len(data.validation) == 6
+def test_a_folder_may_be_called_as_a_split(folder):
+    for name in ("test", "validation", "train_photos"):
+        data = load_image_data(train_dir=folder(name, {"cat": 3, "test": 3}))
+        assert data.class_names == ["cat", "test"], name
+        assert len(data.train) + len(data.validation) == 6, name
 
 
 def test_a_folder_may_have_brackets_in_its_name(folder):
@@ -252,15 +262,14 @@ def test_every_image_lies_in_a_class_folder(folder, images, words):
 # --- named datasets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "a/b/c", "nowhere.parquet"])
-def test_a_path_that_is_not_there_does_not_go_to_the_hub(name):
-    message = refusal(name)
-    assert f"dataset_name {name!r} does not exist" in message
+def test_a_path_that_is_not_there_does_not_go_to_the_hub():
+    for name in ("./nowhere", "/nowhere", "~/nowhere", "a/b/c", "nowhere.parquet"):
+        assert f"dataset_name {name!r} does not exist" in refusal(name)
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
-def test_a_dataset_that_cannot_be_had(name):  # the tests are offline
-    assert f"dataset_name {name!r}" in refusal(name)
+def test_a_dataset_that_cannot_be_had():  # the tests are offline
+    for name in ("nobody/nothing", "nothing"):
+        assert f"dataset_name {name!r}" in refusal(name)
 
 
 def test_a_parquet_file(tmp_path):
@@ -298,9 +307,9 @@ def test_plain_labels_of_both_splits_have_the_same_indices(saved):
     assert data.validation["label"][:] == [2, 1]
 
 
-@pytest.mark.parametrize("name", ["label", "labels", "class", "target"])
-def test_names_of_plain_labels(saved, name):
-    assert load_image_data(saved(rows(["a", "b"] * 3, label=name))).class_names == ["a", "b"]
+def test_names_of_plain_labels(saved):
+    for name in ("label", "labels", "class", "target"):
+        assert load_image_data(saved(rows(["a", "b"] * 3, label=name))).class_names == ["a", "b"], name
 
 
 def test_columns_are_called_image_and_label_and_stay_encoded(saved):
@@ -335,12 +344,12 @@ def test_a_named_label_column(saved):
     assert load_image_data(path, label_column="label").class_names == ["a", "b"]
 
 
-def test_a_named_column_of_paths(tmp_path, saved):
-    (tmp_path / "saved").mkdir()
+def test_a_named_column_of_paths(tmp_path):
     for name in ("0.png", "1.png"):
-        grey(9).save(tmp_path / "saved" / name)
-    paths = [str(tmp_path / "saved" / f"{index % 2}.png") for index in range(6)]
-    data = load_image_data(saved(Dataset.from_dict({"file": paths, "label": ["a", "b"] * 3})), image_column="file")
+        grey(9).save(tmp_path / name)
+    paths = [str(tmp_path / f"{index % 2}.png") for index in range(6)]
+    Dataset.from_dict({"file": paths, "label": ["a", "b"] * 3}).save_to_disk(tmp_path)
+    data = load_image_data(str(tmp_path), image_column="file")
     assert level(data.train[0]) == 9
 
 
@@ -364,12 +373,13 @@ def test_one_column_cannot_be_both(saved):
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["validation", "val", "valid", "dev", "test"])
-def test_the_split_to_evaluate_on_is_found(saved, name):
+def test_the_split_to_evaluate_on_is_found(saved):
     others = {"test": rows([0, 1], ["a", "b"], start=100), "extra": rows([0], ["a", "b"], start=150)}
-    data = load_image_data(saved(rows([0, 1], ["a", "b"]), **{**others, name: rows([1, 0], ["a", "b"], start=200)}))
-    assert [level(row) for row in data.validation] == [200, 201]
-    assert name in data.validation_source
+    for name in ("validation", "val", "valid", "dev", "test"):
+        found = rows([1, 0], ["a", "b"], start=200)
+        data = load_image_data(saved(rows([0, 1], ["a", "b"]), **{**others, name: found}))
+        assert [level(row) for row in data.validation] == [200, 201], name
+        assert name in data.validation_source
 
 
 def test_named_splits(saved):
@@ -395,14 +405,12 @@ def test_a_split_that_is_not_there(saved, option):
     assert f"{option} 'nope'" in message and "train, test" in message
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes"), [([-1, -1], ["a", "b"]), ([None, None], ["a", "b"]), ([None, "a"], None)]
-)
-def test_a_split_without_labels_is_skipped(saved, labels, classes):
-    train = rows([0, 1] * 5, classes) if classes else rows(["a", "b"] * 5)
-    known = rows([0, 1], classes, start=100) if classes else rows(["a", "b"], start=100)
-    data = load_image_data(saved(train, validation=rows(labels, classes), test=known))
-    assert [level(row) for row in data.validation] == [100, 101]
+def test_a_split_without_labels_is_skipped(saved):
+    for labels, classes in [([-1, -1], ["a", "b"]), ([None, None], ["a", "b"]), ([None, "a"], None)]:
+        train = rows([0, 1] * 5, classes) if classes else rows(["a", "b"] * 5)
+        known = rows([0, 1], classes, start=100) if classes else rows(["a", "b"], start=100)
+        data = load_image_data(saved(train, validation=rows(labels, classes), test=known))
+        assert [level(row) for row in data.validation] == [100, 101], labels
 
 
 def test_a_cut_where_the_only_other_split_has_no_labels(saved):
@@ -421,21 +429,15 @@ def test_a_named_split_without_labels(saved):
     assert "--validation_split" in refusal(path, validation_split="test")
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes"),
-    [
+def test_training_images_without_a_label(saved):
+    for labels, classes in [
         ([0, -1, 1, 0] * 3, ["a", "b"]),
         ([0, None, 1, 0] * 3, ["a", "b"]),
-        pytest.param(["a", None, "b", "a"] * 3, None),
-    ],
-)
-def test_training_images_without_a_label(saved, labels, classes):
-    message = refusal(saved(rows(labels, classes)))
-    assert "train" in message and "without a label" in message
-
-
-def test_the_remedy_for_training_images_without_a_label(saved):
-    assert "--train_split" in refusal(saved(rows([0, -1, 1, 0] * 3, ["a", "b"])))
+        (["a", None, "b", "a"] * 3, None),
+    ]:
+        message = refusal(saved(rows(labels, classes)))
+        assert "train" in message and "without a label" in message, labels
+        assert "--train_split" in message
 
 
 def test_labels_of_validation_that_training_does_not_know(saved):
@@ -443,10 +445,10 @@ def test_labels_of_validation_that_training_does_not_know(saved):
     assert "zebra" in message
 
 
-@pytest.mark.parametrize("theirs", [["b", "a"], ["a", "b", "c"], ["x", "y"]])
-def test_class_names_that_differ(saved, theirs):
-    message = refusal(saved(rows([0, 1] * 3, ["a", "b"]), test=rows([0, 1], theirs)))
-    assert str(theirs) in message and str(["a", "b"]) in message
+def test_class_names_that_differ(saved):
+    for theirs in (["b", "a"], ["a", "b", "c"], ["x", "y"]):
+        message = refusal(saved(rows([0, 1] * 3, ["a", "b"]), test=rows([0, 1], theirs)))
+        assert str(theirs) in message and str(["a", "b"]) in message
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], ["b", "b", "b", "b"]])
@@ -467,41 +469,32 @@ def test_classes_with_a_single_image_can_be_cut(saved):
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("orientation", "size", "dark", "light"),
-    [
+def test_images_are_upright():
+    stored = PIL.Image.new("RGB", (32, 16), "white")
+    stored.paste((0, 0, 0), (0, 0, 16, 16))  # the left half is dark
+    for orientation, size, dark, light in [
         (1, (32, 16), (0, 0), (31, 15)),
         (3, (32, 16), (31, 15), (0, 0)),  # half a turn
         (6, (16, 32), (0, 0), (15, 31)),  # a quarter clockwise: the left side comes to the top
         (8, (16, 32), (15, 31), (0, 0)),
-    ],
-)
-def test_images_are_upright(orientation, size, dark, light):
-    stored = PIL.Image.new("RGB", (32, 16), "white")
-    stored.paste((0, 0, 0), (0, 0, 16, 16))  # the left half is dark
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    image = decode_image(encode(stored, "JPEG", exif=exif))
-    assert image.size == size
-    assert max(image.getpixel(dark)) < 30 and min(image.getpixel(light)) > 225
+    ]:
+        image = decode_image(encode(stored, "JPEG", exif=oriented(orientation)))
+        assert image.size == size, orientation
+        assert max(image.getpixel(dark)) < 30 and min(image.getpixel(light)) > 225, orientation
 
 
-@pytest.mark.parametrize(
-    ("image", "colour"),
-    [
+def test_every_mode_becomes_rgb_as_in_a_pipeline():
+    for image, colour in [
         (PIL.Image.new("L", (2, 2), 77), (77, 77, 77)),
         (PIL.Image.new("LA", (2, 2), (77, 255)), (77, 77, 77)),
         (PIL.Image.new("1", (2, 2), 1), (255, 255, 255)),
         (PIL.Image.new("RGBA", (2, 2), (10, 20, 30, 255)), (10, 20, 30)),
-        (PIL.Image.new("RGB", (2, 2), (10, 20, 30)).quantize(), (10, 20, 30)),
-    ],
-    ids=["grey", "grey with alpha", "black and white", "alpha", "palette"],
-)
-def test_every_mode_becomes_rgb_as_in_a_pipeline(image, colour):
-    encoded = encode(image)
-    decoded = decode_image(encoded)
-    assert decoded.mode == "RGB" and decoded.getpixel((1, 1)) == colour
-    assert np.array_equal(decoded, load_image(PIL.Image.open(io.BytesIO(encoded["bytes"]))))
+        (PIL.Image.new("RGB", (2, 2), (10, 20, 30)).quantize(), (10, 20, 30)),  # a palette
+    ]:
+        encoded = encode(image)
+        decoded = decode_image(encoded)
+        assert decoded.mode == "RGB" and decoded.getpixel((1, 1)) == colour, image.mode
+        assert np.array_equal(decoded, load_image(PIL.Image.open(io.BytesIO(encoded["bytes"])))), image.mode
 
 
 def test_an_image_given_by_its_path(tmp_path):
@@ -579,19 +572,29 @@ def both_ways(image: dict) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(decode_image(image)).astype(int), as_array(decode_pixels(image))
 
 
-@pytest.mark.parametrize("name", LOSSLESS)
-def test_training_and_evaluation_see_the_same_pixels(name):
-    encoded, shown = LOSSLESS[name]
-    for pixels in both_ways(encoded):
-        np.testing.assert_array_equal(pixels, np.asarray(shown.convert("RGB")))
+def test_training_and_evaluation_see_the_same_pixels():
+    for name, (encoded, shown) in LOSSLESS.items():
+        for pixels in both_ways(encoded):
+            np.testing.assert_array_equal(pixels, np.asarray(shown.convert("RGB")), err_msg=name)
 
 
-@pytest.mark.parametrize("name", JPEGS)
-def test_training_and_evaluation_see_the_same_jpeg(name):
-    encoded, shown = JPEGS[name]
-    for_evaluation, for_training = both_ways(encoded)
-    np.testing.assert_allclose(for_training, for_evaluation, rtol=0, atol=2)
-    assert abs(for_evaluation - np.asarray(shown.convert("RGB"))).mean() < 6
+def test_training_and_evaluation_see_the_same_jpeg():
+    differences = {}
+    for name, (encoded, shown) in JPEGS.items():
+        for_evaluation, for_training = both_ways(encoded)
+        assert for_training.shape == for_evaluation.shape, name
+        differences[name] = abs(for_training - for_evaluation).max()
+        assert abs(for_evaluation - np.asarray(shown.convert("RGB"))).mean() < 6, name
+    assert max(differences.values()) <= 2, differences
+
+
+def why(decode, image: dict) -> str:
+    """Why an image cannot be decoded."""
+    with pytest.raises(BadImageError) as caught:
+        decode(image)
+    reason = str(caught.value)
+    assert reason and "\n" not in reason
+    return reason
 
 
 def as_text(orientation: int) -> PIL.PngImagePlugin.PngInfo:
@@ -601,58 +604,55 @@ def as_text(orientation: int) -> PIL.PngImagePlugin.PngInfo:
     return info
 
 
-@pytest.mark.parametrize(
-    ("format", "options"),
-    [
+def test_an_orientation_is_found_wherever_it_stands():
+    for format, options in [
         ("JPEG", {"xmp": ORIENTATION_IN_XMP}),
         ("WEBP", {"xmp": ORIENTATION_IN_XMP}),
         ("WEBP", {"exif": oriented(6)}),
         ("PNG", {"pnginfo": as_text(6)}),
-    ],
-    ids=["jpeg, XMP", "webp, XMP", "webp, EXIF", "png, text"],
-)
-def test_an_orientation_is_found_wherever_it_stands(format, options):
-    for pixels in both_ways(encode(PHOTO, format, **options)):
-        assert pixels.shape == (80, 60, 3)
-        assert abs(pixels - np.asarray(TURNED)).mean() < 6
+    ]:
+        for pixels in both_ways(encode(PHOTO, format, **options)):
+            assert pixels.shape == (80, 60, 3), (format, *options)
+            assert abs(pixels - np.asarray(TURNED)).mean() < 6, (format, *options)
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_a_broken_exif_block_spoils_no_image(format):
-    for pixels in both_ways(encode(PHOTO, format, exif=b"Exif\0\0nonsense", lossless=True)):
-        np.testing.assert_array_equal(pixels, np.asarray(PHOTO))
+def test_a_broken_exif_block_spoils_no_image():
+    for format in ("PNG", "WEBP"):
+        for pixels in both_ways(encode(PHOTO, format, exif=b"Exif\0\0nonsense", lossless=True)):
+            np.testing.assert_array_equal(pixels, np.asarray(PHOTO), err_msg=format)
 
 
-@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bits_are_scaled(format):
+def test_sixteen_bits_are_scaled():
     levels = np.array([[0, 256, 257 * 77, 257 * 200, 65535]] * 2, dtype=np.uint16)
-    for pixels in both_ways(encode(PIL.Image.fromarray(levels), format)):
-        np.testing.assert_array_equal(pixels, np.tile([[[0], [0], [77], [200], [255]]], (2, 1, 3)))
+    expected = np.tile([[[0], [0], [77], [200], [255]]], (2, 1, 3))
+    for format in ("PNG", "TIFF", "PPM"):
+        for pixels in both_ways(encode(PIL.Image.fromarray(levels), format)):
+            np.testing.assert_array_equal(pixels, expected, err_msg=format)
 
 
 def refuse(*args):
     raise RuntimeError("this decoder is strict")
 
 
-@pytest.mark.parametrize("name", JPEGS)
-def test_what_torchvision_refuses_is_read_by_pillow(monkeypatch, name):
+def test_what_torchvision_refuses_is_read_by_pillow(monkeypatch):
     monkeypatch.setattr("modeling_deit_distill.data.decode_jpeg", refuse)
-    for_evaluation, for_training = both_ways(JPEGS[name][0])
-    np.testing.assert_array_equal(for_training, for_evaluation)
+    for name, (encoded, _) in JPEGS.items():
+        for_evaluation, for_training = both_ways(encoded)
+        np.testing.assert_array_equal(for_training, for_evaluation, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "jpeg, progressive", "jpeg, grey", "jpeg, orientation 1"])
-def test_ordinary_jpegs_are_read_by_torchvision(monkeypatch, name):
+def test_ordinary_jpegs_are_read_by_torchvision(monkeypatch):
     monkeypatch.setattr("modeling_deit_distill.data.decode_jpeg", lambda *args: "torchvision")
-    assert decode_pixels(JPEGS[name][0]) == "torchvision"
+    for name in ("jpeg", "jpeg, progressive", "jpeg, grey", "jpeg, orientation 1"):
+        assert decode_pixels(JPEGS[name][0]) == "torchvision", name
 
 
-@pytest.mark.parametrize("name", ["jpeg", "jpeg, coarse", "jpeg, progressive", "jpeg, not in YCbCr", "jpeg, grey"])
-def test_pillow_need_not_look_at_a_plain_jpeg(monkeypatch, name):
+def test_pillow_need_not_look_at_a_plain_jpeg(monkeypatch):
     monkeypatch.setattr("modeling_deit_distill.data._open", refuse)
-    np.testing.assert_allclose(
-        as_array(decode_pixels(JPEGS[name][0])), np.asarray(JPEGS[name][1].convert("RGB")), atol=60
-    )
+    for name in ("jpeg", "jpeg, coarse", "jpeg, progressive", "jpeg, not in YCbCr", "jpeg, grey"):
+        encoded, shown = JPEGS[name]
+        pixels = as_array(decode_pixels(encoded))
+        np.testing.assert_allclose(pixels, np.asarray(shown.convert("RGB")), atol=60, err_msg=name)
 
 
 def test_every_cut_of_a_jpeg_is_bad_in_both_ways():
@@ -696,27 +696,18 @@ BOMB = encode(PIL.Image.new("1", (120, 100)))
 both_decoders = pytest.mark.parametrize("decode", [decode_image, decode_pixels])
 
 
-def why(decode, image: dict) -> str:
-    with pytest.raises(BadImageError) as caught:
-        decode(image)
-    reason = str(caught.value)
-    assert reason and "\n" not in reason
-    return reason
+@both_decoders
+def test_a_bad_image_has_a_reason(decode):
+    for name, (encoded, word) in BROKEN.items():
+        assert word in why(decode, {"bytes": encoded, "path": None}), name
 
 
 @both_decoders
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_bad_image_has_a_reason(decode, name):
-    encoded, word = BROKEN[name]
-    assert word in why(decode, {"bytes": encoded, "path": None})
-
-
-@both_decoders
-@pytest.mark.parametrize("limit", [9000, 4000])  # more pixels than that, and more than twice as many
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_decompression_bomb_is_not_opened(monkeypatch, decode, limit):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
-    assert "decompression bomb" in why(decode, BOMB)
+def test_a_decompression_bomb_is_not_opened(monkeypatch, decode):
+    for limit in (9000, 4000):  # more pixels than that, and more than twice as many
+        monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", limit)
+        assert "decompression bomb" in why(decode, BOMB), limit
 
 
 @both_decoders
@@ -804,18 +795,16 @@ def test_the_first_bad_image_stops_the_run_if_it_is_told_so(warnings):
     assert len(warnings()) == 1
 
 
-@pytest.mark.parametrize(
-    ("max_fraction", "num_processes", "allowed"),
-    [(0.3, 1, 3), (0.0, 1, 1), (0.01, 1, 1), (0.4, 2, 2), (0.4, 100, 1)],  # of ten rows; one is always allowed
-)
-def test_more_than_the_fraction_stops_the_run(max_fraction, num_processes, allowed):
+def test_more_than_the_fraction_stops_the_run():
     data = with_bad_rows(10, dict.fromkeys(range(10), b""))
-    bad_images = BadImages(data, max_fraction=max_fraction, num_processes=num_processes)
-    bad_images.note(list(range(allowed)))
-    bad_images.note([0, 0])
-    message = complaint(bad_images, [allowed])
-    assert "max_bad_image_fraction" in message and f"{max_fraction:g}" in message
-    assert message.startswith(f"{allowed + 1} ")
+    # of ten rows; one is always allowed
+    for max_fraction, num_processes, allowed in [(0.3, 1, 3), (0.0, 1, 1), (0.01, 1, 1), (0.4, 2, 2), (0.4, 100, 1)]:
+        bad_images = BadImages(data, max_fraction=max_fraction, num_processes=num_processes)
+        bad_images.note(list(range(allowed)))
+        bad_images.note([0, 0])
+        message = complaint(bad_images, [allowed])
+        assert "max_bad_image_fraction" in message and f"{max_fraction:g}" in message
+        assert message.startswith(f"{allowed + 1} "), (max_fraction, num_processes)
 
 
 def test_any_share_may_be_bad_if_it_is_allowed():
@@ -828,24 +817,23 @@ def test_any_share_may_be_bad_if_it_is_allowed():
 # --- the evaluation transform -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("size", "image_size", "crop_pct", "resized", "corner"),
-    [
-        # resized: the shorter side at image_size / crop_pct, the other in proportion; corner: half of what is left over
+def test_evaluation_by_hand():
+    # resized: the shorter side at image_size / crop_pct, the other in proportion; corner: half of what is left over
+    for size, image_size, crop_pct, resized, corner in [
         ((600, 400), 224, 0.875, (384, 256), (80, 16)),
         ((300, 450), 224, 0.875, (256, 384), (16, 80)),
         ((120, 80), 32, 1.0, (48, 32), (8, 0)),
         ((80, 100), 32, 0.8, (40, 50), (4, 9)),
-    ],
-)
-def test_evaluation_by_hand(size, image_size, crop_pct, resized, corner):
-    image = picture(*size)
-    pixels = evaluation_transform(evaluation_processor(image_size, crop_pct))(image)
-    assert pixels.shape == (3, image_size, image_size) and pixels.dtype == torch.float32
-    left, top = corner
-    crop = image.resize(resized, PIL.Image.Resampling.BICUBIC).crop((left, top, left + image_size, top + image_size))
-    levels = 255 * (pixels.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN)
-    np.testing.assert_allclose(levels, np.asarray(crop), rtol=0, atol=2.01)  # PIL and torch round apart
+    ]:
+        image = picture(*size)
+        pixels = evaluation_transform(evaluation_processor(image_size, crop_pct))(image)
+        assert pixels.shape == (3, image_size, image_size) and pixels.dtype == torch.float32
+        left, top = corner
+        box = (left, top, left + image_size, top + image_size)
+        crop = image.resize(resized, PIL.Image.Resampling.BICUBIC).crop(box)
+        levels = 255 * (pixels.permute(1, 2, 0).numpy() * IMAGENET_STD + IMAGENET_MEAN)
+        # PIL and torch round apart.
+        np.testing.assert_allclose(levels, np.asarray(crop), rtol=0, atol=2.01, err_msg=f"{size}")
 
 
 def test_evaluation_uses_imagenet_s_statistics():
@@ -905,37 +893,45 @@ def test_a_bad_image_in_a_worker_is_one_line_too():
     with pytest.raises(InputError) as caught:
         list(DataLoader(bad_validation(), batch_size=2, collate_fn=collate, num_workers=1))
     assert str(caught.value).startswith("validation row 2 (2.png)") and "\n" not in str(caught.value)
+    traceback.clear_frames(
+        caught.tb
+    )  # frees the iterator; the garbage collector would wait five seconds for its worker
 
 
 # --- cropping ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", [32, 64, 96])
-@pytest.mark.parametrize(
-    "box",
-    [
-        (0, 0, 120, 160),
-        (7, 11, 100, 90),
-        (20, 30, 70, 66),
-        (3, 5, 40, 50),
-        (50, 60, 32, 32),
-        (10, 20, 13, 17),
-        (119, 158, 1, 2),
-        (60, 60, 1, 1),
-        (8, 9, 110, 7),
-    ],
-)
-def test_cropping_and_resizing_is_pillow_s(box, side):
-    levels = np.random.RandomState(0).randint(0, 256, (120, 160, 3), dtype=np.uint8)
-    pixels, output = torch.from_numpy(levels).permute(2, 0, 1), torch.zeros(2, 3, side, side, dtype=torch.uint8)
-    crop_and_resize(pixels, box, output[0])
+BOXES = [
+    (0, 0, 120, 160),
+    (7, 11, 100, 90),
+    (20, 30, 70, 66),
+    (3, 5, 40, 50),
+    (50, 60, 32, 32),
+    (10, 20, 13, 17),
+    (119, 158, 1, 2),
+    (60, 60, 1, 1),
+    (8, 9, 110, 7),
+]
+
+
+def pillows_crop(levels: np.ndarray, box: tuple[int, int, int, int], side: int) -> np.ndarray:
+    """In two steps: Pillow takes the cheaper direction first, and cuts what leaves 0 to 255 between the two."""
     top, left, height, width = box
     crop = PIL.Image.fromarray(levels).crop((left, top, left + width, top + height))
-    # In two steps: Pillow takes the cheaper direction first, and what leaves 0 to 255 between the two is cut off.
-    expected = np.asarray(crop.resize((side, height), BICUBIC).resize((side, side), BICUBIC)).astype(int)
-    difference = abs(as_array(output[0]) - expected)
-    assert difference.max() <= 2 and (difference > 1).mean() < 1e-3
-    assert not output[1].any()  # the neighbour's slot
+    return np.asarray(crop.resize((side, height), BICUBIC).resize((side, side), BICUBIC)).astype(int)
+
+
+def test_cropping_and_resizing_is_pillow_s():
+    levels = np.random.RandomState(0).randint(0, 256, (120, 160, 3), dtype=np.uint8)
+    pixels, worst, shares = torch.from_numpy(levels).permute(2, 0, 1), {}, {}
+    for side, box in itertools.product((32, 64, 96), BOXES):
+        output = torch.zeros(2, 3, side, side, dtype=torch.uint8)
+        crop_and_resize(pixels, box, output[0])
+        difference = abs(as_array(output[0]) - pillows_crop(levels, box, side))
+        worst[side, box], shares[side, box] = int(difference.max()), float((difference > 1).mean())
+        assert not output[1].any(), (side, box)  # the neighbour's slot
+    assert max(worst.values()) <= 2, worst
+    assert max(shares.values()) < 1e-3, shares
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -947,20 +943,18 @@ REARRANGED = {
     "selected": lambda rows: rows.select([4, 0, 2]),
     "cut": lambda rows: rows.train_test_split(test_size=0.4, seed=0)["test"],
     "put together": lambda rows: datasets.concatenate_datasets([rows.select([5, 1]), rows.shuffle(seed=2), rows]),
-    "read from files": lambda rows: rows,
 }
 
 
-@pytest.mark.parametrize("name", REARRANGED)
-def test_a_row_is_found_without_formatting(name, tmp_path):
+def test_a_row_is_found_without_formatting(tmp_path):
     plain = rows([0, 1, 2, 0, 1, 2], classes=["a", "b", "c"]).cast_column("image", Image(decode=False))
-    if name == "read from files":
-        plain.to_parquet(tmp_path / "rows.parquet")
-        plain = load_image_data(str(tmp_path / "rows.parquet"), validation_fraction=0.5).train
-    rearranged = REARRANGED[name](plain)
-    for row in range(len(rearranged)):
-        expected = rearranged[row]
-        assert encoded_row(rearranged, row) == (expected["image"], expected["label"])
+    plain.to_parquet(tmp_path / "rows.parquet")
+    from_files = load_image_data(str(tmp_path / "rows.parquet"), validation_fraction=0.5).train
+    rearranged = {name: rearrange(plain) for name, rearrange in REARRANGED.items()} | {"read from files": from_files}
+    for name, some in rearranged.items():
+        for row in range(len(some)):
+            expected = some[row]
+            assert encoded_row(some, row) == (expected["image"], expected["label"]), name
 
 
 # --- views ------------------------------------------------------------------------------------------------------------
@@ -1051,7 +1045,7 @@ def test_a_view_is_the_drawn_crop_of_its_image():
         np.testing.assert_allclose(as_array(pixels), np.asarray(crop), rtol=0, atol=2)
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 8), (1, 16), (1, 8), (3, 16), (3, 8)])
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(0, 8), (1, 16), (3, 8)])
 def test_workers_and_batch_sizes_change_nothing(dataset, expected, num_workers, batch_size):
     assert sorted(expected) == list(range(48))
     batches = list(loader(dataset, batch_size, num_workers))
@@ -1065,22 +1059,23 @@ def test_another_epoch_or_seed_is_another_view(dataset, expected):
         assert sum(other[position][0] == expected[position][0] for position in expected) < 5
 
 
-@pytest.mark.parametrize("batch_size", [2, 12, 48])
-def test_the_order_of_pairs_changes_nothing(dataset, expected, batch_size):
+def test_the_order_of_pairs_changes_nothing(dataset, expected):
     views = views_of(dataset, epoch=1)
     pairs = [views[start : start + 2] for start in range(0, 48, 2)]
-    mixed_up = [view for index in torch.randperm(24) for view in pairs[index]]
-    batches = [dataset.__getitems__(mixed_up[start : start + batch_size]) for start in range(0, 48, batch_size)]
-    assert by_position(batches) == expected
+    for batch_size in (2, 12, 48):
+        mixed_up = [view for index in torch.randperm(24) for view in pairs[index]]
+        batches = [dataset.__getitems__(mixed_up[start : start + batch_size]) for start in range(0, 48, batch_size)]
+        assert by_position(batches) == expected, batch_size
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 48])
-def test_the_order_of_views_changes_nothing(batch_size):
+def test_the_order_of_views_changes_nothing():
     dataset = ViewDataset(photos(), PLAIN)
     views = views_of(dataset)
-    mixed_up = [views[index] for index in torch.randperm(48)]
-    batches = [dataset.__getitems__(mixed_up[start : start + batch_size]) for start in range(0, 48, batch_size)]
-    assert by_position(batches) == by_position([dataset.__getitems__(views)])
+    expected = by_position([dataset.__getitems__(views)])
+    for batch_size in (1, 5, 48):
+        mixed_up = [views[index] for index in torch.randperm(48)]
+        batches = [dataset.__getitems__(mixed_up[start : start + batch_size]) for start in range(0, 48, batch_size)]
+        assert by_position(batches) == expected, batch_size
 
 
 @pytest.fixture
@@ -1096,17 +1091,16 @@ def decodes(monkeypatch) -> collections.Counter:
     return counts
 
 
-@pytest.mark.parametrize("batch_size", [6, 8, 24, 48])
-@pytest.mark.parametrize("repeats", [1, 3, 4])
-def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(decodes, batch_size, repeats):
+def test_an_image_is_decoded_once_for_all_its_views_in_a_batch(decodes):
     dataset = ViewDataset(undecoded([encode(grey(row)) for row in range(48)]), SETTINGS)
-    views = views_of(dataset, repeats=repeats)
-    for start in range(0, 48, batch_size):
-        batch = views[start : start + batch_size]
-        decodes.clear()
-        dataset.__getitems__(batch)
-        assert len(decodes) == sum(decodes.values()) == len({view.image for view in batch})
-        assert repeats == 1 or len(decodes) < batch_size
+    for repeats, batch_size in itertools.product((1, 3, 4), (6, 8, 24, 48)):
+        views = views_of(dataset, repeats=repeats)
+        for start in range(0, 48, batch_size):
+            batch = views[start : start + batch_size]
+            decodes.clear()
+            dataset.__getitems__(batch)
+            assert len(decodes) == sum(decodes.values()) == len({view.image for view in batch})
+            assert repeats == 1 or len(decodes) < batch_size
 
 
 def test_kept_images_are_decoded_once_and_seen_alike(decodes):
@@ -1227,11 +1221,12 @@ def test_a_missing_file_does_not_stop_the_fingerprint(damaged_folder):
 NAMES = [f"class {index}" for index in range(24)]
 
 
-@pytest.fixture
-def stream(tmp_path):
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
     """`stream(bad={3: b""})`: four parquet files of six images each as a stream; image i is of level i and label i."""
 
-    def make(bad=None, path="{}.png"):
+    def make(bad=None, path="{}.png") -> ImageData:
+        folder = tmp_path_factory.mktemp("stream") / "data"
         encoded = [encode(grey(row))["bytes"] for row in range(24)]
         for row, broken in (bad or {}).items():
             encoded[row] = broken
@@ -1239,11 +1234,12 @@ def stream(tmp_path):
         features = Features({"image": Image(decode=False), "label": ClassLabel(names=NAMES)})
         data = Dataset.from_dict({"image": images, "label": list(range(24))}, features=features)
         for shard in range(4):
-            data.select(range(6 * shard, 6 * shard + 6)).to_parquet(tmp_path / "data" / f"train-{shard}-of-4.parquet")
-        data.select([0, 2]).to_parquet(tmp_path / "data" / "test-0-of-1.parquet")
-        return load_image_data(str(tmp_path / "data"), streaming=True)
+            data.select(range(6 * shard, 6 * shard + 6)).to_parquet(folder / f"train-{shard}-of-4.parquet")
+        data.select([0, 2]).to_parquet(folder / "test-0-of-1.parquet")
+        return load_image_data(str(folder), streaming=True)
 
-    return make
+    good = functools.cache(make)  # without bad images it is the same for every test
+    return lambda *args, **kwargs: make(*args, **kwargs) if args or kwargs else good()
 
 
 def some(dataset: StreamingViewDataset, batches: int, num_workers: int = 0) -> list[dict]:
@@ -1278,7 +1274,7 @@ def test_a_stream_of_the_same_seed_is_the_same(stream):
     assert [view[1] for view in other.values()] != [view[1] for view in first.values()]
 
 
-@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (4, 1), (3, 0)])
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 1), (3, 0)])
 def test_processes_and_workers_share_a_stream(stream, num_processes, num_workers):
     data = stream().train
     shares = []
@@ -1309,21 +1305,14 @@ def test_bad_images_of_a_stream_are_left_out_and_named(stream, warnings):
     assert any("the file is empty" in message for message in warnings())
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        b"text",
-        b"",
-    ],
-    ids=["of another size", "of the same size"],
-)
-def test_bad_images_of_a_stream_count_even_without_a_file(stream, other):
-    data = stream(bad={3: b"", 8: other}, path="").train
-    data = data.map(lambda row: {"label": 1}, features=data.features)
-    (batch,) = some(StreamingViewDataset(data, SETTINGS, 22, repeats=1), 1)
-    bad_images = BadImages(None)
-    bad_images.note(batch["bad_images"])
-    assert len(bad_images.seen) == 2
+def test_bad_images_of_a_stream_count_even_without_a_file(stream):
+    for other in (b"text", b""):  # of another size than the first, and of the same
+        data = stream(bad={3: b"", 8: other}, path="").train
+        data = data.map(lambda row: {"label": 1}, features=data.features)
+        (batch,) = some(StreamingViewDataset(data, SETTINGS, 22, repeats=1), 1)
+        bad_images = BadImages(None)
+        bad_images.note(batch["bad_images"])
+        assert len(bad_images.seen) == 2, other
 
 
 def test_a_stream_of_bad_images_is_refused(stream):
@@ -1339,12 +1328,12 @@ def test_a_stream_is_judged_after_a_thousand_images():
     bad_images.note([str(number) for number in range(19)])  # with the one more, 20 of 2020
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_views_of_a_stream_are_mixed_in_pairs(stream, batch_size):
+def test_views_of_a_stream_are_mixed_in_pairs(stream):
     data = stream().train
-    with pytest.raises(InputError, match=f"per_device_train_batch_size is {batch_size}, which is odd"):
-        StreamingViewDataset(data, SETTINGS, batch_size)
-    assert some(StreamingViewDataset(data, PLAIN, batch_size), 1)[0]["labels"].shape == (batch_size,)
+    for batch_size in (1, 7):
+        with pytest.raises(InputError, match=f"per_device_train_batch_size is {batch_size}, which is odd"):
+            StreamingViewDataset(data, SETTINGS, batch_size)
+        assert some(StreamingViewDataset(data, PLAIN, batch_size), 1)[0]["labels"].shape == (batch_size,)
 
 
 def test_what_cannot_be_streamed(tmp_path):
@@ -1452,21 +1441,18 @@ def test_the_same_data_has_the_same_fingerprint(tmp_path):
     assert data.fingerprint() == image_data().fingerprint()  # a file or its bytes
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"images": (0, 1, 2, 4)},
-        {"images": (0, 2, 1, 3)},
-        {"labels": (0, 1, 1, 1)},
-        {"names": ("a", "c")},
-        {"names": ("a", "b", "c")},
-        {"labels": (0, 1, 0), "images": (0, 1, 2)},
-        {"held_out": 3},
-    ],
-    ids=["pixels", "order", "label", "class name", "classes", "length", "held out"],
-)
-def test_other_data_has_another_fingerprint(change):
-    assert image_data(**change).fingerprint() != image_data().fingerprint()
+def test_other_data_has_another_fingerprint():
+    same = image_data().fingerprint()
+    for what, change in {
+        "pixels": {"images": (0, 1, 2, 4)},
+        "order": {"images": (0, 2, 1, 3)},
+        "label": {"labels": (0, 1, 1, 1)},
+        "class name": {"names": ("a", "c")},
+        "classes": {"names": ("a", "b", "c")},
+        "length": {"labels": (0, 1, 0), "images": (0, 1, 2)},
+        "held out": {"held_out": 3},
+    }.items():
+        assert image_data(**change).fingerprint() != same, what
 
 
 def test_one_changed_pixel_changes_the_fingerprint():

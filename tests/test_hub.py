@@ -48,10 +48,10 @@ def test_the_fifth_failure_is_the_last(waits):
     assert len(waits) == 4
 
 
-@pytest.mark.parametrize("status", (400, 401, 403, 404, 412))
-def test_what_the_hub_refuses_is_not_tried_again(waits, status):
-    with pytest.raises(InputError, match=f"status {status}"):
-        with_retries(failing(http_error(status)), "push")
+def test_what_the_hub_refuses_is_not_tried_again(waits):
+    for status in (400, 401, 403, 404, 412):
+        with pytest.raises(InputError, match=f"status {status}"):
+            with_retries(failing(http_error(status)), "push")
     assert waits == []
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_teacher import DIGITS, SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -40,6 +42,8 @@ from modeling_deit_distill.teacher import Teacher, load_teacher, weights_checksu
 from modeling_deit_distill.teacher_store import TeacherStore, decode_top_k, is_store
 from modeling_deit_distill.views import AugmentationSettings, ViewSampler
 
+# The examples of a property share its fixtures; each makes anew what it changes.
+FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUM_IMAGES = 28  # three batches of 8 are an epoch, four images are left out
 
 
@@ -118,14 +122,20 @@ def run_of(tmp_path, teachers, digits):
     """`run_of(*arguments)`; `teacher=None` names none."""
 
     def make(*arguments: str, teacher: str | None = "mine", data: ImageData = digits) -> Run:
-        base = {"dataset_name": "digits", "image_size": 16, "per_device_train_batch_size": 8, "use_cpu": "true"}
+        base = {
+            "dataset_name": "digits",
+            "image_size": 16,
+            "per_device_train_batch_size": 8,
+            "use_cpu": "true",
+            "bf16": "false",
+        }
         base |= {"output_dir": tmp_path / "out", "teacher_store": tmp_path / "answers", "report_to": "none"}
         if teacher:
             base["teacher_name_or_path"] = teachers[teacher]
         words = [word for key, value in base.items() for word in (f"--{key}", str(value))]
         model_args, data_args, args = parse_arguments([*words, *arguments])
-        settings = AugmentationSettings.from_arguments(args, model_args.image_size)
-        views = ViewDataset(data.train, settings, args.seed if args.data_seed is None else args.data_seed)
+        augmentation = AugmentationSettings.from_arguments(args, model_args.image_size)
+        views = ViewDataset(data.train, augmentation, args.seed if args.data_seed is None else args.data_seed)
         return Run(model_args, data_args, args, data, views)
 
     return make
@@ -168,37 +178,59 @@ def forget(store: TeacherStore, positions: list[int], epoch: int = 0):
 # ---- how a teacher is trained ----
 
 
-@pytest.mark.parametrize(("teacher", "expected"), [(None, 24), ("mine", 16)])
-def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of, teacher, expected):
-    new = ["--teacher_config_name", "resnet"] if teacher is None else []
-    run = run_of("--train_teacher", "true", "--teacher_image_size", "24", *new, teacher=teacher)
-    assert teacher_schedule(run.model_args, run.views)["image_size"] == expected
+def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
+    words = ["--train_teacher", "true", "--teacher_image_size", "24"]
+    new = run_of(*words, "--teacher_config_name", "resnet", teacher=None)
+    assert teacher_schedule(new.model_args, new.views)["image_size"] == 24
+    fine_tuned = run_of(*words, teacher="mine")
+    assert teacher_schedule(fine_tuned.model_args, fine_tuned.views)["image_size"] == 16
 
 
 # ---- which views a run needs ----
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--num_train_epochs", "2"], {0: 24, 1: 24}),
-        (["--num_train_epochs", "1"], {0: 24}),
-        (["--num_train_epochs", "0.1"], {0: 8}),  # 0.3 steps are one
-        (["--num_train_epochs", "0.5"], {0: 16}),
-        (["--num_train_epochs", "1.5"], {0: 24, 1: 16}),
-        (["--num_train_epochs", "5", "--max_steps", "1"], {0: 8}),
-        (["--max_steps", "3"], {0: 24}),
-        (["--max_steps", "7"], {0: 24, 1: 24, 2: 8}),
-        (["--num_train_epochs", "2", "--per_device_train_batch_size", "4"], {0: 28, 1: 28}),
-        (["--num_train_epochs", "2", "--gradient_accumulation_steps", "2"], {0: 16, 1: 16}),
-        (["--max_steps", "3", "--gradient_accumulation_steps", "2"], {0: 16, 1: 16, 2: 16}),
-        (["--num_train_epochs", "2", "--per_device_train_batch_size", "40"], {0: 40, 1: 40}),  # fewer images than that
-        (["--num_train_epochs", "1.5", "--per_device_train_batch_size", "40"], {0: 40, 1: 40}),
-    ],
-)
-def test_planned_views_by_hand(run_of, arguments, expected):
-    run = run_of(*arguments)
-    assert planned_views(run.args, run.views) == expected
+PLANNED = [
+    (["--num_train_epochs", "2"], {0: 24, 1: 24}),
+    (["--num_train_epochs", "1"], {0: 24}),
+    (["--num_train_epochs", "0.1"], {0: 8}),  # 0.3 steps are one
+    (["--num_train_epochs", "0.5"], {0: 16}),
+    (["--num_train_epochs", "1.5"], {0: 24, 1: 16}),
+    (["--num_train_epochs", "5", "--max_steps", "1"], {0: 8}),
+    (["--max_steps", "3"], {0: 24}),
+    (["--max_steps", "7"], {0: 24, 1: 24, 2: 8}),
+    (["--num_train_epochs", "2", "--per_device_train_batch_size", "4"], {0: 28, 1: 28}),
+    (["--num_train_epochs", "2", "--gradient_accumulation_steps", "2"], {0: 16, 1: 16}),
+    (["--max_steps", "3", "--gradient_accumulation_steps", "2"], {0: 16, 1: 16, 2: 16}),
+    (["--num_train_epochs", "2", "--per_device_train_batch_size", "40"], {0: 40, 1: 40}),  # fewer images than that
+    (["--num_train_epochs", "1.5", "--per_device_train_batch_size", "40"], {0: 40, 1: 40}),
+]
+
+
+def test_planned_views_by_hand(run_of):
+    for arguments, expected in PLANNED:
+        run = run_of(*arguments)
+        assert planned_views(run.args, run.views) == expected, arguments
+
+
+@FEW
+@given(steps=st.integers(1, 20), batch=st.sampled_from([2, 4, 8, 14, 28, 40]), accumulation=st.integers(1, 4))
+def test_planned_views_are_whole_steps_of_whole_epochs_but_for_the_last(run_of, steps, batch, accumulation):
+    words = [
+        "--max_steps",
+        steps,
+        "--per_device_train_batch_size",
+        batch,
+        "--gradient_accumulation_steps",
+        accumulation,
+    ]
+    run = run_of(*map(str, words))
+    planned = list(planned_views(run.args, run.views).items())
+    of_a_step = batch * accumulation
+    of_an_epoch = max(NUM_IMAGES // of_a_step, 1) * of_a_step
+    assert [epoch for epoch, _ in planned] == list(range(len(planned)))
+    assert sum(views for _, views in planned) == steps * of_a_step
+    assert all(views == of_an_epoch for _, views in planned[:-1])
+    assert 0 < planned[-1][1] <= of_an_epoch
 
 
 def test_planned_views_are_those_that_the_trainer_asks_for(run_of, tmp_path):
@@ -218,15 +250,16 @@ def test_planned_views_are_those_that_the_trainer_asks_for(run_of, tmp_path):
 # ---- fill ----
 
 
-@pytest.mark.parametrize("epoch", [0, 3])
-def test_filled_entries_are_what_the_teacher_says(run_of, epoch):
+def test_filled_entries_are_what_the_teacher_says(run_of):
     run = run_of()
     teacher, store = run.prepare()
-    assert run.fill(store, teacher, [epoch]) == [(epoch, 8)] * 3
-    assert store.epochs() == [epoch] and store.count(epoch) == store.count(epoch, 24) == 24
-    said = asked_directly(run, teacher, epoch).argmax(1)
-    assert len(said.unique()) > 3  # else nothing is tested
-    assert (content(store, epoch)[:24] == said.numpy() + 1).all()
+    for epochs in ([0], [0, 3]):
+        epoch = epochs[-1]
+        assert run.fill(store, teacher, [epoch]) == [(epoch, 8)] * 3
+        assert store.epochs() == epochs and store.count(epoch) == store.count(epoch, 24) == 24
+        said = asked_directly(run, teacher, epoch).argmax(1)
+        assert len(said.unique()) > 3  # else nothing is tested
+        assert (content(store, epoch)[:24] == said.numpy() + 1).all()
 
 
 def test_soft_entries_are_what_the_teacher_says(run_of):
@@ -270,14 +303,14 @@ def test_a_deleted_epoch_is_asked_again_and_no_other(filled):
     assert all((content(store, epoch) == before[epoch]).all() for epoch in range(3))
 
 
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(2, 0), (6, 0), (24, 0), (100, 0), (6, 2)])
-def test_decisions_depend_neither_on_the_batch_nor_on_workers(filled, batch_size, num_workers):
+def test_decisions_depend_neither_on_the_batch_nor_on_workers(filled):
     run, teacher, store = filled
     expected = content(store)
-    store.path(0).unlink()
-    store = TeacherStore(store.directory)
-    run.fill(store, teacher, batch_size=batch_size, num_workers=num_workers)
-    assert (content(store) == expected).all()
+    for batch_size, num_workers in ((2, 0), (6, 0), (24, 0), (100, 0), (6, 2)):
+        store.path(0).unlink()
+        store = TeacherStore(store.directory)
+        run.fill(store, teacher, batch_size=batch_size, num_workers=num_workers)
+        assert (content(store) == expected).all(), (batch_size, num_workers)
 
 
 def test_shares_are_disjoint_and_together_complete(filled):
@@ -293,31 +326,23 @@ def test_shares_are_disjoint_and_together_complete(filled):
     assert (content(store) == expected).all()
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_shares_stay_disjoint_whoever_is_ahead(filled, num_processes):
-    run, teacher, whole = filled
+@settings(FEW, max_examples=7)
+@given(st.integers(1, 4).flatmap(lambda number: st.tuples(st.just(number), st.lists(st.integers(0, number - 1)))))
+def test_shares_stay_disjoint_whoever_is_ahead(filled, case):
+    (num_processes, turns), (run, teacher, whole) = case, filled
+    run.fill(whole, teacher, [0])
     expected = content(whole)
-    whole.path(0).unlink()
+    for epoch in TeacherStore(whole.directory).epochs():
+        whole.path(epoch).unlink()
     asked = count_asked(teacher)
-    shares = [
-        fill(
-            TeacherStore(whole.directory),
-            teacher,
-            run.views,
-            run.sampler,
-            [0, 1],
-            batch_size=2,
-            rank=rank,
-            num_processes=num_processes,
-        )
-        for rank in range(num_processes)
-    ]
-    yielded = []
-    for steps in (3, 1, 100):  # the first writes, the next begins when some are known, and so on in turns
-        for share in shares:
-            yielded += [step for _, step in zip(range(steps), share, strict=False)]
+    shares = []
+    for rank in range(num_processes):
+        store, share = TeacherStore(whole.directory), {"rank": rank, "num_processes": num_processes}
+        shares.append(fill(store, teacher, run.views, run.sampler, [0, 1], batch_size=2, **share))
+    steps = [next(shares[rank], None) for rank in turns]
+    steps += [step for share in shares for step in share]
     assert asked == [2] * 24  # nothing twice
-    assert sorted(yielded) == [(0, 2)] * 12 + [(1, 2)] * 12
+    assert sorted(filter(None, steps)) == [(0, 2)] * 12 + [(1, 2)] * 12
     store = TeacherStore(whole.directory)
     assert (content(store) == expected).all() and store.holds({0: 24, 1: 24})
 
@@ -440,70 +465,70 @@ def test_a_folder_of_other_things_is_left_alone(run_of):
     assert [path.name for path in Path(run.args.teacher_store).iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        (["--data_seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
-        (["--seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
-        (["--image_size", "32"], "image_size"),
-        (["--random_crop_scale", "0.5", "1.0"], "crop_scale"),
-        (["--horizontal_flip_prob", "0"], "flip_prob"),
-        (["--rand_augment_magnitude", "5"], "rand_augment_magnitude"),
-        (["--random_erasing_prob", "0.5"], "erasing_prob"),
-        (["--mixup_alpha", "0.4"], "mixup_alpha"),
-        (["--cutmix_alpha", "0"], "cutmix_alpha"),
-        (["--repeated_augmentation", "2"], "repeated_augmentation"),
-        (["--distillation_type", "soft"], "distillation_type"),
-        (["--per_device_train_batch_size", "40"], "num_views"),
-        (["--teacher_precision", "bf16"], "teacher_precision"),
-        (["--teacher_image_size", "24"], "teacher_image_size"),
-    ],
-)
+OTHER_RUNS = [
+    (["--data_seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
+    (["--seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
+    (["--image_size", "32"], "image_size"),
+    (["--random_crop_scale", "0.5", "1.0"], "crop_scale"),
+    (["--horizontal_flip_prob", "0"], "flip_prob"),
+    (["--rand_augment_magnitude", "5"], "rand_augment_magnitude"),
+    (["--random_erasing_prob", "0.5"], "erasing_prob"),
+    (["--mixup_alpha", "0.4"], "mixup_alpha"),
+    (["--cutmix_alpha", "0"], "cutmix_alpha"),
+    (["--repeated_augmentation", "2"], "repeated_augmentation"),
+    (["--distillation_type", "soft"], "distillation_type"),
+    (["--per_device_train_batch_size", "40"], "num_views"),
+    (["--teacher_precision", "bf16"], "teacher_precision"),
+    (["--teacher_image_size", "24"], "teacher_image_size"),
+]
+
+
 @pytest.mark.parametrize("teacher", ["mine", None])
-def test_another_run_is_refused_by_the_field_that_differs(filled, run_of, arguments, field, teacher):
+def test_another_run_is_refused_by_the_field_that_differs(filled, run_of, teacher):
     _, _, store = filled
-    other = run_of(*arguments, teacher=teacher)
     before = {path.name: path.read_bytes() for path in store.directory.iterdir()}
-    if teacher is None and "--teacher" in arguments[0]:
-        assert other.find().fingerprint == store.fingerprint  # nobody will be asked
-        return
-    with pytest.raises(InputError, match=rf"holds answers for {field}.*or choose another --teacher_store"):
-        other.find()
-    assert {path.name: path.read_bytes() for path in store.directory.iterdir()} == before
+    for arguments, field in OTHER_RUNS:
+        other = run_of(*arguments, teacher=teacher)
+        if teacher is None and "--teacher" in arguments[0]:
+            assert other.find().fingerprint == store.fingerprint  # nobody will be asked
+            continue
+        with pytest.raises(InputError, match=rf"holds answers for {field}.*or choose another --teacher_store"):
+            other.find()
+        assert {path.name: path.read_bytes() for path in store.directory.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [(["--distillation_temperature", "1"], "temperature 3.0"), (["--teacher_store_top_k", "3"], "k 5, this run has 3")],
-)
-def test_another_soft_run_is_refused(run_of, arguments, field):
+def test_another_soft_run_is_refused(run_of):
     soft = ["--distillation_type", "soft"]
     run_of(*soft, "--teacher_store_top_k", "5").prepare()
-    with pytest.raises(InputError, match=field):
-        run_of(*soft, *arguments).find()
+    for arguments, field in (
+        (["--distillation_temperature", "1"], "temperature 3.0"),
+        (["--teacher_store_top_k", "3"], "k 5, this run has 3"),
+    ):
+        with pytest.raises(InputError, match=field):
+            run_of(*soft, *arguments).find()
     assert run_of(*soft).find().fingerprint["k"] == 5
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--per_device_train_batch_size", "4"],
-        ["--gradient_accumulation_steps", "2"],
-        ["--num_train_epochs", "30"],
-        ["--max_steps", "1"],
-        ["--seed", "5", "--data_seed", "42"],
-        ["--learning_rate", "1"],
-        ["--distillation_alpha", "0.9"],
-        ["--distillation_temperature", "1"],  # of decisions
-        ["--teacher_image_size", "16", "--teacher_precision", "fp32"],
-        ["--hidden_size", "48"],
-    ],
-)
-def test_what_no_answer_depends_on_may_differ(filled, run_of, arguments):
+SAME_ANSWERS = [
+    ["--per_device_train_batch_size", "4"],
+    ["--gradient_accumulation_steps", "2"],
+    ["--num_train_epochs", "30"],
+    ["--max_steps", "1"],
+    ["--seed", "5", "--data_seed", "42"],
+    ["--learning_rate", "1"],
+    ["--distillation_alpha", "0.9"],
+    ["--distillation_temperature", "1"],  # of decisions
+    ["--teacher_image_size", "16", "--teacher_precision", "fp32"],
+    ["--hidden_size", "48"],
+]
+
+
+def test_what_no_answer_depends_on_may_differ(filled, run_of):
     _, _, store = filled
-    other = run_of(*arguments)
-    assert other.find().fingerprint == store.fingerprint
-    assert other.prepare()[1].directory == store.directory
+    for arguments in SAME_ANSWERS:
+        other = run_of(*arguments)
+        assert other.find().fingerprint == store.fingerprint, arguments
+        assert other.prepare()[1].directory == store.directory, arguments
 
 
 def test_other_data_are_refused(filled, run_of, digits):

@@ -1,7 +1,6 @@
 """Accuracies against counts made by hand."""
 
 import numpy as np
-import pytest
 import torch
 
 from modeling_deit_distill.metrics import accuracies, predicted_labels
@@ -33,10 +32,10 @@ def test_a_student_with_one_head():
     }
 
 
-@pytest.mark.parametrize(("classes", "has_top5"), [(2, False), (5, False), (6, True)])
-def test_top5_is_reported_above_five_classes(classes, has_top5):
-    logits = torch.randn(3, classes)
-    assert ("top5" in predicted_labels(logits, logits)) == has_top5
+def test_top5_is_reported_above_five_classes():
+    for classes, has_top5 in ((2, False), (5, False), (6, True)):
+        logits = torch.randn(3, classes)
+        assert ("top5" in predicted_labels(logits, logits)) == has_top5
 
 
 def test_top5_by_hand():

@@ -101,20 +101,17 @@ def test_the_same_images_give_the_same_answers_alone_and_in_a_batch(build):
         torch.testing.assert_close(many[:1], one, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("asked_by", ["argument", "configuration"])
-def test_a_tuple_holds_what_the_output_holds_with_attentions_last(build, asked_by):
-    model = build()
+def test_a_tuple_holds_what_the_output_holds_with_attentions_last(build):
     asked = {"output_hidden_states": True, "output_attentions": True}
-    if asked_by == "configuration":
-        model, asked = build(**asked), {}
-    output = model(images(), **asked)
-    model.config.return_dict = False
-    parts = model(images(), **asked)
-    assert type(parts) is tuple and len(parts) == len(output)
-    for ours, theirs in zip(flat(parts), flat(output.to_tuple()), strict=True):
-        assert torch.equal(ours, theirs)
-    assert [state.shape[-1] for state in parts[-2]] == [32] * 3
-    assert [weights.shape[1] for weights in parts[-1]] == [4] * 2
+    for model, arguments in ((build(), asked), (build(**asked), {})):  # asked for by argument and by configuration
+        output = model(images(), **arguments)
+        model.config.return_dict = False
+        parts = model(images(), **arguments)
+        assert type(parts) is tuple and len(parts) == len(output)
+        for ours, theirs in zip(flat(parts), flat(output.to_tuple()), strict=True):
+            assert torch.equal(ours, theirs)
+        assert [state.shape[-1] for state in parts[-2]] == [32] * 3
+        assert [weights.shape[1] for weights in parts[-1]] == [4] * 2
 
 
 def test_hidden_states_and_attentions_can_retain_their_gradients(build):
@@ -217,35 +214,33 @@ def test_a_file_without_any_of_the_weights_is_reported_whole(checkpoint):
 # --- files, types, devices ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["safetensors", "shards", "pickle"])
-def test_weights_survive_each_form_of_file(build, tmp_path, form):
+def test_weights_survive_each_form_of_file(build, tmp_path):
     model = build()
-    model.save_pretrained(tmp_path, max_shard_size="10KB" if form == "shards" else "1GB")
-    files = sorted(tmp_path.glob("*.safetensors"))
-    assert (len(files) > 1) == (form == "shards")
-    if form == "pickle":  # no longer written, still read
-        files[0].unlink()
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    loaded, info = type(model).from_pretrained(
-        tmp_path, use_safetensors=form != "pickle", image_size=32, output_loading_info=True
-    )
-    assert not any(info.values())
-    assert same_weights(loaded, model)
-    assert all(parameter.is_contiguous() for parameter in loaded.parameters())
+    for form in ("safetensors", "shards", "pickle"):
+        folder = tmp_path / form
+        model.save_pretrained(folder, max_shard_size="10KB" if form == "shards" else "1GB")
+        files = sorted(folder.glob("*.safetensors"))
+        assert (len(files) > 1) == (form == "shards")
+        if form == "pickle":  # no longer written, still read
+            files[0].unlink()
+            torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        loaded, info = type(model).from_pretrained(
+            folder, use_safetensors=form != "pickle", image_size=32, output_loading_info=True
+        )
+        assert not any(info.values()), form
+        assert same_weights(loaded, model), form
+        assert all(parameter.is_contiguous() for parameter in loaded.parameters()), form
 
 
 @pytest.mark.filterwarnings("ignore:`torch_dtype`:FutureWarning")
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])  # the latter is its former name, still taken
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [("float16", torch.float16), (torch.bfloat16, torch.bfloat16), ("auto", torch.float32), ("float32", torch.float32)],
-    ids=str,
-)
-def test_the_dtype_has_two_names(checkpoint, name, value, expected):
+def test_the_dtype_has_two_names(checkpoint):
     model, folder = checkpoint
-    loaded = type(model).from_pretrained(folder, **{name: value})
-    assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
-    assert loaded.config.dtype == expected
+    half, single = torch.float16, torch.float32
+    for value, expected in [("float16", half), (torch.bfloat16, torch.bfloat16), ("auto", single), ("float32", single)]:
+        for name in ("dtype", "torch_dtype"):  # the latter is its former name, still taken
+            loaded = type(model).from_pretrained(folder, **{name: value})
+            assert {parameter.dtype for parameter in loaded.parameters()} == {expected}, (name, value)
+            assert loaded.config.dtype == expected, (name, value)
 
 
 def test_part_of_a_model_may_stay_on_disk(checkpoint, tmp_path):
@@ -331,14 +326,12 @@ def test_attention_is_set_on_the_whole_model_and_unknown_kinds_are_refused(build
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float16, 10), (torch.bfloat16, 7)], ids=str)
-@pytest.mark.parametrize("weights", [False, True], ids=["", "output_attentions"])
-def test_sdpa_equals_eager_in_half_precision(build, dtype, bits, weights):
-    answers = [
-        build(attn_implementation=kind).to(dtype)(images().to(dtype), output_attentions=weights)[0].float()
-        for kind in ("sdpa", "eager")
-    ]
-    # Some ten roundings on values around 1.
-    torch.testing.assert_close(*answers, rtol=0, atol=10 * 2.0**-bits)
+def test_sdpa_equals_eager_in_half_precision(build, dtype, bits):
+    models = [build(attn_implementation=kind).to(dtype) for kind in ("sdpa", "eager")]
+    for weights in (False, True):
+        answers = [model(images().to(dtype), output_attentions=weights)[0].float() for model in models]
+        # Some ten roundings on values around 1.
+        torch.testing.assert_close(*answers, rtol=0, atol=10 * 2.0**-bits)
 
 
 # --- labels of every kind -------------------------------------------------------------------------------------------
@@ -353,23 +346,20 @@ def by_hand(problem_type, logits, labels):
 
 
 @pytest.mark.parametrize("token", [True, False])
-@pytest.mark.parametrize(
-    ("problem_type", "num_labels", "labels"),
-    [
+def test_the_problem_type_decides_what_labels_mean(tiny_model, token):
+    for problem_type, num_labels, labels in [
         ("multi_label_classification", 2, torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])),
         ("single_label_classification", 2, torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.5, 0.5]])),
         (None, 2, torch.tensor([[1.0, 0.0], [0.25, 0.75], [0.5, 0.5]])),
         ("regression", 1, torch.tensor([3.0, -1.0, 0.5])),
         ("regression", 2, torch.tensor([[3.0, 1.0], [-1.0, 0.0], [0.5, 2.0]])),
-    ],
-)
-def test_the_problem_type_decides_what_labels_mean(tiny_model, token, problem_type, num_labels, labels):
-    model = tiny_model(problem_type=problem_type, num_labels=num_labels, use_distillation_token=token)
-    output = model(images(), labels=labels)
-    torch.testing.assert_close(output.loss, by_hand(problem_type, output.logits, labels))
-    assert model.config.problem_type == problem_type
-    output.loss.backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in model.cls_classifier.parameters())
+    ]:
+        model = tiny_model(problem_type=problem_type, num_labels=num_labels, use_distillation_token=token)
+        output = model(images(), labels=labels)
+        torch.testing.assert_close(output.loss, by_hand(problem_type, output.logits, labels))
+        assert model.config.problem_type == problem_type
+        output.loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in model.cls_classifier.parameters()), problem_type
 
 
 def test_one_class_is_a_regression(tiny_model):

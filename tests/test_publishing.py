@@ -1,14 +1,17 @@
 """Runs pushed to a Hub on the loopback by the real client: whole commits, no token, faults passing and lasting."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import PIL.Image
 import pytest
 import torch
 from hub_server import HubServer, skip_waits, use_hub
@@ -28,6 +31,8 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
     hub,
+    publishing,
+    publishing_trainer,
 )
 from modeling_deit_distill.data import (
     EvaluationDataset,
@@ -75,6 +80,34 @@ RECIPE = {
 }
 
 
+# Of each strategy one run, which several tests look at.
+STRATEGIES = {
+    "end": {},
+    "every_save": {"push_native": "true"},
+    "checkpoint": {"save_total_limit": 10},
+    "all_checkpoints": {
+        "push_native": "true",
+        "load_best_model_at_end": "true",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    },
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures():
+    """Pictures of one colour: drawing them takes longer than a run here."""
+
+    def draw(*arguments):
+        PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(train_deit, "draw_predictions", draw)
+        for module in (publishing, publishing_trainer):
+            monkeypatch.setattr(module, "plot_training_curves", draw)
+        yield
+
+
 @pytest.fixture(scope="module")
 def photos(save_photos):
     """Eight noisy pictures of each of two colours, wider than high."""
@@ -109,18 +142,64 @@ def waits(monkeypatch):
     return waited
 
 
-@pytest.fixture
-def train(photos, teacher, tmp_path):
-    """`train(**changes)`: run the script, the command line in the log included; the run's folder."""
+@pytest.fixture(scope="module")
+def train_into(photos, teacher):
+    """`train_into(folder, **changes)`: run the script, the command line in the log included."""
 
-    def run(**changes) -> Path:
-        folder = tmp_path / "colours"
+    def run(folder: Path, **changes):
         given = {"train_dir": photos, "teacher_name_or_path": teacher, "output_dir": folder}
         words = {**RECIPE, **given, "hub_model_id": "me/colours", **changes}
+        words = {key: value for key, value in words.items() if value is not None}
         train_deit.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
-        return folder
 
     return run
+
+
+@pytest.fixture
+def train(train_into, tmp_path):
+    """`train(**changes)`: run the script; the run's folder."""
+
+    def run(**changes) -> Path:
+        train_into(tmp_path / "colours", **changes)
+        return tmp_path / "colours"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def without_push(train_into, tmp_path_factory):
+    """The folder of a finished run that was not pushed; to be copied."""
+    folder = tmp_path_factory.mktemp("without_push") / "colours"
+    train_into(folder, push_to_hub="false", hub_model_id=None)
+    return folder
+
+
+@pytest.fixture
+def train_again(without_push, train, tmp_path):
+    """`train_again(**changes)`: the script on a finished run, which it does not train again; the run's folder."""
+    shutil.copytree(without_push, tmp_path / "colours")
+    return train
+
+
+@pytest.fixture(scope="module")
+def pushed(train_into, tmp_path_factory):
+    """`pushed(strategy)`: the Hub and the folder after a run with this `hub_strategy`, which no test changes."""
+    runs = {}
+    with contextlib.ExitStack() as servers:
+
+        def get(strategy: str) -> tuple[HubServer, Path]:
+            if strategy not in runs:
+                folder = tmp_path_factory.mktemp(strategy)
+                server = servers.enter_context(HubServer(token=TOKEN))
+                with pytest.MonkeyPatch.context() as monkeypatch:
+                    use_hub(monkeypatch, server, folder / "home")
+                    monkeypatch.setenv("HF_TOKEN", "hf_not_the_one")
+                    always = {"hub_strategy": strategy, "hub_always_push": "true"}
+                    train_into(folder / "colours", **always, **STRATEGIES[strategy])
+                runs[strategy] = server, folder / "colours"
+            return runs[strategy]
+
+        yield get
 
 
 def weights(files):
@@ -138,8 +217,8 @@ def messages(server, revision="main"):
 # --- what is pushed ---------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_pushed_whole(server, train):
-    folder = train(hub_strategy="end")
+def test_a_finished_run_is_pushed_whole(pushed):
+    server, folder = pushed("end")
     files = server.files("models", "me/colours")
     assert files.keys() > CODE
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "run.json"}
@@ -165,8 +244,8 @@ def test_a_finished_run_is_pushed_whole(server, train):
         ("all_checkpoints", {"checkpoint-2", "checkpoint-4"}),
     ],
 )
-def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(server, train, strategy, folders):
-    train(hub_strategy=strategy, hub_always_push="true")
+def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(pushed, strategy, folders):
+    server, _ = pushed(strategy)
     files = server.files("models", "me/colours")
     assert {name.split("/")[0] for name in files if "/" in name} == folders
     for kept in folders:
@@ -179,8 +258,8 @@ def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(server, trai
         assert CODE | {"README.md", "config.json", "preprocessor_config.json", "run.json"} <= commit.files.keys()
 
 
-def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(server, train):
-    folder = train(hub_always_push="true", hub_strategy="checkpoint", save_total_limit=10)
+def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(pushed):
+    server, folder = pushed("checkpoint")
     commits = {commit.message: commit.files for commit in server.commits("models", "me/colours")}
     for step in (2, 4):
         files = commits[f"Training in progress, step {step}"]
@@ -192,8 +271,8 @@ def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(server, train):
     assert not same(weights(early), weights(late))
 
 
-def test_the_token_is_in_no_file(server, train):
-    folder = train(hub_strategy="all_checkpoints", hub_always_push="true", push_native="true")
+def test_the_token_is_in_no_file(pushed):
+    server, folder = pushed("all_checkpoints")
     local = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert any(path.name == "training_args.bin" for path in local)  # Trainer's own, which keeps all but the token
     assert not [path for path, content in local.items() if TOKEN.encode() in content]
@@ -205,38 +284,40 @@ def test_the_token_is_in_no_file(server, train):
     assert TOKEN not in json.loads((folder / "run.json").read_text())["command"]
 
 
-def test_nothing_published_names_a_folder_of_this_machine(server, train, tmp_path):
-    best = {"load_best_model_at_end": "true", "eval_strategy": "steps", "eval_steps": 2}
-    train(hub_strategy="all_checkpoints", hub_always_push="true", **best)
+def test_nothing_published_names_a_folder_of_this_machine(pushed, tmp_path_factory):
+    server, folder = pushed("all_checkpoints")
+    assert json.loads((folder / "trainer_state.json").read_text())["best_model_checkpoint"]  # which names a folder
     files = server.files("models", "me/colours")
     assert "checkpoint-2/trainer_state.json" in files
     for name, content in files.items():
-        assert str(tmp_path.parent).encode() not in content, name
+        assert str(tmp_path_factory.getbasetemp()).encode() not in content, name
 
 
-def test_a_private_repository_and_a_branch(server, train):
-    train(hub_private_repo="true", hub_revision="trial", hub_strategy="end")
+def test_a_private_repository_and_a_branch(server, train_again):
+    train_again(hub_private_repo="true", hub_revision="trial", hub_strategy="end")
     assert server.repositories["models", "me/colours"].private
     assert "model.safetensors" in server.files("models", "me/colours", "trial")
     assert "model.safetensors" not in server.files("models", "me/colours")
 
 
-def test_the_folder_names_the_repository_unless_told(server, train):
-    train(hub_model_id="colours-of-mine", hub_strategy="end")
+def test_the_folder_names_the_repository_unless_told(server, train_again):
+    train_again(hub_model_id=None)
+    assert "model.safetensors" in server.files("models", "me/colours")
+    train_again(hub_model_id="colours-of-mine")
     assert "model.safetensors" in server.files("models", "me/colours-of-mine")
 
 
 # --- how it is loaded -------------------------------------------------------------------------------------------------
 
 
-def test_the_pushed_model_answers_as_the_evaluation_did(server, train, photos, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    folder = train(hub_strategy="end")
-    pushed = AutoModelForImageClassification.from_pretrained("me/colours", trust_remote_code=True)
+def test_the_pushed_model_answers_as_the_evaluation_did(pushed, photos, monkeypatch, tmp_path):
+    server, folder = pushed("end")
+    use_hub(monkeypatch, server, tmp_path / "home")
+    loaded = AutoModelForImageClassification.from_pretrained("me/colours", trust_remote_code=True)
     rows = load_image_data(train_dir=str(photos), validation_fraction=0.25).validation
     held_out = EvaluationDataset(rows, evaluation_transform(evaluation_processor(16)))
     with torch.no_grad():
-        decided = pushed(torch.stack([sample["pixel_values"] for sample in held_out])).logits.argmax(dim=-1)
+        decided = loaded(torch.stack([sample["pixel_values"] for sample in held_out])).logits.argmax(dim=-1)
     evaluated = json.loads((folder / "predictions.json").read_text())
     assert decided.tolist() == evaluated["fused"]
     assert [sample["labels"] for sample in held_out] == evaluated["labels"]
@@ -247,9 +328,9 @@ def test_the_pushed_model_answers_as_the_evaluation_did(server, train, photos, m
     assert {answer["label"] for answer in answers} == set(COLOURS)
 
 
-def test_a_revision_is_the_model_as_it_was(server, train, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    folder = train(hub_always_push="true", save_total_limit=10)
+def test_a_revision_is_the_model_as_it_was(pushed, monkeypatch, tmp_path):
+    server, folder = pushed("checkpoint")
+    use_hub(monkeypatch, server, tmp_path / "home")
     (early,) = [commit for commit in server.commits("models", "me/colours") if commit.message.endswith("step 2")]
     loaded = AutoModel.from_pretrained("me/colours", revision=early.sha, trust_remote_code=True)
     kept = AutoModel.from_pretrained(folder / "checkpoint-2")
@@ -300,8 +381,8 @@ def test_a_deployer_with_four_packages_and_an_empty_cache_loads_every_form(
 # --- the native export ------------------------------------------------------------------------------------------------
 
 
-def test_the_native_revision_holds_transformers_own_class_and_the_card_leads_with_it(server, train):
-    train(hub_strategy="every_save", hub_always_push="true", push_native="true")
+def test_the_native_revision_holds_transformers_own_class_and_the_card_leads_with_it(pushed):
+    server, _ = pushed("every_save")
     files = server.files("models", "me/colours", "native")
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} < files.keys()
     assert not CODE & files.keys()
@@ -323,45 +404,60 @@ def test_a_fusion_without_a_native_form_is_refused_before_training(server, train
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_repositorys_creation_and_the_commit_are_tried_again(server, train, waits):
+def test_the_repositorys_creation_and_the_commit_are_tried_again(server, train_again, waits):
     server.fail("POST", "/api/repos/create", times=2)
     server.fail("POST", "/commit/", times=3)
-    train(hub_strategy="end")
+    train_again()
     assert "model.safetensors" in server.files("models", "me/colours")
     assert waits[:2] == [1, 2]
 
 
-@pytest.mark.parametrize("unlucky", (1, 5, 9, 13, 17))
-def test_one_request_in_twenty_may_fail(server, train, waits, monkeypatch, unlucky):
-    respond, numbers = server.respond, iter(range(10**6))
+def fail_some(server, monkeypatch, chosen, statuses=(503,)) -> list[str]:
+    """Fail the requests whose numbers `chosen` is true of, with one of these statuses; the paths of all that come."""
+    respond, paths = server.respond, []
 
     def unreliable(request):
-        if next(numbers) % 20 == unlucky:
-            server.fail("*", "", 503)
+        number = len(paths)
+        paths.append(request.path)
+        if chosen(number):
+            server.fail("*", "", statuses[number % len(statuses)])
         return respond(request)
 
     monkeypatch.setattr(server, "respond", unreliable)
+    return paths
+
+
+def test_one_request_in_twenty_may_fail(server, train, waits, monkeypatch):
+    paths = fail_some(server, monkeypatch, lambda number: number % 20 == 5)
     train(hub_strategy="all_checkpoints", hub_always_push="true", push_native="true")
     assert {"checkpoint-2/model.safetensors", "model.safetensors"} < server.files("models", "me/colours").keys()
     assert "model.safetensors" in server.files("models", "me/colours", "native")
-    assert next(numbers) > 20 and waits
+    assert len(paths) > 20 and waits
 
 
-@pytest.mark.parametrize(
-    "path",
-    ("/repos/create", "/validate-yaml", "/preupload/", "/objects/batch", "/lfs/", "/verify", "/commit/", "/branch/"),
-)
-def test_every_kind_of_request_may_fail_once(server, finished, waits, path):
+KINDS = ("/repos/create", "/validate-yaml", "/preupload/", "/objects/batch", "/lfs/", "/verify", "/commit/", "/branch/")
+
+
+def test_any_one_request_may_fail(finished, waits, monkeypatch, tmp_path):
     write_model_card(finished)
-    server.fail("*", path, 503)
-    push_all(stage_run(finished, "End of training"), open_repository("me/colours", TOKEN, revision="trial"))
-    assert "model.safetensors" in server.files("models", "me/colours", "trial")
-    assert waits
+    failed = []
+    while True:
+        with HubServer(token=TOKEN) as server, monkeypatch.context() as patched:
+            use_hub(patched, server, tmp_path / "home")
+            unlucky = len(failed)
+            paths = fail_some(server, patched, unlucky.__eq__, (500, 502, 503, 504))
+            push_all(stage_run(finished, "End of training"), open_repository("me/colours", TOKEN, revision="trial"))
+            assert "model.safetensors" in server.files("models", "me/colours", "trial"), paths
+        if unlucky >= len(paths):  # a push has no more requests
+            break
+        failed.append(paths[unlucky])
+    assert [kind for kind in KINDS if not any(kind in path for path in failed)] == []
+    assert len(waits) == len(failed)
 
 
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, train, waits):
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, train_again, waits):
     server.fail("POST", "/commit/", 503, applied=True)
-    train(hub_strategy="end")
+    train_again()
     assert messages(server).count("End of training") == 1
 
 
@@ -378,10 +474,9 @@ def test_five_failures_end_in_a_clear_error_and_the_same_command_pushes(server, 
     assert not list(folder.glob("_push*"))
 
 
-def test_a_run_finished_without_a_push_can_be_pushed_later(server, train):
-    folder = train(push_to_hub="false", hub_model_id="me/late")
-    assert b'model="me/late"' not in (folder / "README.md").read_bytes()
-    train(hub_model_id="me/late", push_native="true")
+def test_a_run_finished_without_a_push_can_be_pushed_later(server, without_push, train_again):
+    assert b'model="me/late"' not in (without_push / "README.md").read_bytes()
+    train_again(hub_model_id="me/late", push_native="true")
     files = server.files("models", "me/late")
     assert b'model="me/late"' in files["README.md"]
     assert "model.safetensors" in server.files("models", "me/late", "native")
@@ -404,9 +499,10 @@ def test_a_wrong_token_is_found_before_any_training(server, train, tmp_path, mon
 # --- two runs, a library user, several processes ----------------------------------------------------------------------
 
 
-def test_a_second_run_into_the_same_repository_mixes_nothing(server, train):
-    train(hub_strategy="end")
-    folder = train(overwrite_output_dir="true", hub_strategy="every_save", hub_always_push="true", seed=1)
+def test_a_second_run_into_the_same_repository_mixes_nothing(server, train_again):
+    train_again()
+    assert "all_results.json" in server.files("models", "me/colours")
+    folder = train_again(overwrite_output_dir="true", hub_strategy="every_save", hub_always_push="true", seed=1)
     early, late = (
         next(commit for commit in reversed(server.commits("models", "me/colours")) if commit.message == message)
         for message in ("Training in progress, step 2", "End of training")
@@ -417,35 +513,35 @@ def test_a_second_run_into_the_same_repository_mixes_nothing(server, train):
     assert late.files["predictions.json"] == (folder / "predictions.json").read_bytes()
 
 
-def test_a_run_that_is_begun_anew_keeps_nothing_of_the_old_ones_card(train, monkeypatch):
-    folder = train(push_to_hub="false")
+def test_a_run_that_is_begun_anew_keeps_nothing_of_the_old_ones_card(train_again, monkeypatch, tmp_path):
+    folder = tmp_path / "colours"
+    assert (folder / "README.md").exists()
     monkeypatch.setattr(train_deit, "distil", lambda *_: pytest.fail("as if killed here"))
     with pytest.raises(pytest.fail.Exception):
-        train(push_to_hub="false", overwrite_output_dir="true", seed=1)
+        train_again(push_to_hub="false", overwrite_output_dir="true", seed=1)
     assert not {"all_results.json", "predictions.json", "predictions.png", "README.md"} & {
         path.name for path in folder.iterdir()
     }
 
 
 def test_the_card_comes_before_the_mark_that_a_run_is_finished(train, monkeypatch):
-    monkeypatch.setattr(train_deit, "look_inside", lambda *_: pytest.fail("as if killed here"))
-    with pytest.raises(pytest.fail.Exception):
+    with monkeypatch.context() as patched, pytest.raises(pytest.fail.Exception):
+        patched.setattr(train_deit, "look_inside", lambda *_: pytest.fail("as if killed here"))
         train(push_to_hub="false")
-    monkeypatch.undo()
     folder = train(push_to_hub="false", resume_from_checkpoint="true")
     assert {"all_results.json", "README.md", "predictions.png"} < {path.name for path in folder.iterdir()}
 
 
-def test_a_finished_run_pushed_again_still_promises_its_native_branch(server, train):
-    train(hub_strategy="end", push_native="true")
-    train(hub_strategy="end")
+def test_a_finished_run_pushed_again_still_promises_its_native_branch(server, train_again):
+    train_again(push_native="true")
+    train_again()
     assert b'revision="native"' in server.files("models", "me/colours")["README.md"]
-    train(hub_strategy="end", hub_model_id="me/elsewhere")
+    train_again(hub_model_id="me/elsewhere")
     assert b'revision="native"' not in server.files("models", "me/elsewhere")["README.md"]
 
 
-def test_the_card_on_a_branch_loads_that_branch(server, train):
-    train(hub_revision="trial", hub_strategy="end")
+def test_the_card_on_a_branch_loads_that_branch(server, train_again):
+    train_again(hub_revision="trial")
     card = server.files("models", "me/colours", "trial")["README.md"].decode()
     assert 'model="me/colours", revision="trial", trust_remote_code=True' in card
     assert "hf download me/colours --revision trial" in card
@@ -463,6 +559,7 @@ def library_user(server, tiny_model, tmp_path):
             distillation_type="none",
             max_steps=2,
             per_device_train_batch_size=4,
+            bf16=False,
             report_to="none",
             disable_tqdm=True,
             push_to_hub=True,
@@ -484,6 +581,19 @@ def test_a_library_user_gets_a_card_that_names_the_repository(library_user, serv
     files = server.files("models", "me/mine")
     assert files.keys() > CODE and b'model="me/mine"' in files["README.md"]
     assert b"ViTForImageClassification" in server.files("models", "me/mine", "native")["config.json"]
+
+
+def test_pushes_of_training_follow_one_another(library_user, server, monkeypatch):
+    push_checkpoint, threads = publishing_trainer.push_checkpoint, []
+
+    def remember_thread(*arguments):
+        threads.append(threading.current_thread())
+        return push_checkpoint(*arguments)
+
+    monkeypatch.setattr(publishing_trainer, "push_checkpoint", remember_thread)
+    library_user(save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True).train()
+    assert len(threads) == 2
+    assert threads[0] is threads[1]  # which has one push at a time
 
 
 def test_saving_by_hand_pushes_whole_commits_too(library_user, server):

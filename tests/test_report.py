@@ -1,13 +1,15 @@
 """What a run prints."""
 
-import pytest
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table, summary
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
+def test_duration():
+    for seconds, text in (
         (0, "0 s"),
         (42.4, "42 s"),
         (59.6, "1 min 00 s"),
@@ -16,17 +18,23 @@ from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table
         (3599.7, "1 h 00 min"),
         (3725, "1 h 02 min"),
         (90_000, "25 h 00 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
+    ):
+        assert duration(seconds) == text
 
 
-@pytest.mark.parametrize("key", ACCURACY_NAMES)
-def test_the_table_has_a_row_for_what_was_measured_alone(key):
-    lines = results_table({key: 0.98765, "eval_loss": 0.1, "num_parameters": 5}).splitlines()
-    assert len(lines) == 3 and set(lines[0]) == set(lines[2]) == {"-"}
-    assert ACCURACY_NAMES[key] in lines[1] and lines[1].endswith("98.77 %")  # per cent, two digits
+@given(st.floats(0, 10**6))
+def test_a_duration_is_off_by_less_than_its_last_unit(seconds):
+    number_of = {unit: int(number) for number, unit in re.findall(r"(\d+) (h|min|s)", duration(seconds))}
+    told = number_of.get("h", 0) * 3600 + number_of.get("min", 0) * 60 + number_of.get("s", 0)
+    assert abs(told - seconds) <= (60 if "h" in number_of else 0.5)
+    assert number_of.get("s", 0) < 60 and number_of.get("min", 0) < 60
+
+
+def test_the_table_has_a_row_for_what_was_measured_alone():
+    for key, name in ACCURACY_NAMES.items():
+        lines = results_table({key: 0.98765, "eval_loss": 0.1, "num_parameters": 5}).splitlines()
+        assert len(lines) == 3 and set(lines[0]) == set(lines[2]) == {"-"}
+        assert name in lines[1] and lines[1].endswith("98.77 %")  # per cent, two digits
 
 
 def test_the_table_in_full():

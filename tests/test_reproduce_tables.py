@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments, said_arguments
@@ -53,7 +55,7 @@ def finish(output_dir: Path, name: str, truth=(), record=None, tokens=None, **re
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_every_command_parses_and_describes_a_student(name, monkeypatch, tmp_path):
+def test_every_command_parses_and_describes_a_student(name, monkeypatch):
     monkeypatch.chdir(reproduce_tables.ROOT)
     profile = reproduce_tables.PROFILES[name]
     for run in reproduce_tables.plan(profile, f"outputs/tables/{name}"):
@@ -289,30 +291,40 @@ def test_the_pooled_deviation_is_about_each_kinds_own_mean():
     assert tables_report.pooled_deviation([[1], [2]]) is None
 
 
-@pytest.mark.parametrize(
-    ("value", "paper", "expected"),
-    [
-        (2.0, 2.3, "agrees in sign"),
-        (-2.0, 2.3, "disagrees in sign"),
-        (0.51, 2.3, "not decided"),
-        (-2.0, -5.3, "agrees in sign"),
-        (2.0, None, "better"),
-        (-2.0, None, "worse"),
-        (0.51, None, "not decided"),
-        # of none in the paper, by a margin of 0.5151
-        (0.48, 0.0, "agrees: no difference"),
-        (-0.48, 0.2, "agrees: no difference"),
-        (0.49, 0.0, "not decided"),
-        (1.49, 0.2, "not decided"),
-        (1.52, 0.2, "disagrees: a difference"),
-        (-1.52, 0.0, "disagrees: a difference"),
-        (-0.52, 0.2, "disagrees: a difference"),  # of the other sign
-    ],
-)
-def test_verdicts(value, paper, expected):
-    found = tables_report.Difference(value, 0.15, 0.2, freedom=10)  # t of 2.2281, so 0.3342 by seed, 0.3920 by image
-    assert found.margin == pytest.approx(0.5151, abs=1e-4)
-    assert tables_report.verdict(found, paper) == expected
+VERDICTS = [  # a difference, the paper's, and what is said
+    (2.0, 2.3, "agrees in sign"),
+    (-2.0, 2.3, "disagrees in sign"),
+    (0.51, 2.3, "not decided"),
+    (-2.0, -5.3, "agrees in sign"),
+    (2.0, None, "better"),
+    (-2.0, None, "worse"),
+    (0.51, None, "not decided"),
+    # of none in the paper, by a margin of 0.5151
+    (0.48, 0.0, "agrees: no difference"),
+    (-0.48, 0.2, "agrees: no difference"),
+    (0.49, 0.0, "not decided"),
+    (1.49, 0.2, "not decided"),
+    (1.52, 0.2, "disagrees: a difference"),
+    (-1.52, 0.0, "disagrees: a difference"),
+    (-0.52, 0.2, "disagrees: a difference"),  # of the other sign
+]
+
+
+def test_verdicts():
+    for value, paper, expected in VERDICTS:
+        # t of 2.2281, so 0.3342 by seed, 0.3920 by image
+        found = tables_report.Difference(value, 0.15, 0.2, freedom=10)
+        assert found.margin == pytest.approx(0.5151, abs=1e-4)
+        assert tables_report.verdict(found, paper) == expected, (value, paper)
+
+
+@given(st.floats(-5, 5), st.floats(0.25, 5), st.sampled_from([-1, 1]))
+def test_the_other_sign_of_both_gives_the_same_verdict(value, size, sign):
+    verdicts = [
+        tables_report.verdict(tables_report.Difference(factor * value, 0.15, 0.2, freedom=10), factor * sign * size)
+        for factor in (1, -1)
+    ]
+    assert verdicts[0] == verdicts[1]
 
 
 def test_an_error_of_many_images_does_not_make_no_difference_of_an_unknown_one():

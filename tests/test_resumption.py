@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 import torch
 from forked_runs import ROOT, ForkedRuns
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
-from modeling_deit_distill import InputError
+from modeling_deit_distill import InputError, publishing_trainer
+from modeling_deit_distill.precision import multiplies_bf16
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STEPS, NUM_KILLS = 14, 20
@@ -46,8 +48,20 @@ RECIPE = {
     "report_to": "none",
     "use_cpu": "true",
     "disable_tqdm": "true",
+    "bf16": "false",
     "resume_from_checkpoint": "true",
 }
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch):
+    """Pictures of one colour in this process: drawing them takes longer than a short run."""
+
+    def draw(*arguments):
+        PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
+
+    monkeypatch.setattr(train_deit, "draw_predictions", draw)
+    monkeypatch.setattr(publishing_trainer, "plot_training_curves", draw)
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +118,16 @@ def figures(folder, but):
     return {key: value for key, value in results.items() if not key.endswith(("_runtime", "_per_second", *but))}
 
 
-def assert_same_end(folder, whole, but=()):
+def assert_same_end(folder, whole, but=(), steps=STEPS):
     """The same weights and results, and the same state to go on from, bit by bit."""
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    ours, theirs = (found / f"checkpoint-{STEPS}" / "ema.safetensors" for found in (folder, whole))
+    ours, theirs = (found / f"checkpoint-{steps}" / "ema.safetensors" for found in (folder, whole))
     assert ours.read_bytes() == theirs.read_bytes()
     ours, theirs = (figures(found, but) for found in (folder, whole))
     assert ours.pop("train_loss") == pytest.approx(theirs.pop("train_loss"), rel=1e-5)  # a sum, added up in other parts
     assert ours == theirs
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        ours, theirs = (found / f"checkpoint-{STEPS}" / name for found in (folder, whole))
+        ours, theirs = (found / f"checkpoint-{steps}" / name for found in (folder, whole))
         if name == "rng_state.pth":
             assert ours.read_bytes() == theirs.read_bytes()
         else:
@@ -148,6 +162,18 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(forked, w
         assert_same_end(folder, whole[0])
         assert not list(folder.glob("_saving-*")) and not list(folder.glob("_removing-*"))
         assert len(list(folder.glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not multiplies_bf16("cpu"), reason="this processor has no bf16 units")
+def test_a_run_that_is_killed_once_ends_with_the_same_bits_in_bf16(forked, words, tmp_path):
+    whole = forked.run(words(tmp_path / "whole", bf16="true"))
+    assert whole.codes == [0], whole.printed
+    killed = forked.run(words(tmp_path / "run", bf16="true"), "SIGKILL", whole.calls["train"] // 2)
+    assert killed.codes == [-9], killed.printed
+    done = forked.run(words(tmp_path / "run", bf16="true"))
+    assert done.codes == [0] and "resuming from" in done.printed and "bf16" in done.printed
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -233,6 +259,7 @@ def test_an_interrupted_script_ends_with_its_workers(words, tmp_path, to_all):
 def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, teacher, tmp_path):
     shutil.copytree(teacher, tmp_path / "teacher")
     changes = {"teacher_name_or_path": tmp_path / "teacher", "teacher_store": tmp_path / "answers", "max_steps": 3}
+    changes |= {"eval_strategy": "no", "ema_half_life": None}
     train_deit.main(words(tmp_path / "run", **changes))
     (tmp_path / "run" / "all_results.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoint-3")
@@ -256,6 +283,24 @@ def test_a_vanished_teacher_of_the_runs_own_is_not_trained_again(words, tmp_path
     (tmp_path / "run" / "all_results.json").unlink()
     with pytest.raises(InputError, match=r"run/teacher is gone.*checkpoint-2, or start again with --overwrite"):
         train_deit.main(words(tmp_path / "run", **changes))
+
+
+def test_a_run_that_fails_and_is_resumed_ends_with_the_same_bits(words, tmp_path, monkeypatch):
+    train_deit.main(words(tmp_path / "whole", max_steps=6))
+    compute_loss, calls = train_deit.DistillationTrainer.compute_loss, []
+
+    def fail_once(self, model, inputs, *args, **kwargs):
+        calls.append(model.training)
+        if sum(calls) == 10:  # two batches are a step: step 5, after the checkpoint of step 4
+            raise MemoryError
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(train_deit.DistillationTrainer, "compute_loss", fail_once)
+    with pytest.raises(MemoryError):
+        train_deit.main(words(tmp_path / "run", max_steps=6))
+    train_deit.main(words(tmp_path / "run", max_steps=6))
+    assert sum(calls) == 10 + 4
+    assert_same_end(tmp_path / "run", tmp_path / "whole", steps=6)
 
 
 def test_a_run_that_lacks_its_evaluation_alone_trains_nothing(words, tmp_path):

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.run_record import (
@@ -60,18 +62,12 @@ def test_names_on_the_hub_are_kept(tmp_path):
     assert record["dataset"]["id"] == "me/photos"
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("deit_small_distilled_patch16_224", "timm/deit_small_distilled_patch16_224.fb_in1k"),
-        ("deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"),
-        ("timm/deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"),
-        ("weights.pth", None),
-        (None, None),
-    ],
-)
-def test_a_name_of_timms_stands_for_its_repository(name, expected):
-    assert base_model(name) == expected
+def test_a_name_of_timms_stands_for_its_repository():
+    assert base_model("deit_small_distilled_patch16_224") == "timm/deit_small_distilled_patch16_224.fb_in1k"
+    assert base_model("deit_tiny_patch16_224.fb_in1k") == "timm/deit_tiny_patch16_224.fb_in1k"
+    assert base_model("timm/deit_tiny_patch16_224.fb_in1k") == "timm/deit_tiny_patch16_224.fb_in1k"
+    assert base_model("weights.pth") is None
+    assert base_model(None) is None
 
 
 def test_a_folder_that_is_named_like_one_of_timms_is_a_folder(tmp_path, monkeypatch):
@@ -85,19 +81,10 @@ def test_a_teacher_that_teaches_nothing_is_not_named(tmp_path):
     assert written(tmp_path, *words)["teacher"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "identity"),
-    [
-        ("owner/name", "owner/name"),
-        ("digits", None),
-        ("./owner", None),
-        ("/owner/name", None),
-        ("a/b/c", None),
-        (None, None),
-    ],
-)
-def test_what_is_a_name_on_the_hub(name, identity):
-    assert hub_id(name) == identity
+def test_what_is_a_name_on_the_hub():
+    assert hub_id("owner/name") == "owner/name"
+    for name in ("digits", "./owner", "/owner/name", "a/b/c", None):
+        assert hub_id(name) is None
 
 
 def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
@@ -106,20 +93,29 @@ def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
     assert hub_id("owner/name") is None
 
 
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
+def test_the_command_names_no_folder_of_this_machine():
+    args = parse_arguments(["--dataset_name", "digits", "--use_cpu", "true"])[2]
+    for words, shown in (
         (
             ["examples/recipes/digits.yaml", "--output_dir", "/tmp/mine"],
             "examples/recipes/digits.yaml --output_dir mine",
         ),
         (["/home/me/my recipe.yaml"], "'my recipe.yaml'"),
         (["--train_dir=/home/me/photos", "--seed=3"], "--train_dir=photos --seed=3"),
-    ],
-)
-def test_the_command_names_no_folder_of_this_machine(words, shown):
+    ):
+        assert command(words, args) == f"accelerate launch train_deit.py {shown}"
+
+
+FOLDER_NAMES = st.text("abc", min_size=6, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(FOLDER_NAMES, min_size=1, max_size=5), FOLDER_NAMES, st.booleans())
+def test_of_any_absolute_path_the_last_name_is_left(parents, name, is_joined):
     args = parse_arguments(["--dataset_name", "digits", "--use_cpu", "true"])[2]
-    assert command(words, args) == f"accelerate launch train_deit.py {shown}"
+    path = f"/{'/'.join(parents)}/{name}"
+    shown = command([f"--train_dir={path}"] if is_joined else ["--train_dir", path], args)
+    assert shown.endswith(f"{'=' if is_joined else ' '}{name}") and "/" not in shown
 
 
 def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):

@@ -12,10 +12,15 @@ import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from test_trainer import CountingTeacher, trainer
 from transformers import AutoConfig, AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
-from modeling_deit_distill import DeiTDistillForImageClassification, InputError
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DeiTDistillForImageClassification,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    InputError,
+)
 from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.conversion import build_model, load_checkpoint
 from modeling_deit_distill.data import (
@@ -65,35 +70,48 @@ def faults(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_nothing_is_loaded_in_a_way_that_could_run_it(path):
-    assert faults(path.read_text(encoding="utf-8")) == []
+def test_nothing_is_loaded_in_a_way_that_could_run_it():
+    assert len(SOURCES) > 40
+    assert {str(path): found for path in SOURCES if (found := faults(path.read_text(encoding="utf-8")))} == {}
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
+def test_each_way_to_run_a_file_is_found():
+    for source in (
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "numpy.load(path, allow_pickle=True)",
         "pickle.loads(b'')",
         "yaml.load(text, yaml.Loader)",
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
-    ],
-)
-def test_the_reader_sees_each_of_these(source):
-    assert len(faults(source)) == 1
+    ):
+        assert len(faults(source)) == 1, source
     assert faults("torch.load(path, weights_only=True), yaml.safe_load(text), f(trust_remote_code=chosen)") == []
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_checkpoint_with_code_is_not_run_on_resuming(tmp_path, name):
-    trainer(tmp_path, teacher=CountingTeacher(), save_strategy="steps", save_steps=1).train()
-    torch.save(Evil(tmp_path / "mark"), tmp_path / "checkpoint-1" / name)
-    (tmp_path / "checkpoint-1" / "complete.json").unlink()  # whose checksums whoever means ill would have changed too
-    with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
-        trainer(tmp_path, teacher=CountingTeacher()).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert not (tmp_path / "mark").exists()
+def plain_trainer(folder, **changes) -> DistillationTrainer:
+    """Two steps of a student without a teacher, on random images."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = DeiTDistillConfig(**sizes, image_size=16, patch_size=8, num_labels=2, use_distillation_token=False)
+    settings = {"distillation_type": "none", "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "max_steps": 2, "bf16": False}
+    settings |= {"per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    args = DistillationTrainingArguments(output_dir=str(folder), **settings, **changes)
+    samples = [{"pixel_values": torch.randn(3, 16, 16), "labels": index % 2} for index in range(8)]
+    return DistillationTrainer(DeiTDistillForImageClassification(config), args, train_dataset=samples)
+
+
+def test_a_checkpoint_with_code_is_not_run_on_resuming(tmp_path):
+    plain_trainer(tmp_path, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    (checkpoint / "complete.json").unlink()  # whose checksums whoever means ill would have changed too
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        kept = (checkpoint / name).read_bytes()
+        torch.save(Evil(tmp_path / "mark"), checkpoint / name)
+        with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
+            plain_trainer(tmp_path, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))
+        assert not (tmp_path / "mark").exists(), name
+        (checkpoint / name).write_bytes(kept)
+    plain_trainer(tmp_path, save_strategy="no").train(resume_from_checkpoint=str(checkpoint))  # as it was
 
 
 def make_teacher(folder):
@@ -203,18 +221,13 @@ def as_csv(folder, paths):
 
 
 @pytest.mark.parametrize("save", [as_parquet, as_csv])
-@pytest.mark.parametrize("way", ["absolute", "upwards", "relative", "beside"])
-def test_a_row_opens_no_file_out_of_its_folder(tmp_path, secret, monkeypatch, save, way):
+def test_a_row_opens_no_file_out_of_its_folder(tmp_path, secret, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
-    inside = [picture(tmp_path / "data" / f"{index}.png", 10 * index) for index in range(7)]
+    inside = [picture(tmp_path / "data" / f"{index}.png", 10 * index) for index in range(16)]
+    upwards = str(tmp_path / "data" / ".." / "private" / "me.png")
     beside = picture(tmp_path / "data-of-mine" / "me.png")  # begins with the folder's name
-    outside = {
-        "absolute": secret,
-        "upwards": str(tmp_path / "data" / ".." / "private" / "me.png"),
-        "relative": "private/me.png",
-        "beside": beside,
-    }[way]
-    data = load_image_data(save(tmp_path / "data", [*inside, outside]), image_column="image")
+    outside = [secret, upwards, "private/me.png", beside]
+    data = load_image_data(save(tmp_path / "data", [*inside, *outside]), image_column="image")
     seen = 0
     for rows in (data.train, data.validation):
         for index, row in enumerate(rows):
@@ -228,7 +241,7 @@ def test_a_row_opens_no_file_out_of_its_folder(tmp_path, secret, monkeypatch, sa
             assert "was not opened" in why_bad(rows, index)
             with pytest.raises(InputError, match="me.png.*was not opened"):
                 EvaluationDataset(rows, lambda image: image)[index]
-    assert seen == 1
+    assert seen == len(outside)
 
 
 def test_a_stream_opens_none_either(tmp_path, secret):

@@ -3,17 +3,15 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from conftest import load_example
 from hub_server import HubServer, lfs_oid, use_hub
 from huggingface_hub import CommitOperationAdd, HfApi
-from test_examples import EXAMPLES, load
 from test_teacher import save_resnet
 
 from modeling_deit_distill import InputError
@@ -46,10 +44,11 @@ class Place:
             "distillation_type": "hard",
             "image_size": 16,
             "per_device_train_batch_size": 4,
+            "bf16": "false",
             "report_to": "none",
             **changes,
         }
-        label = load(EXAMPLES / "label_with_teacher.py").main
+        label = load_example("label_with_teacher").main
         label([word for key, value in words.items() for word in (f"--{key}", str(value))])
 
 
@@ -154,13 +153,8 @@ def test_an_empty_store_is_told_and_neither_verified_nor_pushed(empty, capsys):
     assert "holds no answers yet; there is nothing to push" in refused("push", empty, REPOSITORY)
 
 
-@pytest.mark.slow
-def test_no_store_is_one_line_on_the_error_stream(tmp_path):
-    words = [sys.executable, "-m", "modeling_deit_distill.store_cli", "info", str(tmp_path)]
-    run = subprocess.run(words, capture_output=True, text=True, cwd=EXAMPLES.parent)
-    assert run.returncode == 1
-    assert run.stdout == ""
-    assert run.stderr == f"error: teacher_store {str(tmp_path)!r} is no store: it has no store.json\n"
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    assert refused("info", tmp_path) == f"teacher_store {str(tmp_path)!r} is no store: it has no store.json"
 
 
 # verify
@@ -196,19 +190,19 @@ def test_another_teacher_is_refused_by_its_weights(place, tmp_path):
     assert "answers for teacher_weights" in message
 
 
-@pytest.mark.parametrize("option", ["--train_dir", "--dataset_name"])
-def test_data_and_teacher_may_have_moved(place, tmp_path, capsys, option):
+def test_data_and_teacher_may_have_moved(place, tmp_path, capsys):
     shutil.copytree(place.photos, tmp_path / "elsewhere")
     shutil.copytree(place.teacher, tmp_path / "teacher elsewhere")
     path = place.answers / "store.json"
     description = json.loads(path.read_text())
     description["about"]["teacher"] = description["about"]["data"]["train_dir"] = "gone"
     path.write_text(json.dumps(description))
-    data = [option, tmp_path / "elsewhere"]
     assert "gone" in refused("verify", place.answers)
-    assert "teacher_name_or_path 'gone'" in refused("verify", place.answers, *data)
-    assert cli("verify", place.answers, *data, "--teacher_name_or_path", tmp_path / "teacher elsewhere") == 0
-    assert "answers 36 of 36" in capsys.readouterr().out
+    for option in ("--train_dir", "--dataset_name"):
+        data = [option, tmp_path / "elsewhere"]
+        assert "teacher_name_or_path 'gone'" in refused("verify", place.answers, *data)
+        assert cli("verify", place.answers, *data, "--teacher_name_or_path", tmp_path / "teacher elsewhere") == 0
+        assert "answers 36 of 36" in capsys.readouterr().out
 
 
 def test_other_data_are_refused(place, tmp_path):
@@ -259,17 +253,17 @@ def test_the_card_has_the_facts_and_no_folder(place, server):
         assert str(place.photos.parent) not in text and "/tmp" not in text
 
 
-@pytest.mark.parametrize("where", ["/home/someone/old", "~/old", "./old"])
-def test_folders_that_are_gone_stay_at_home_too(place, server, where):
+def test_only_the_last_part_of_a_folder_that_is_gone_is_pushed(place, server):
     path = place.answers / "store.json"
     description = json.loads(path.read_text())
-    description["fingerprint"]["teacher_training"] = {"teacher": where, "config": {"hidden_act": "relu"}}
-    description["about"] |= {"teacher": where, "data": {**description["about"]["data"], "train_dir": where}}
-    path.write_text(json.dumps(description))
-    push(place)
-    pushed = json.loads(server.files("datasets", REPOSITORY)["store.json"])
-    assert pushed["fingerprint"]["teacher_training"] == {"teacher": "old", "config": {"hidden_act": "relu"}}
-    assert (pushed["about"]["teacher"], pushed["about"]["data"]["train_dir"]) == ("old", "old")
+    for where in ("/home/someone/old", "~/old", "./old"):
+        description["fingerprint"]["teacher_training"] = {"teacher": where, "config": {"hidden_act": "relu"}}
+        description["about"] |= {"teacher": where, "data": {**description["about"]["data"], "train_dir": where}}
+        path.write_text(json.dumps(description))
+        push(place)
+        pushed = json.loads(server.files("datasets", REPOSITORY)["store.json"])
+        assert pushed["fingerprint"]["teacher_training"] == {"teacher": "old", "config": {"hidden_act": "relu"}}
+        assert (pushed["about"]["teacher"], pushed["about"]["data"]["train_dir"]) == ("old", "old")
 
 
 def test_names_on_the_hub_are_kept(place, server):
@@ -345,13 +339,12 @@ def test_a_lost_answer_is_no_second_commit(place, server):
     assert len(server.commits("datasets", REPOSITORY)) == 2
 
 
-@pytest.mark.parametrize("command", ["push", "pull"])
-def test_a_wrong_token_is_one_line(place, server, monkeypatch, tmp_path, command):
+def test_a_wrong_token_is_one_line(place, server, monkeypatch, tmp_path):
     push(place)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    words = [place.answers, REPOSITORY] if command == "push" else [REPOSITORY, tmp_path / "pulled"]
-    message = refused(command, *words)
-    assert "401" in message and message.endswith("check the names and your token (hf auth login)")
+    for words in (["push", place.answers, REPOSITORY], ["pull", REPOSITORY, tmp_path / "pulled"]):
+        message = refused(*words)
+        assert "401" in message and message.endswith("check the names and your token (hf auth login)")
     assert not (tmp_path / "pulled").exists()
 
 
@@ -442,13 +435,13 @@ def test_damaged_files_are_named_and_removed(place, server, tmp_path):
     assert contents(tmp_path / "pulled") == {name: good[name] for name in contents(place.answers)}
 
 
-@pytest.mark.parametrize("name", ["../mine.txt", "README.md", "*"])
-def test_checksums_reach_nothing_but_a_stores_files(place, server, tmp_path, name):
+def test_checksums_reach_nothing_but_a_stores_files(place, server, tmp_path):
     push(place)
     checksums = json.loads(server.files("datasets", REPOSITORY)["checksums.json"])
-    replace_file(server, "checksums.json", json.dumps({**checksums, name: "0" * 64}).encode())
     (tmp_path / "mine.txt").write_text("mine")
-    assert "does not list the files of a store" in refused("pull", REPOSITORY, tmp_path / "pulled")
+    for name in ("../mine.txt", "README.md", "*"):
+        replace_file(server, "checksums.json", json.dumps({**checksums, name: "0" * 64}).encode())
+        assert "does not list the files of a store" in refused("pull", REPOSITORY, tmp_path / "pulled")
     assert (tmp_path / "mine.txt").read_text() == "mine"
     assert not (tmp_path / "pulled").exists()
 

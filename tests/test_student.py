@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
@@ -60,18 +62,15 @@ def test_a_checkpoints_configuration_is_kept_but_for_what_is_free(start):
     assert (start.config.image_size, start.config.num_labels) == (32, 5)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_what_does_not_fit_is_refused(start):
+    for words, message in (
         (("--hidden_size", "64"), "hidden_size is 64, but the checkpoint has 32; leave hidden_size out"),
         (("--image_size", "30"), "not divisible by patch_size 8"),
         (("--distillation_type", "none"), "nothing would train the distillation head"),
         (("--push_to_hub", "true", "--push_native", "true", "--fusion", "softmax_mean"), "push_native"),
-    ],
-)
-def test_what_does_not_fit_is_refused(start, words, message):
-    with pytest.raises(InputError, match=message):
-        configured(start, CLASSES, *words)
+    ):
+        with pytest.raises(InputError, match=message):
+            configured(start, CLASSES, *words)
 
 
 def test_views_are_square(start):
@@ -102,19 +101,19 @@ def test_another_size_resizes_the_patches_positions_by_the_public_procedure(star
     assert all(torch.equal(student.state_dict()[name], start.state_dict[name]) for name in others)
 
 
-@pytest.mark.parametrize("size", ("32", "48"))
-def test_other_classes_get_new_heads_that_the_seed_decides_and_keep_the_rest(start, size):
-    config = configured(start, ["x", "y", "z"], "--image_size", size)
-    torch.manual_seed(1)
-    student = build_student(config, start)
-    torch.manual_seed(1)
-    again = build_student(config, start)
-    for name in HEADS:
-        head = getattr(student, name)
-        assert head.weight.shape == (3, 32) and head.weight.std() > 0.1
-        assert torch.equal(head.weight, getattr(again, name).weight)
-    kept = {name: value for name, value in student.state_dict().items() if "classifier" not in name}
-    assert all(torch.equal(value, start.state_dict[name]) for name, value in kept.items() if "position" not in name)
+def test_other_classes_get_new_heads_that_the_seed_decides_and_keep_the_rest(start):
+    for size in ("32", "48"):
+        config = configured(start, ["x", "y", "z"], "--image_size", size)
+        torch.manual_seed(1)
+        student = build_student(config, start)
+        torch.manual_seed(1)
+        again = build_student(config, start)
+        for name in HEADS:
+            head = getattr(student, name)
+            assert head.weight.shape == (3, 32) and head.weight.std() > 0.1
+            assert torch.equal(head.weight, getattr(again, name).weight)
+        kept = {name: value for name, value in student.state_dict().items() if "classifier" not in name}
+        assert all(torch.equal(value, start.state_dict[name]) for name, value in kept.items() if "position" not in name)
 
 
 def test_as_many_other_classes_are_no_reason_to_keep_the_heads(start):
@@ -161,66 +160,68 @@ def test_a_new_student_is_drawn_by_the_seed():
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("classes", "words", "said"),
-    [
-        (CLASSES, (), "kept: patches, tokens and 2 blocks, position embeddings, both heads"),
-        (
-            CLASSES,
-            ("--image_size", "64"),
-            "kept: patches, tokens and 2 blocks, both heads; "
-            "resized bicubically: position embeddings, from 32 to 64 pixels",
-        ),
-        (
-            ["x", "y"],
-            (),
-            "kept: patches, tokens and 2 blocks, position embeddings; "
-            "new: both heads, for 2 classes, since those of the checkpoint are others",
-        ),
-        (
-            ["cat", "ant"],
-            (),
-            "kept: patches, tokens and 2 blocks, position embeddings, of both heads the rows of 2 of 5 classes",
-        ),
-    ],
-)
-def test_what_was_kept_and_what_is_new(start, classes, words, said):
-    assert what_is_kept(start, configured(start, classes, *words)) == said
+WHAT_IS_SAID = [
+    (CLASSES, (), "kept: patches, tokens and 2 blocks, position embeddings, both heads"),
+    (
+        CLASSES,
+        ("--image_size", "64"),
+        "kept: patches, tokens and 2 blocks, both heads; "
+        "resized bicubically: position embeddings, from 32 to 64 pixels",
+    ),
+    (
+        ["x", "y"],
+        (),
+        "kept: patches, tokens and 2 blocks, position embeddings; "
+        "new: both heads, for 2 classes, since those of the checkpoint are others",
+    ),
+    (
+        ["cat", "ant"],
+        (),
+        "kept: patches, tokens and 2 blocks, position embeddings, of both heads the rows of 2 of 5 classes",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("own", "wanted", "rows"),
-    [
+def test_what_was_kept_and_what_is_new(start):
+    for classes, words, said in WHAT_IS_SAID:
+        assert what_is_kept(start, configured(start, classes, *words)) == said
+
+
+def test_rows_of_the_heads():
+    for own, wanted, rows in (
         (["a", "b"], ["b", "a"], [1, 0]),
         (["LABEL_0", "LABEL_1"], ["LABEL_0", "LABEL_1"], [0, 1]),
         (["LABEL_0", "LABEL_1"], ["a", "b"], None),
         (["tench, Tinca tinca", "goldfish"], ["goldfish", "tench"], [1, 0]),
         (["a", "b"], ["a", "c"], None),
-    ],
-)
-def test_rows_of_the_heads(own, wanted, rows):
-    assert head_rows(DeiTDistillConfig(**names(own)), DeiTDistillConfig(**names(wanted))) == rows
+    ):
+        assert head_rows(DeiTDistillConfig(**names(own)), DeiTDistillConfig(**names(wanted))) == rows
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.permutations(CLASSES), st.integers(1, len(CLASSES)))
+def test_rows_of_the_heads_follow_any_choice_and_order_of_known_classes(order, count):
+    wanted = order[:count]
+    rows = head_rows(DeiTDistillConfig(**names(CLASSES)), DeiTDistillConfig(**names(wanted)))
+    assert [CLASSES[row] for row in rows] == wanted
 
 
 # --- the processor ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "crop_pct", "shorter", "crop"),
-    [
+def test_a_checkpoints_crop_and_statistics_are_kept(start):
+    own = evaluation_processor(32, 0.8, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    start = dataclasses.replace(start, processor=own)
+    for words, crop_pct, shorter, crop in (
         ((), None, 40, 32),  # the checkpoint's own
         ((), 1.0, 32, 32),
         (("--image_size", "64"), None, 80, 64),  # in its proportion
         (("--image_size", "64"), 0.5, 128, 64),
-    ],
-)
-def test_a_checkpoints_crop_and_statistics_are_kept(start, words, crop_pct, shorter, crop):
-    own = evaluation_processor(32, 0.8, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
-    start = dataclasses.replace(start, processor=own)
-    processor = student_processor(configured(start, CLASSES, *words), crop_pct, start)
-    assert processor.size["shortest_edge"] == shorter
-    assert dict(processor.crop_size) == {"height": crop, "width": crop}
-    assert (tuple(processor.image_mean), tuple(processor.image_std)) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    ):
+        processor = student_processor(configured(start, CLASSES, *words), crop_pct, start)
+        assert processor.size["shortest_edge"] == shorter
+        assert dict(processor.crop_size) == {"height": crop, "width": crop}
+        assert (tuple(processor.image_mean), tuple(processor.image_std)) == ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
 
 
 def test_a_new_student_is_shown_images_as_in_the_paper():

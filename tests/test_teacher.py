@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -53,12 +54,12 @@ def test_describe_takes_a_bare_model_type_with_overrides():
     assert config.out_features == ["stage2"]  # derived from depths
 
 
-@pytest.mark.parametrize("as_file", [True, False])
-def test_describe_takes_a_folder_or_a_json_file(tmp_path, as_file):
+def test_describe_takes_a_folder_or_a_json_file(tmp_path):
     ResNetConfig(**SMALL).save_pretrained(tmp_path)
-    name = str(tmp_path / "config.json") if as_file else str(tmp_path)
-    config = describe_teacher(["cat", "dog"], config_name=name, config_overrides={"depths": [1, 2]}, train=True)
-    assert (config.hidden_sizes, config.depths, config.num_labels) == ([8, 16], [1, 2], 2)
+    for path in (tmp_path, tmp_path / "config.json"):
+        overrides = {"depths": [1, 2]}
+        config = describe_teacher(["cat", "dog"], config_name=str(path), config_overrides=overrides, train=True)
+        assert (config.hidden_sizes, config.depths, config.num_labels) == ([8, 16], [1, 2], 2)
 
 
 def test_describe_takes_timms_models_through_the_wrapper():
@@ -132,18 +133,16 @@ def test_an_image_size_can_be_chosen(tmp_path):
     torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_agrees_with_fp32(tmp_path, precision):
+def test_low_precision_agrees_with_fp32(tmp_path):
     save_resnet(tmp_path)
-    exact, rounded = (load_teacher(str(tmp_path), DIGITS, 32, precision=name) for name in ("fp32", precision))
-    generator = torch.Generator().manual_seed(0)
-    pixel_values = 2 * torch.randn(256, 3, 32, 32, generator=generator)
-    expected, found = exact(pixel_values), rounded(pixel_values)
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, expected)
-    spread = expected.std()
-    assert (found - expected).abs().max() < 0.1 * spread
-    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+    pixel_values = 2 * torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = load_teacher(str(tmp_path), DIGITS, 32, precision="fp32")(pixel_values)
+    for precision in ("bf16", "fp16"):
+        found = load_teacher(str(tmp_path), DIGITS, 32, precision=precision)(pixel_values)
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        assert (found - expected).abs().max() < 0.1 * expected.std()
+        assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
 
 
 def test_the_teachers_precision_is_its_own(tmp_path):
@@ -214,21 +213,20 @@ def test_a_good_teacher_is_let_through():
     assert 0.4 < check_teacher(Answers(half_right), images(truth.tolist()), 64, allow_weak=False) < 0.6
 
 
-@pytest.mark.parametrize("kind", ["another order", "random", "always the same"])
 @pytest.mark.parametrize("skewed", [False, True])
-def test_a_teacher_at_chance_is_refused(kind, skewed):
+def test_a_teacher_at_chance_is_refused(skewed):
     generator = torch.Generator().manual_seed(0)
     truth = balanced(1000)
     if skewed:  # nine in ten are of one class, so that answering it always is right nine times in ten
         truth = torch.where(torch.rand(1000, generator=generator) < 0.9, 0, truth)
-    answers = {
-        "another order": (truth + 3) % 10,
-        "random": truth[torch.randperm(1000, generator=generator)],
-        "always the same": torch.zeros(1000, dtype=torch.long),
-    }[kind]
-    with pytest.raises(InputError, match="chance would be about.*another order.*--allow_weak_teacher true"):
-        check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=False)
-    assert check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=True) <= 1
+    for answers in (
+        (truth + 3) % 10,  # another order
+        truth[torch.randperm(1000, generator=generator)],  # random
+        torch.zeros(1000, dtype=torch.long),  # always the same
+    ):
+        with pytest.raises(InputError, match="chance would be about.*another order.*--allow_weak_teacher true"):
+            check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=False)
+        assert check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=True) <= 1
 
 
 def test_too_few_images_tell_nothing():
@@ -246,17 +244,14 @@ def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
     torch.testing.assert_close(teacher((pixels - mean) / std), model(pixel_values=seen).logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("processor", "side"),
-    [
+def test_the_input_size_is_read_from_any_processor(tmp_path):
+    for processor, side in (
         (BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 36, "width": 36}), 36),
         (ConvNextImageProcessor(size={"shortest_edge": 44}), 44),
         (ViTImageProcessor(size={"height": 52, "width": 52}), 52),
-    ],
-)
-def test_the_input_size_is_read_from_any_processor(tmp_path, processor, side):
-    save_resnet(tmp_path, processor=processor)
-    assert load_teacher(str(tmp_path), DIGITS, 32).view.image_size == side
+    ):
+        save_resnet(tmp_path, processor=processor)
+        assert load_teacher(str(tmp_path), DIGITS, 32).view.image_size == side
 
 
 def test_equal_views_leave_the_pixels_as_they_are():
@@ -276,13 +271,20 @@ def digits():
     return data
 
 
+# The precision is always said: where nobody says it, the processor decides.
+SETTINGS = {
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 32,
+    "bf16": False,
+}
+
+
 def train(tmp_path, data, **changes):
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path),
-        per_device_train_batch_size=32,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+        **SETTINGS,
         horizontal_flip_prob=0.0,
         rand_augment_magnitude=0.0,
         # What the student's schedule says must not reach the teacher's.
@@ -293,18 +295,25 @@ def train(tmp_path, data, **changes):
         eval_steps=1,
     )
     config = describe_teacher(data.class_names, config_name="resnet", config_overrides=SMALL, train=True)
-    settings = {"image_size": 16, "crop_pct": 1.0, "num_train_epochs": 2, "learning_rate": 1e-2, **changes}
+    settings = {"image_size": 16, "crop_pct": 1.0, "num_train_epochs": 1, "learning_rate": 1e-2, **changes}
     return find_or_train_teacher(config, data, tmp_path / "teacher", args, **settings)
 
 
-def test_training_saves_a_teacher_that_is_found_next_time(tmp_path, digits, monkeypatch):
-    folder = train(tmp_path, digits)
-    assert folder == tmp_path / "teacher"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """The output_dir in which a teacher was trained; never changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert train(folder, digits) == folder / "teacher"
+    return folder
+
+
+def test_training_saves_a_teacher_that_is_found_next_time(trained, digits, monkeypatch):
+    folder = trained / "teacher"
+    assert sorted(path.name for path in trained.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} < before.keys()
     monkeypatch.setattr("modeling_deit_distill.teacher.Trainer.train", lambda self: pytest.fail("trained again"))
-    assert train(tmp_path, digits) == folder
+    assert train(trained, digits) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert load_teacher(str(folder), digits.class_names, 16).view.image_size == 16
 
@@ -325,17 +334,16 @@ def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
     assert seen["log"][0]["loss"] > seen["log"][2]["loss"]
 
 
-@pytest.mark.parametrize("changes", [{"learning_rate": 2e-2}, {"num_train_epochs": 1}, {"image_size": 8}])
-def test_a_teacher_of_another_configuration_is_refused(tmp_path, digits, changes):
-    folder = train(tmp_path, digits)
-    before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match=f"{next(iter(changes))}.*choose another --output_dir"):
-        train(tmp_path, digits, **changes)
-    assert (folder / "model.safetensors").read_bytes() == before
+def test_a_teacher_of_another_configuration_is_refused(trained, digits):
+    before = (trained / "teacher" / "model.safetensors").read_bytes()
+    for changes in ({"learning_rate": 2e-2}, {"num_train_epochs": 2}, {"image_size": 8}):
+        with pytest.raises(InputError, match=f"{next(iter(changes))}.*choose another --output_dir"):
+            train(trained, digits, **changes)
+    assert (trained / "teacher" / "model.safetensors").read_bytes() == before
 
 
-def test_a_teacher_of_other_data_is_refused(tmp_path, digits):
-    folder = train(tmp_path, digits)
+def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):
+    folder = shutil.copytree(trained / "teacher", tmp_path / "teacher")
     record = json.loads((folder / "teacher_training.json").read_text())
     (folder / "teacher_training.json").write_text(json.dumps({**record, "dataset": "another"}))
     with pytest.raises(InputError, match="another dataset.*choose another --output_dir"):
@@ -369,9 +377,7 @@ def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     source = tmp_path / "source"
     model = save_resnet(source, ["cat", "dog"], ViTImageProcessor(size={"height": 24, "width": 24}))
     config = describe_teacher(digits.class_names, name_or_path=str(source), train=True)
-    args = DistillationTrainingArguments(
-        output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True, per_device_train_batch_size=32
-    )
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), **SETTINGS)
     folder = find_or_train_teacher(
         config,
         digits,

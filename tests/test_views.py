@@ -14,6 +14,9 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from scipy import stats
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
@@ -43,10 +46,15 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 NO_CHANCE = 1e-3  # of a p-value below this we say: not the same distribution
 
 
-@pytest.fixture(autouse=True)
-def seed_timm():
+def seed_generators():
+    """Those from which timm draws."""
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seed_timm():
+    seed_generators()
 
 
 def images(sampler: ViewSampler) -> list[int]:
@@ -65,16 +73,16 @@ def drawn() -> Draws:
     return draws()
 
 
-def assert_same_distribution(ours, theirs):
+def assert_same_distribution(ours, theirs, of: object = ""):
     ours, theirs = np.asarray(ours, dtype=np.float32), np.asarray(theirs, dtype=np.float32)  # so that ties stay ties
-    assert stats.ks_2samp(ours, theirs, method="asymp").pvalue > NO_CHANCE
+    assert stats.ks_2samp(ours, theirs, method="asymp").pvalue > NO_CHANCE, of
 
 
-def assert_same_shares(ours, theirs):
+def assert_same_shares(ours, theirs, of: object = ""):
     """Chi-square test of two samples of a few distinct values."""
     values = sorted(set(np.asarray(ours).tolist()) | set(np.asarray(theirs).tolist()))
     table = [[(np.asarray(sample) == value).sum() for value in values] for sample in (ours, theirs)]
-    assert len(values) == 1 or stats.chi2_contingency(table).pvalue > NO_CHANCE
+    assert len(values) == 1 or stats.chi2_contingency(table).pvalue > NO_CHANCE, of
 
 
 def assert_uniform(counts):
@@ -92,21 +100,84 @@ def assert_uncorrelated(first, second):
 # ---- the order of an epoch ----
 
 
-@pytest.mark.parametrize("repeats", [1, 2, 3])
-def test_views_of_two_images_take_turns(repeats):
-    seen = images(ViewSampler(48, 12, repeats=repeats))
-    assert len(seen) == 48
-    for begin in range(0, 48, 2 * repeats):
+few_examples = hypothesis_settings(max_examples=50, deadline=None)
+
+
+@st.composite
+def samplers(draw) -> ViewSampler:
+    """Of any dataset, smaller than a batch or larger."""
+    sampler = ViewSampler(
+        num_images=draw(st.integers(1, 200)),
+        global_batch_size=draw(st.integers(1, 32)),
+        repeats=draw(st.integers(1, 4)),
+        seed=draw(st.integers(0, 1000)),
+    )
+    sampler.set_epoch(draw(st.integers(0, 50)))
+    return sampler
+
+
+@few_examples
+@given(samplers())
+def test_each_position_comes_once_in_whole_steps(sampler):
+    views = list(sampler)
+    assert [view.position for view in views] == list(range(len(sampler)))
+    assert {view.epoch for view in views} == {sampler.epoch}
+    assert {view.image for view in views} <= set(range(sampler.num_images))
+
+
+@few_examples
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_an_epoch_has_as_many_whole_steps_as_the_images_fill_and_at_least_one(num_images, batch):
+    length = len(list(ViewSampler(num_images, batch)))
+    assert length % batch == 0
+    assert length == batch if num_images < batch else num_images - batch < length <= num_images
+
+
+@few_examples
+@given(samplers())
+def test_drawn_images_take_turns_in_pairs_and_are_repeated(sampler):
+    seen, repeats = images(sampler), sampler.repeats
+    for begin in range(0, len(seen) - 2 * repeats + 1, 2 * repeats):
         a, b = seen[begin : begin + 2]
         assert seen[begin : begin + 2 * repeats] == [a, b] * repeats  # a₀ b₀ a₁ b₁ a₂ b₂
+    drawn = [image for begin in range(0, len(seen), 2 * repeats) for image in seen[begin : begin + 2]]
+    cycle = min(sampler.num_images, len(drawn))
+    assert len(set(drawn[:cycle])) == cycle  # no image is drawn again before all have been
+    assert drawn == [drawn[place % sampler.num_images] for place in range(len(drawn))]
 
 
-@pytest.mark.parametrize("repeats", [1, 2, 3])
-def test_each_drawn_image_is_seen_as_often_as_it_is_repeated(repeats):
-    counts = Counter(images(ViewSampler(600, 60, repeats=repeats)))
-    assert set(counts.values()) == {repeats}
-    assert len(counts) == 600 // repeats
-    assert set(counts) <= set(range(600))
+@few_examples
+@given(samplers())
+def test_a_pair_never_shows_one_image_twice(sampler):
+    seen = images(sampler)
+    pairs = list(zip(seen[0::2], seen[1::2], strict=False))
+    assert sampler.num_images == 1 or all(first != second for first, second in pairs)
+
+
+@few_examples
+@given(samplers(), st.floats(0, 1))
+def test_a_start_in_mid_epoch_yields_the_tail(sampler, share):
+    whole = list(sampler)
+    sampler.start = round(share * len(whole))
+    assert list(sampler) == whole[sampler.start :]
+    assert len(sampler) == len(whole) - sampler.start
+
+
+@few_examples
+@given(st.integers(1, 200), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_any_split_into_processes_and_batches_gives_one_order(
+    num_images, half_batch, num_processes, accumulation, repeats, data
+):
+    per_device = 2 * half_batch
+    step = per_device * num_processes * accumulation
+    split = ViewSampler(num_images, step, repeats, per_device_batch_size=per_device, mixes=True)
+    expected = list(split)
+    split.start = step * data.draw(st.integers(0, len(split) // step - 1))
+    batches = BatchSampler(split, per_device, drop_last=False)
+    shards = [list(BatchSamplerShard(batches, num_processes, process)) for process in range(num_processes)]
+    assert {len(batch) for shard in shards for batch in shard} == {per_device}
+    together = [view for parts in zip(*shards, strict=True) for batch in parts for view in batch]
+    assert together == expected[split.start :]
 
 
 def test_views_carry_epoch_and_position():
@@ -118,23 +189,11 @@ def test_views_carry_epoch_and_position():
     assert {view.epoch for view in views} == {4}
 
 
-@pytest.mark.parametrize("repeats", [1, 2, 3])
-@pytest.mark.parametrize("num_images, batch", [(2, 8), (3, 8), (5, 14), (7, 64), (8, 8), (9, 8), (101, 10), (257, 64)])
-def test_a_pair_never_shows_one_image_twice(num_images, batch, repeats):
-    for epoch in range(5):
-        sampler = ViewSampler(num_images, batch, repeats=repeats)
-        sampler.set_epoch(epoch)
-        seen = images(sampler)
-        assert all(first != second for first, second in zip(seen[0::2], seen[1::2], strict=True))
-
-
-@pytest.mark.parametrize(
-    "num_images, batch, length",
-    [(100, 10, 100), (109, 10, 100), (110, 10, 110), (10, 10, 10), (19, 10, 10), (100, 64, 64), (7, 2, 6)],
-)
-def test_an_epoch_is_rounded_down_to_whole_steps(num_images, batch, length):
-    sampler = ViewSampler(num_images, batch)
-    assert len(sampler) == len(images(sampler)) == length
+def test_an_epoch_is_rounded_down_to_whole_steps():
+    cases = [(100, 10, 100), (109, 10, 100), (110, 10, 110), (10, 10, 10), (19, 10, 10), (100, 64, 64), (7, 2, 6)]
+    for num_images, batch, length in cases:
+        sampler = ViewSampler(num_images, batch)
+        assert len(sampler) == len(images(sampler)) == length, (num_images, batch)
 
 
 def test_small_data_are_not_floored_to_a_multiple_of_256():
@@ -142,21 +201,10 @@ def test_small_data_are_not_floored_to_a_multiple_of_256():
     assert len(images(ViewSampler(300, 8))) == 296
 
 
-@pytest.mark.parametrize("num_images", range(1, 8))
-def test_less_data_than_a_batch_fill_one_cyclically(num_images):
-    seen = images(ViewSampler(num_images, 16, repeats=1))
-    assert sorted(seen[:num_images]) == list(range(num_images))
-    assert seen == [seen[position % num_images] for position in range(16)]
-
-
-@pytest.mark.parametrize("num_images", range(1, 8))
-def test_less_data_than_a_batch_with_repeats(num_images):
-    sampler = ViewSampler(num_images, 48, repeats=3)
-    seen = images(sampler)
-    assert len(seen) == len(sampler) == 48
-    drawn_in_turn = [seen[6 * (rank // 2) + rank % 2] for rank in range(16)]  # 48 views, 16 drawn images
-    assert drawn_in_turn == [drawn_in_turn[rank % num_images] for rank in range(16)]
-    assert set(drawn_in_turn) == set(range(num_images))
+def test_less_data_than_a_batch_fill_one_cyclically():
+    seen = images(ViewSampler(3, 8, repeats=1))
+    assert sorted(seen[:3]) == [0, 1, 2]
+    assert seen == [seen[place % 3] for place in range(8)]
 
 
 def test_order_depends_on_seed_and_epoch_only():
@@ -193,34 +241,6 @@ def test_every_image_comes_as_often_as_any_other_over_many_epochs():
     assert_uniform([first.count(image) for image in range(12)])
 
 
-@pytest.mark.parametrize("start", [0, 1, 2, 7, 12, 59, 60])
-def test_start_in_the_middle_yields_the_rest(start):
-    whole, rest = ViewSampler(65, 12), ViewSampler(65, 12)
-    for sampler in (whole, rest):
-        sampler.set_epoch(3)
-    rest.start = start
-    assert list(rest) == list(whole)[start:]
-    assert len(rest) == 60 - start
-
-
-@pytest.mark.parametrize("num_processes", [1, 2, 4])
-def test_processes_share_the_positions_of_each_step(num_processes):
-    def steps(sampler: ViewSampler) -> list[set[View]]:
-        batches = BatchSampler(sampler, 16 // num_processes, drop_last=False)
-        shards = [list(BatchSamplerShard(batches, num_processes, process)) for process in range(num_processes)]
-        assert {len(batch) for shard in shards for batch in shard} == {16 // num_processes}
-        together = [sum(parts, []) for parts in zip(*shards, strict=True)]
-        assert together == [sorted(step, key=lambda view: view.position) for step in together]
-        return [set(step) for step in together]
-
-    sampler = ViewSampler(107, 16, per_device_batch_size=16 // num_processes, mixes=True)
-    in_one_process = list(ViewSampler(107, 16))
-    expected = [set(in_one_process[begin : begin + 16]) for begin in range(0, 96, 16)]
-    assert steps(sampler) == expected
-    sampler.start = 32
-    assert steps(sampler) == expected[2:]
-
-
 def test_plan_of_imagenet_is_small_and_without_duplicates():
     num_images = 1_281_167
     sampler = ViewSampler(num_images, 1024)
@@ -237,24 +257,19 @@ def test_plan_of_imagenet_is_small_and_without_duplicates():
     assert_uncorrelated(plan[:-1], plan[1:])
 
 
-@pytest.mark.parametrize("repeats", [1, 2, 3])
-@pytest.mark.parametrize("num_images, batch", [(3, 8), (24, 24), (100, 24)])
-def test_plan_holds_the_drawn_images_in_order(num_images, batch, repeats):
-    sampler = ViewSampler(num_images, batch, repeats=repeats)
-    plan = sampler.plan()
-    assert images(sampler) == [plan[2 * (place // (2 * repeats)) + place % 2] for place in range(len(sampler))]
+@few_examples
+@given(samplers())
+def test_plan_holds_the_drawn_images_in_order_and_no_others(sampler):
+    plan, repeats = sampler.plan(), sampler.repeats
+    places = [2 * (place // (2 * repeats)) + place % 2 for place in range(len(sampler))]
+    assert images(sampler) == [plan[place] for place in places]
+    assert len(plan) == max(places) + 1
 
 
-@pytest.mark.parametrize("num_images, batch, repeats, num_drawn", [(8, 8, 1, 8), (12, 12, 3, 4), (24, 12, 2, 12)])
-def test_plan_holds_no_other_images(num_images, batch, repeats, num_drawn):
-    plan = ViewSampler(num_images, batch, repeats=repeats).plan()
-    assert len(plan) == len(set(plan.tolist())) == num_drawn
-
-
-@pytest.mark.parametrize("sizes", [{"per_device_batch_size": 3}, {"per_device_batch_size": None}])
-def test_odd_batch_with_mixing_is_refused(sizes):
-    with pytest.raises(InputError, match=r"per_device_train_batch_size is \d+, which is odd.*pairs"):
-        ViewSampler(100, 3, mixes=True, **sizes)
+def test_odd_batch_with_mixing_is_refused():
+    for per_device in (3, None):
+        with pytest.raises(InputError, match=r"per_device_train_batch_size is \d+, which is odd.*pairs"):
+            ViewSampler(100, 3, per_device_batch_size=per_device, mixes=True)
     with pytest.raises(InputError, match="odd"):
         ViewSampler(100, 6, per_device_batch_size=3, mixes=True)  # the sum over two processes is even, no help
 
@@ -292,14 +307,15 @@ def test_uniforms_differ_by_seed_epoch_and_position():
     assert len(np.unique(rows)) == rows.size  # no number twice, so neither is one stream part of another
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}])
-def test_draws_differ_by_seed_and_epoch(other):
-    first, second = draws(200), draws(200, **other)
-    for name in ("flip", "operations", "arguments", "erased_box", "noise_seed", "mix_ratio", "mix_box"):
-        assert not np.array_equal(getattr(first, name), getattr(second, name))
-    assert not set(first.noise_seed) & set(second.noise_seed)
-    by_mixup = first.mix_box[:, 2] < 0
-    assert not set(first.mix_ratio[by_mixup]) & set(second.mix_ratio)
+def test_draws_differ_by_seed_and_epoch():
+    first = draws(200)
+    for other in ({"seed": 1}, {"epoch": 1}):
+        second = draws(200, **other)
+        for name in ("flip", "operations", "arguments", "erased_box", "noise_seed", "mix_ratio", "mix_box"):
+            assert not np.array_equal(getattr(first, name), getattr(second, name)), (name, other)
+        assert not set(first.noise_seed) & set(second.noise_seed)
+        by_mixup = first.mix_box[:, 2] < 0
+        assert not set(first.mix_ratio[by_mixup]) & set(second.mix_ratio)
 
 
 def test_draws_have_the_promised_shapes(drawn):
@@ -328,14 +344,14 @@ def test_draws_of_a_pair_are_independent_of_its_views(drawn):
         assert np.abs(np.corrcoef(mixed, views.T)[:2, 2:]).max() < 5 / np.sqrt(NUM_VIEWS // 2)
 
 
-@pytest.mark.parametrize("positions", [[1, 2], [0, 2], [0], [0, 1, 2], [0, 1, 3, 2], [0, 1, 3, 4]])
-def test_broken_pairs_are_refused_only_where_views_are_mixed(positions):
-    uniforms = draw_uniforms(0, 0, positions)
-    with pytest.raises(ValueError, match="pairs"):
-        draw(SETTINGS, 0, 0, positions, uniforms)
-    unmixed = draw(AugmentationSettings(SIZE, mixup_alpha=0, cutmix_alpha=0), 0, 0, positions, uniforms)
-    assert len(unmixed.flip) == len(positions)
-    assert unmixed.mix_ratio is None and unmixed.mix_box is None
+def test_broken_pairs_are_refused_only_where_views_are_mixed():
+    for positions in ([1, 2], [0, 2], [0], [0, 1, 2], [0, 1, 3, 2], [0, 1, 3, 4]):
+        uniforms = draw_uniforms(0, 0, positions)
+        with pytest.raises(ValueError, match="pairs"):
+            draw(SETTINGS, 0, 0, positions, uniforms)
+        unmixed = draw(AugmentationSettings(SIZE, mixup_alpha=0, cutmix_alpha=0), 0, 0, positions, uniforms)
+        assert len(unmixed.flip) == len(positions)
+        assert unmixed.mix_ratio is None and unmixed.mix_box is None
 
 
 # ---- crop ----
@@ -384,18 +400,15 @@ def test_crop_area_is_uniform_where_every_box_fits(uniforms):
     assert stats.kstest(np.log(ratio), stats.uniform(low, high - low).cdf).pvalue > NO_CHANCE
 
 
-@pytest.mark.parametrize(
-    "height, width, box",
-    [
+def test_extreme_shapes_fall_back_to_the_centre(uniforms):
+    for height, width, box in [
         (10, 1000, (0, 493, 10, 13)),  # 13 = round(10 · 4/3)
         (1000, 10, (493, 0, 13, 10)),
         (1, 1000, (0, 499, 1, 1)),
         (1000, 1, (499, 0, 1, 1)),
         (1, 1, (0, 0, 1, 1)),
-    ],
-)
-def test_extreme_shapes_fall_back_to_the_centre(uniforms, height, width, box):
-    assert {crop_box(row, height, width, SCALE) for row in uniforms[:200]} == {box}
+    ]:
+        assert {crop_box(row, height, width, SCALE) for row in uniforms[:200]} == {box}
 
 
 def test_the_fallback_equals_the_recipe_at_every_size(uniforms):
@@ -419,11 +432,11 @@ def test_crops_of_all_or_half(uniforms):
 # ---- flip ----
 
 
-@pytest.mark.parametrize("prob", [0.5, 0.2])
-def test_flips_come_by_chance(prob):
-    flips = draws(flip_prob=prob).flip
-    assert_share(flips, prob)
-    assert_uncorrelated(flips[:-1], flips[1:])
+def test_flips_come_by_chance():
+    for prob in (0.5, 0.2):
+        flips = draws(flip_prob=prob).flip
+        assert_share(flips, prob)
+        assert_uncorrelated(flips[:-1], flips[1:])
 
 
 def test_flips_never_or_always():
@@ -441,7 +454,8 @@ def timm_operations() -> list:
 
 
 def timm_arguments(operation, number: int, magnitude: float | None = None) -> np.ndarray:
-    """What timm's operation gives its function, `number` times."""
+    """What timm's operation gives its function, `number` times; the same for each operation whatever came before."""
+    seed_generators()
     given = []
     prob, aug_fn, old = operation.prob, operation.aug_fn, operation.magnitude
     operation.prob, operation.aug_fn = 1.0, lambda image, *arguments, **_: given.append(arguments[0])
@@ -474,69 +488,71 @@ def test_two_operations_each_with_half_a_chance_uniform_and_independent(drawn):
     assert_uniform(np.bincount(15 * both[:, 0] + both[:, 1], minlength=225))  # the same twice included
 
 
-@pytest.mark.parametrize("name", WITH_ARGUMENT)
-def test_arguments_follow_the_recipe(drawn, timm_operations, name):
-    ours = arguments_of(drawn, name)
-    theirs = timm_arguments(timm_operations[OPERATIONS.index(name)], 20_000)
-    assert len(ours) > 1000
-    if name == "posterize":
-        assert_same_shares(ours, np.maximum(theirs, 1))
-    else:
-        assert_same_distribution(ours, theirs)
-        assert ours.min() == pytest.approx(theirs.min(), rel=0.06, abs=9)  # of hundreds; the draws' tails
-        assert ours.max() == pytest.approx(theirs.max(), rel=0.06)
+def test_arguments_follow_the_recipe(drawn, timm_operations):
+    for name in WITH_ARGUMENT:
+        ours = arguments_of(drawn, name)
+        theirs = timm_arguments(timm_operations[OPERATIONS.index(name)], 20_000)
+        assert len(ours) > 1000, name
+        if name == "posterize":
+            assert_same_shares(ours, np.maximum(theirs, 1), name)
+        else:
+            assert_same_distribution(ours, theirs, name)
+            assert ours.min() == pytest.approx(theirs.min(), rel=0.06, abs=9), name  # of hundreds; the draws' tails
+            assert ours.max() == pytest.approx(theirs.max(), rel=0.06), name
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-@pytest.mark.parametrize("name", WITH_ARGUMENT)
-def test_every_strength_gives_the_recipes_argument(timm_operations, monkeypatch, name, sign):
+def test_every_strength_gives_the_recipes_argument(timm_operations, monkeypatch, sign):
     monkeypatch.setattr(random, "random", lambda: 1.0 if sign < 0 else 0.0)  # timm negates above a half
     magnitudes = np.linspace(0, 10, 2001)
-    level_fn = timm_operations[OPERATIONS.index(name)].level_fn
-    theirs = np.array([level_fn(magnitude, {})[0] for magnitude in magnitudes], dtype=float)
-    if name == "posterize":
-        assert theirs[-1] == 0  # what Pillow refuses
-        theirs = np.maximum(theirs, 1)
-    np.testing.assert_allclose(_argument(name, magnitudes / 10, np.full(2001, sign)), theirs, rtol=0, atol=1e-12)
+    for name in WITH_ARGUMENT:
+        level_fn = timm_operations[OPERATIONS.index(name)].level_fn
+        theirs = np.array([level_fn(magnitude, {})[0] for magnitude in magnitudes], dtype=float)
+        if name == "posterize":
+            assert theirs[-1] == 0  # what Pillow refuses
+            theirs = np.maximum(theirs, 1)
+        ours = _argument(name, magnitudes / 10, np.full(2001, sign))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("magnitude", [1, 5, 10])
-@pytest.mark.parametrize("name", WITH_ARGUMENT)
-def test_arguments_follow_the_recipe_at_other_magnitudes(timm_operations, name, magnitude):
-    ours = arguments_of(draws(6000, rand_augment_magnitude=magnitude, mixup_alpha=0, cutmix_alpha=0), name)
-    theirs = timm_arguments(timm_operations[OPERATIONS.index(name)], 5000, magnitude)
-    compare = assert_same_shares if name == "posterize" else assert_same_distribution
-    compare(ours, np.maximum(theirs, 1) if name == "posterize" else theirs)
+def test_arguments_follow_the_recipe_at_other_magnitudes(timm_operations):
+    for magnitude in (1, 5, 10):
+        drawn = draws(6000, rand_augment_magnitude=magnitude, mixup_alpha=0, cutmix_alpha=0)
+        for name in WITH_ARGUMENT:
+            ours = arguments_of(drawn, name)
+            theirs = timm_arguments(timm_operations[OPERATIONS.index(name)], 5000, magnitude)
+            if name == "posterize":
+                assert_same_shares(ours, np.maximum(theirs, 1), (name, magnitude))
+            else:
+                assert_same_distribution(ours, theirs, (name, magnitude))
 
 
-@pytest.mark.parametrize(
-    "name, strongest",
-    [
-        ("rotate", {-30, 30}),
-        ("posterize", {1}),  # the public code keeps 0 bits here
-        ("solarize", {0}),
-        ("solarize_add", {110}),
-        ("color", {0.1, 1.9}),
-        ("contrast", {0.1, 1.9}),
-        ("brightness", {0.1, 1.9}),
-        ("sharpness", {0.1, 1.9}),
-        ("shear_x", {-0.3, 0.3}),
-        ("shear_y", {-0.3, 0.3}),
-        ("translate_x", {-0.45, 0.45}),
-        ("translate_y", {-0.45, 0.45}),
-    ],
-)
-def test_strength_is_clipped_at_ten(name, strongest):
+def test_strength_is_clipped_at_ten():
     # With mean 15 and deviation 0.5 every magnitude is clipped, so only the largest arguments remain.
-    ours = arguments_of(draws(2000, rand_augment_magnitude=15.0, mixup_alpha=0, cutmix_alpha=0), name)
-    assert len(ours) > 50
-    assert set(ours.tolist()) == {float(np.float32(value)) for value in strongest}
+    drawn = draws(2000, rand_augment_magnitude=15.0, mixup_alpha=0, cutmix_alpha=0)
+    for name, strongest in {
+        "rotate": {-30, 30},
+        "posterize": {1},  # the public code keeps 0 bits here
+        "solarize": {0},
+        "solarize_add": {110},
+        "color": {0.1, 1.9},
+        "contrast": {0.1, 1.9},
+        "brightness": {0.1, 1.9},
+        "sharpness": {0.1, 1.9},
+        "shear_x": {-0.3, 0.3},
+        "shear_y": {-0.3, 0.3},
+        "translate_x": {-0.45, 0.45},
+        "translate_y": {-0.45, 0.45},
+    }.items():
+        ours = arguments_of(drawn, name)
+        assert len(ours) > 50, name
+        assert set(ours.tolist()) == {float(np.float32(value)) for value in strongest}, name
 
 
-@pytest.mark.parametrize("name", ["rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "translate_y"])
-def test_signs_are_fair(drawn, name):
-    neutral = 1 if name in ("color", "contrast", "brightness", "sharpness") else 0
-    assert_share(arguments_of(drawn, name) > neutral, 0.5)
+def test_signs_are_fair(drawn):
+    for name in ("rotate", "color", "contrast", "brightness", "sharpness", "shear_x", "translate_y"):
+        neutral = 1 if name in ("color", "contrast", "brightness", "sharpness") else 0
+        assert_share(arguments_of(drawn, name) > neutral, 0.5)
 
 
 def test_posterize_keeps_at_least_a_bit(drawn):
@@ -610,13 +626,13 @@ def test_erased_boxes_follow_the_recipe(size):
     assert share.min() > 0.02 - rounding and share.max() < 1 / 3 + rounding
 
 
-@pytest.mark.parametrize("prob", [0.25, 0.1])
-def test_erasing_comes_by_chance(prob):
-    boxes = draws(erasing_prob=prob).erased_box
-    erased = boxes[:, 2] > 0
-    assert_share(erased, prob)
-    assert (boxes[~erased] == 0).all()
-    assert_uncorrelated(erased[:-1], erased[1:])
+def test_erasing_comes_by_chance():
+    for prob in (0.25, 0.1):
+        boxes = draws(erasing_prob=prob).erased_box
+        erased = boxes[:, 2] > 0
+        assert_share(erased, prob)
+        assert (boxes[~erased] == 0).all()
+        assert_uncorrelated(erased[:-1], erased[1:])
 
 
 def test_erasing_is_independent_of_flip_and_operations(drawn):
