@@ -18,18 +18,19 @@ setup(
     package_data={"modeling_deit_distill": ["*.md"]},
     python_requires=">=3.10",
     # The lowest versions that pass the tests. `.ci/run` installs exactly these and runs the fast tests.
+    # `datasets` comes first: uv decides in this order, and the newest fsspec, which torch allows, rules out its lowest.
     install_requires=[
+        "datasets>=4.8.4,!=5.0.0",  # 5.0.0 gives all images of a stream to one worker
         "torch>=2.11",
         "torchvision>=0.26",
         "transformers>=5.17",
-        "datasets>=4.0,!=5.0.0",  # which gives all images of a stream to one worker
-        "accelerate>=1.10",
+        "accelerate>=1.14",
         "evaluate>=0.4.6",
-        "huggingface-hub>=1.0",
-        "timm>=1.0.20",
+        "huggingface-hub>=1.27",
+        "timm>=1.0.26",
         "scikit-learn>=1.5",
         "scipy>=1.13",
-        "safetensors>=0.6",
+        "safetensors>=0.8",
         "matplotlib>=3.9",
     ],
     extras_require={"onnx": ONNX, "test": [*ONNX, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"]},

@@ -201,13 +201,16 @@ def quantize(path: Path):
     Each row of a weight has a scale of its own. Weights take 7 of the 8 bits: processors without instructions for such
     products (VNNI) add pairs in 16 bits, which would overflow.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes within the graph: they are inferred anew, and torch 2.11 notes wrong ones
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it recommends what does not apply to such models
     options = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
     try:
-        quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], **options)
+        quantize_dynamic(model, path, op_types_to_quantize=["MatMul", "Gemm"], **options)
     finally:
         logging.root.setLevel(level)
 

@@ -253,7 +253,8 @@ def create_repository(server, request):
         raise HubError(403, f'You don\'t have the rights to create a repository under the namespace "{owner}"')
     key = (kind, f"{owner}/{fields['name']}")
     exists = key in server.repositories
-    repository = server.repositories.setdefault(key, Repository(*key, fields.get("visibility") == "private"))
+    private = fields.get("visibility") == "private" or fields.get("private") is True  # the second by older clients
+    repository = server.repositories.setdefault(key, Repository(*key, private))
     url = f"{server.endpoint}/{repository.prefix}{repository.name}"
     if exists:
         raise HubError(409, "You already created this repository", url=url)

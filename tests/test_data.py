@@ -53,7 +53,9 @@ TWO = {"cat": 3, "dog": 3}
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # it would sleep after each stream
+    monkeypatch.setattr(
+        datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False
+    )  # a sleep after each stream
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -1128,9 +1130,10 @@ def test_skipped_batches_decode_nothing(decodes, num_processes, process_index):
         num_processes=num_processes,
         process_index=process_index,
     )
-    prepared.set_epoch(1)  # as Trainer does; Accelerate starts at epoch 0 whatever the sampler says
+    skipped = accelerate.skip_first_batches(prepared, 4)  # of six
+    skipped.set_epoch(1)  # in this order, as Trainer does; Accelerate starts at epoch 0 whatever the sampler says
     decodes.clear()
-    seen = by_position(accelerate.skip_first_batches(prepared, 4))  # of six
+    seen = by_position(skipped)
     rest = views_of(dataset, epoch=1)[32:]
     rest = [view for view in rest if view.position // batch_size % num_processes == process_index]
     assert seen == {view.position: expected[view.position] for view in rest}
