@@ -120,8 +120,8 @@ def _check_what_is_installed(args):
     for name in wanted:
         if name not in ("all", "none", *known):
             raise InputError(
-                f"report_to names {name!r}, which is not installed or unknown; install it, or choose from: "
-                f"{', '.join(['none', 'all', *known])}"
+                f"report_to names {name!r}, which is unknown or not installed; pip install {name}, or choose from: "
+                f"{', '.join(['none', *known])}"
             )
     backend = args.torch_compile_backend
     if backend is not None and backend.upper() not in DynamoBackend.list():
