@@ -185,7 +185,9 @@ REFUSED = {
     "parallelism_config": [(["{}"], "invalid .* value")],
     "prediction_loss_only": [(["true"], "need the accuracies; leave it out")],
     "remove_unused_columns": [(["true"], "leave it out")],
-    "report_to": [(["nobody"], "'nobody', which is unknown or not installed; pip install nobody, or choose from: none")],
+    "report_to": [
+        (["nobody"], "'nobody', which is unknown or not installed; pip install nobody, or choose from: none")
+    ],
     "resume_from_checkpoint": [(["nowhere", "--overwrite_output_dir", "true"], "keep one")],
     "save_strategy": [(["best"], "add --metric_for_best_model accuracy")],
     "tf32": [(["true", "--use_cpu", "true"], "leave it out")],
