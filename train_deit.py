@@ -105,14 +105,14 @@ def run(
     say(args, "What will run", summary(facts))
     if args.dry_run:
         return
-    if args.push_to_hub:
-        find_repository(args)
 
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
     student = build_student(config, start, model_args.attn_implementation)
     check_optimisation(args, student)
     check_metric(args, config)
+    if args.push_to_hub:
+        find_repository(args)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))
 
     # Teacher, or what it said before

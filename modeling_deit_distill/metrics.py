@@ -57,16 +57,18 @@ def accuracies(
     return results
 
 
-def metric_names(config, has_average: bool = False) -> list[str]:
+def metric_names(config, has_average: bool = False, has_teacher: bool = True) -> list[str]:
     """What an evaluation may report of a student, by the names that `metric_for_best_model` takes.
 
     Args:
         config: the student's [`DeiTDistillConfig`].
         has_average: whether an average of the weights is evaluated too.
+        has_teacher: whether there is a teacher to agree with.
     """
     logits, labels = torch.zeros(1, config.num_labels), np.zeros(1, dtype=int)
     answers = predicted_labels(logits, logits, logits if config.use_distillation_token else None)
-    names = ["loss", *accuracies({name: answer.numpy() for name, answer in answers.items()}, labels, labels)]
+    teacher_labels = labels if has_teacher else None
+    names = ["loss", *accuracies({name: answer.numpy() for name, answer in answers.items()}, labels, teacher_labels)]
     return [*names, *(f"ema_{name}" for name in names)] if has_average else names
 
 
@@ -81,7 +83,7 @@ def check_metric(args, config):
         InputError: with the names to choose from.
     """
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    known = metric_names(config, has_average=args.weight_average_decay is not None)
+    known = metric_names(config, args.weight_average_decay is not None, args.distillation_type != "none")
     if metric not in known:
         raise InputError(f"metric_for_best_model is {metric!r}; choose from: {', '.join(known)}")
 

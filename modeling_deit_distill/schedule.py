@@ -142,9 +142,12 @@ def check_optimisation(args, student: nn.Module):
         InputError: with what transformers says of it.
     """
     try:
-        Trainer.get_optimizer_cls_and_kwargs(args, student)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, student)
+        if isinstance(kind, type) and not settings.keys() & {"params", "model", "optimizer_dict"}:
+            kind([nn.Parameter(torch.zeros(1))], **settings)  # which looks at the values
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}"
+        betas = f"adam_beta1 {args.adam_beta1}, adam_beta2 {args.adam_beta2}, adam_epsilon {args.adam_epsilon}"
+        given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}, {betas}"
         raise InputError(f"{given}: {one_line(error)}; mend it, or choose another --optim") from error
     try:
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))])

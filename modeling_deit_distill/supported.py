@@ -39,6 +39,7 @@ REFUSED = {
         "this command trains; leave it out, or evaluate a finished model with examples/evaluate_checkpoint.py",
     ),
     "enable_jit_checkpoint": ((False,), "SIGTERM saves a checkpoint already; leave it out"),
+    "eval_use_gather_object": ((False,), "an evaluation gathers tensors alone; leave it out"),
     "ignore_data_skip": (
         (False,),
         "a resumed run would see the first views of its epoch again; leave it out: views are skipped without being "
@@ -83,7 +84,7 @@ def check_supported(args):
             raise InputError(f"{name} is {value!r}, which is refused: {reason}")
     for name in NEED_WORKERS:
         value = getattr(args, name, None)  # not every version has every field
-        if value and args.dataloader_num_workers == 0:
+        if value is not None and value is not False and args.dataloader_num_workers == 0:
             raise InputError(
                 f"{name} is {value!r} but dataloader_num_workers is 0; give workers "
                 f"(--dataloader_num_workers 4), or leave {name} out"
@@ -94,6 +95,7 @@ def check_supported(args):
                 f"{name} is {getattr(args, name)!r} but there is one process; launch several "
                 f"(torchrun, or accelerate launch with a file of examples/accelerate), or leave {name} out"
             )
+    _check_at_least_one(args)
     _check_what_is_installed(args)
     args.accelerator_config = _accelerator_settings(args.accelerator_config)
 
@@ -114,6 +116,13 @@ def check_precision(args):
             )
 
 
+def _check_at_least_one(args):
+    for name in ("eval_accumulation_steps", "dataloader_prefetch_factor"):
+        value = getattr(args, name)
+        if value is not None and not value >= 1:
+            raise InputError(f"{name} is {value}; it must be at least 1, or left out")
+
+
 def _check_what_is_installed(args):
     wanted = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to)
     known = get_available_reporting_integrations()
@@ -131,6 +140,10 @@ def _check_what_is_installed(args):
         raise InputError("tf32 is True, but only NVIDIA GPUs since Ampere have it; leave it out")
     if "tpu_metrics_debug" in str(args.debug).lower():
         raise InputError("debug is 'tpu_metrics_debug', but there is no TPU; leave it out")
+    if args.save_strategy == "best" and args.eval_strategy == "no":
+        raise InputError(
+            "save_strategy is 'best' but eval_strategy is 'no', so nothing would be saved; add --eval_strategy epoch"
+        )
     if args.save_strategy == "best" and args.metric_for_best_model is None:
         raise InputError(
             "save_strategy is 'best' but metric_for_best_model is not given; add --metric_for_best_model accuracy"
@@ -157,6 +170,10 @@ def _accelerator_settings(value) -> dict | None:
                 f"accelerator_config: {name} is {setting!r}, which is refused: each process draws its own share of the "
                 f"views; leave {name} out"
             )
-    if (value.get("gradient_accumulation_kwargs") or {}).get("num_steps"):
-        raise InputError("accelerator_config: num_steps is refused; give --gradient_accumulation_steps instead")
+    accumulation = value.get("gradient_accumulation_kwargs") or {}
+    if not isinstance(accumulation, dict) or accumulation.keys() - {"sync_each_batch", "sync_with_dataloader"}:
+        raise InputError(
+            f"accelerator_config: gradient_accumulation_kwargs is {accumulation!r}; only sync_each_batch and "
+            "sync_with_dataloader are taken, num_steps is refused: give --gradient_accumulation_steps instead"
+        )
     return value

@@ -117,7 +117,6 @@ RUNS = {
     "eval_delay": ["--eval_delay", "1"],
     "eval_on_start": ["--eval_on_start", "true"],
     "eval_do_concat_batches": ["--eval_do_concat_batches", "false", "--ema_half_life", "2"],
-    "eval_use_gather_object": ["--eval_use_gather_object", "true"],
     "eval_accumulation_steps": ["--eval_accumulation_steps", "1"],
     "include_for_metrics": ["--include_for_metrics", "inputs", "loss"],
     "batch_eval_metrics": ["--batch_eval_metrics", "true", "--ema_half_life", "2"],
@@ -158,6 +157,8 @@ REFUSED = {
         (['{"dispatch_batches": true}'], "dispatch_batches is True"),
         (['{"even_batches": false}'], "even_batches is False"),
         (['{"gradient_accumulation_kwargs": {"num_steps": 2}}'], "num_steps .*--gradient_accumulation_steps instead"),
+        (['{"gradient_accumulation_kwargs": {"bogus": 2}}'], "only sync_each_batch"),
+        (['{"gradient_accumulation_kwargs": 3}'], "only sync_each_batch"),
         (['{"splitbatches": true}'], "no field 'splitbatches'; choose from: split_batches, "),
         (["nowhere.json"], "'nowhere.json' is no JSON object and no file"),
     ],
@@ -165,7 +166,10 @@ REFUSED = {
     "dataloader_in_order": [(["false"], "no run could be repeated; leave it out")],
     "dataloader_multiprocessing_context": [(["spawn"], "dataloader_num_workers is 0; give workers")],
     "dataloader_persistent_workers": [(["true"], "dataloader_num_workers is 0; give workers")],
-    "dataloader_prefetch_factor": [(["4"], "dataloader_num_workers is 0; give workers")],
+    "dataloader_prefetch_factor": [
+        (["4"], "dataloader_num_workers is 0; give workers"),
+        (["0", "--dataloader_num_workers", "1"], "must be at least 1"),
+    ],
     "ddp_backend": [(["gloo"], "there is one process; launch several")],
     "debug": [(["tpu_metrics_debug"], "there is no TPU; leave it out")],
     "deepspeed": [(["stage1.json"], "cannot be resumed here; use FSDP 2")],
@@ -173,6 +177,8 @@ REFUSED = {
     "do_predict": [(["true"], "leave it out")],
     "do_train": [(["false"], "this command trains; leave it out, or .*examples/evaluate_checkpoint.py")],
     "enable_jit_checkpoint": [(["true"], "SIGTERM saves a checkpoint already; leave it out")],
+    "eval_accumulation_steps": [(["0"], "must be at least 1")],
+    "eval_use_gather_object": [(["true"], "gathers tensors alone; leave it out")],
     "fp16": [(["true", "--use_cpu", "true"], "a CPU does not train in it; use --bf16 true")],
     "fp16_full_eval": [(["true", "--bf16", "true"], "the run computes in bf16; give --bf16_full_eval true")],
     "fsdp": [(["full_shard"], "there is one process; launch several")],
@@ -189,7 +195,10 @@ REFUSED = {
         (["nobody"], "'nobody', which is unknown or not installed; pip install nobody, or choose from: none")
     ],
     "resume_from_checkpoint": [(["nowhere", "--overwrite_output_dir", "true"], "keep one")],
-    "save_strategy": [(["best"], "add --metric_for_best_model accuracy")],
+    "save_strategy": [
+        (["best"], "add --metric_for_best_model accuracy"),
+        (["best", "--eval_strategy", "no", "--metric_for_best_model", "accuracy"], "add --eval_strategy epoch"),
+    ],
     "tf32": [(["true", "--use_cpu", "true"], "leave it out")],
     "torch_compile_backend": [(["nobody"], "'nobody'; choose one of eager, ")],
     "train_sampling_strategy": [
@@ -203,7 +212,9 @@ FOUND_WHEN_THE_RUN_STARTS = ("resume_from_checkpoint",)
 
 # Trainer finds these only when it trains the student; here they are found before the teacher is trained.
 REFUSED_WITH_THE_STUDENT = {
-    "optim": (["--optim", "galore_adamw"], "optim 'galore_adamw' with optim_args None: .*; mend it, or choose another"),
+    "optim": (["--optim", "galore_adamw"], "optim 'galore_adamw' with optim_args None, .*; mend it, or choose another"),
+    "adam_beta1": (["--adam_beta1", "2"], "adam_beta1 2.0, .*mend it"),
+    "adam_epsilon": (["--adam_epsilon", "-1"], "adam_epsilon -1.0: .*mend it"),
     "optim_args": (["--optim", "sgd", "--optim_args", "momentum"], "with optim_args 'momentum'"),
     "lr_scheduler_type": (["--lr_scheduler_type", "cosine_with_min_lr"], "'cosine_with_min_lr' .*min_lr_rate should"),
     "lr_scheduler_kwargs": (["--lr_scheduler_kwargs", '{"cycles": 2}'], "lr_scheduler_kwargs .*'cycles'.*; mend them"),
@@ -272,7 +283,10 @@ def test_refusals_that_need_the_student(photos, tmp_path, tiny_model):
     _, _, args = parse_arguments(words_of(photos, tmp_path / "out", ["--metric_for_best_model", "ema_accuracy"]))
     with pytest.raises(InputError, match="'ema_accuracy'; choose from"):  # no average is kept
         check_run(args, student)
-    args.ema_half_life = 2
+    _, _, args = parse_arguments(words_of(photos, tmp_path / "out", ["--metric_for_best_model", "teacher_agreement"]))
+    with pytest.raises(InputError, match="'teacher_agreement'; choose from"):  # there is no teacher
+        check_run(args, student)
+    args.metric_for_best_model, args.ema_half_life = "ema_accuracy", 2
     check_run(args, student)
 
 
