@@ -103,14 +103,14 @@ def run(
     store = find_store(model_args, args, data, teacher_config, views)
     facts = run_facts(model_args, args, data, config, start, teacher_config, views, store)
     say(args, "What will run", summary(facts))
-    if args.dry_run:
-        return
 
     # Student: its weights depend on the seed alone. What may be wrong with it shows before the teacher's training.
     set_seed(args.seed)
     student = build_student(config, start, model_args.attn_implementation)
     check_optimisation(args, student)
     check_metric(args, config)
+    if args.dry_run:
+        return
     if args.push_to_hub:
         find_repository(args)
     held_out = EvaluationDataset(data.validation, evaluation_transform(processor))

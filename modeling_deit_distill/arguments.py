@@ -64,8 +64,8 @@ REPLACES = {
         "model_size",
         *SIZES["tiny"],
         "num_hidden_layers",
-        "trust_remote_code",
     ),
+    ("model_name_or_path",): ("trust_remote_code",),
 }
 
 
@@ -373,7 +373,6 @@ class DistillationTrainingArguments(TrainingArguments):
         # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         check_precision(self)
-        self.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
                 f"per_device_train_batch_size is {self.train_batch_size}, which is odd; mixup and cutmix mix views in "

@@ -5,11 +5,15 @@ tried. An argument that is refused says so before anything is loaded or trained.
 """
 
 import dataclasses
+import inspect
 import json
+import math
 import os
 from pathlib import Path
 
+import torch
 from accelerate.utils import DynamoBackend
+from torch.utils.checkpoint import checkpoint
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_tf32_available
@@ -95,7 +99,9 @@ def check_supported(args):
                 f"{name} is {getattr(args, name)!r} but there is one process; launch several "
                 f"(torchrun, or accelerate launch with a file of examples/accelerate), or leave {name} out"
             )
-    _check_at_least_one(args)
+    _check_numbers(args)
+    _check_compilation(args)
+    _check_recomputation(args)
     _check_what_is_installed(args)
     args.accelerator_config = _accelerator_settings(args.accelerator_config)
 
@@ -116,11 +122,40 @@ def check_precision(args):
             )
 
 
-def _check_at_least_one(args):
+def _check_numbers(args):
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        if isinstance(value, float) and not math.isfinite(value):  # comparisons with NaN are false: ranges let it pass
+            raise InputError(f"{field.name} is {value}; give a finite number")
     for name in ("eval_accumulation_steps", "dataloader_prefetch_factor"):
         value = getattr(args, name)
         if value is not None and not value >= 1:
             raise InputError(f"{name} is {value}; it must be at least 1, or left out")
+
+
+def _check_compilation(args):
+    for name, list_choices in (("torch_compile_backend", _backends), ("torch_compile_mode", _modes)):
+        value = getattr(args, name)
+        if value is not None and value.lower() not in (choices := list_choices()):
+            raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _backends() -> list[str]:
+    known = torch._dynamo.list_backends(exclude_tags=())  # Accelerate also names some that torch has no longer
+    return [name.lower() for name in DynamoBackend.list() if name.lower() in known]
+
+
+def _modes() -> list[str]:
+    return list(torch._inductor.list_mode_options())
+
+
+def _check_recomputation(args):
+    known = {"every_n_layers", "offload", *inspect.signature(checkpoint).parameters} - {"function", "args", "kwargs"}
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        value = getattr(args, name, None)
+        given = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+        if isinstance(given, dict) and given.keys() - known:
+            raise InputError(f"{name} is {value!r}; choose its keys from {', '.join(sorted(known))}")
 
 
 def _check_what_is_installed(args):
@@ -132,10 +167,6 @@ def _check_what_is_installed(args):
                 f"report_to names {name!r}, which is unknown or not installed; pip install {name}, or choose from: "
                 f"{', '.join(['none', *known])}"
             )
-    backend = args.torch_compile_backend
-    if backend is not None and backend.upper() not in DynamoBackend.list():
-        choices = ", ".join(name.lower() for name in DynamoBackend.list() if name != "NO")
-        raise InputError(f"torch_compile_backend is {backend!r}; choose one of {choices}")
     if args.tf32 and not is_torch_tf32_available():
         raise InputError("tf32 is True, but only NVIDIA GPUs since Ampere have it; leave it out")
     if "tpu_metrics_debug" in str(args.debug).lower():

@@ -63,6 +63,7 @@ SHARED_ARGUMENTS = (
     "full_determinism",
     "dataloader_num_workers",
     "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context",
     "dataloader_prefetch_factor",
     "dataloader_pin_memory",
     "disable_tqdm",

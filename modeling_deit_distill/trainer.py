@@ -96,6 +96,7 @@ class DistillationTrainer(PublishingTrainer):
             kwargs["compute_metrics"] = self._compute_metrics
             kwargs.setdefault("preprocess_logits_for_metrics", _decide)
         super().__init__(model=model, args=args, **kwargs)
+        self.args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
         if self.args.weight_average_decay is not None:
             fsdp = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
             if self.is_deepspeed_enabled or getattr(fsdp, "fsdp_version", 2) != 2:
@@ -215,6 +216,8 @@ class DistillationTrainer(PublishingTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
             worker_init_fn=deaf_worker(None),
             generator=torch.Generator(),
         )

@@ -200,6 +200,28 @@ def test_in_bf16_losses_are_close_whatever_the_processes_and_threads(bf16_runs, 
     assert {value.dtype for value in weights.values()} == {torch.float32} and has_learned(weights)
 
 
+# Arguments that act with several processes, in as few runs as they fit together.
+TOGETHER = {
+    "whole": {"batch_eval_metrics": True, "ddp_static_graph": True, "ddp_backend": "gloo", "dataloader_num_workers": 1},
+    "lists": {"eval_do_concat_batches": False, "bf16_full_eval": True, "ddp_bucket_cap_mb": 1, "ddp_timeout": 100},
+    "others": {"eval_accumulation_steps": 1, "ddp_broadcast_buffers": False, "ddp_find_unused_parameters": True},
+}
+
+
+@pytest.mark.slow
+def test_arguments_that_act_with_several_processes_end_as_they_should(tmp_path):
+    settings = {**EIGHT, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "ema_half_life": 3}
+    process_worker.train(tmp_path / "one", {**settings, "per_device_train_batch_size": 16})
+    launch(*(["train", tmp_path / name, {**settings, **given}] for name, given in TOGETHER.items()))
+    expected = report(tmp_path / "one")
+    for name in TOGETHER:
+        found = report(tmp_path / name)
+        assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5), name
+        assert found["num_evaluated"] == expected["num_evaluated"] == 37, name
+        weights = load_file(tmp_path / name / "model.safetensors")
+        assert {value.dtype for value in weights.values()} == {torch.float32}, name
+
+
 # --- launch files -----------------------------------------------------------------------------------------------------
 
 EXPECTED = {

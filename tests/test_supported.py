@@ -170,6 +170,12 @@ REFUSED = {
         (["4"], "dataloader_num_workers is 0; give workers"),
         (["0", "--dataloader_num_workers", "1"], "must be at least 1"),
     ],
+    "activation_checkpointing_kwargs": [(['{"bogus": 1}'], "choose its keys from .*use_reentrant")],
+    "gradient_checkpointing_kwargs": [(['{"bogus": 1}'], "choose its keys from .*use_reentrant")],
+    "learning_rate": [(["inf"], "give a finite number")],
+    "torch_compile_mode": [(["bogus"], "'bogus'; choose one of default, ")],
+    "warmup_steps": [(["nan"], "give a finite number")],
+    "weight_decay": [(["nan"], "give a finite number")],
     "ddp_backend": [(["gloo"], "there is one process; launch several")],
     "debug": [(["tpu_metrics_debug"], "there is no TPU; leave it out")],
     "deepspeed": [(["stage1.json"], "cannot be resumed here; use FSDP 2")],
@@ -200,7 +206,10 @@ REFUSED = {
         (["best", "--eval_strategy", "no", "--metric_for_best_model", "accuracy"], "add --eval_strategy epoch"),
     ],
     "tf32": [(["true", "--use_cpu", "true"], "leave it out")],
-    "torch_compile_backend": [(["nobody"], "'nobody'; choose one of eager, ")],
+    "torch_compile_backend": [
+        (["nobody"], "'nobody'; choose one of eager, "),
+        (["onnxrt"], "'onnxrt'; choose one of eager, "),
+    ],
     "train_sampling_strategy": [
         (["sequential"], "the order of views; leave it out"),
         (["group_by_length"], "the order of views; leave it out"),
@@ -296,6 +305,12 @@ def test_the_teacher_is_not_trained_before_a_refusal(photos, tmp_path):
     with pytest.raises(InputError, match="galore_adamw"):
         train_deit.main(words_of(photos, tmp_path / "out", words))
     assert not (tmp_path / "out" / "teacher").exists()
+
+
+def test_a_dry_run_refuses_what_the_run_would(photos, tmp_path):
+    with pytest.raises(InputError, match="metric_for_best_model is 'f1'"):
+        train_deit.main(words_of(photos, tmp_path / "out", ["--dry_run", "true", "--metric_for_best_model", "f1"]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_accelerators_settings_may_be_a_file_or_an_object(tmp_path):

@@ -406,6 +406,14 @@ def test_weight_decay_spares_biases_norms_tokens_and_positions(tmp_path):
     assert {group["weight_decay"]: len(group["params"]) for group in groups} == {0.05: len(decayed), 0.0: len(spared)}
 
 
+def test_an_evaluation_counts_every_image_whatever_the_arguments_were_set_to(tmp_path):
+    args = DistillationTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    args.set_dataloader(eval_batch_size=4, drop_last=True)
+    run = DistillationTrainer(student(), args, CountingTeacher(), eval_dataset=Images(10))
+    run.evaluate()
+    assert len(run.decisions["labels"]) == 10
+
+
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_an_epoch_is_whole_steps_and_evaluation_counts_every_image(tmp_path, drop_last):
     for length, images in ((32, 32), (37, 32), (5, 5)):
