@@ -328,10 +328,10 @@ class DistillationTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Our datasets yield what is needed."})
     dataloader_drop_last: bool = field(
         default=False,
-        metadata={"help": "Without effect: training takes whole batches in any case, evaluation every image."},
+        metadata={"help": "Ignored. Training always uses whole batches; evaluation uses every image."},
     )
-    do_train: bool = field(default=True, metadata={"help": "Always true."})
-    do_eval: bool = field(default=True, metadata={"help": "Always true."})
+    do_train: bool = field(default=True, metadata={"help": "Must stay true: a run always trains and evaluates."})
+    do_eval: bool = field(default=True, metadata={"help": "Must stay true: a run always trains and evaluates."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
     report_to: list[str] | None = field(
         default=None, metadata={"help": "Where to log; TensorBoard if it is installed, unless given."}

@@ -1,4 +1,4 @@
-"""What a user can mend, and how a command ends that met it."""
+"""Errors that a user can fix, and how a command reports them."""
 
 import os
 import re

@@ -37,13 +37,13 @@ def bf16_by_default(device_type: str) -> bool:
     Raises:
         InputError: the variable is neither true nor false.
     """
-    said = os.environ.get(BF16_VARIABLE, "")
-    if said.lower() in ("true", "1"):
+    value = os.environ.get(BF16_VARIABLE, "")
+    if value.lower() in ("true", "1"):
         return True
-    if said.lower() in ("false", "0"):
+    if value.lower() in ("false", "0"):
         return False
-    if said:
-        raise InputError(f"the environment variable {BF16_VARIABLE} is {said!r}; set it to true or false, or unset it")
+    if value:
+        raise InputError(f"the environment variable {BF16_VARIABLE} is {value!r}; set it to true or false, or unset it")
     return multiplies_bf16(device_type)
 
 

@@ -1,7 +1,8 @@
 """Which of transformers' `TrainingArguments` are refused, and why; every other one does what transformers documents.
 
-Refused is what would break a promise of this project, what an image classifier has no use for, and what was never
-tried. An argument that is refused says so before anything is loaded or trained.
+Arguments are refused if they would break a promise of this project, do not apply to image classifiers, or are untested.
+The check runs before anything is loaded. What needs the student is checked by `schedule.check_optimisation` and
+`metrics.check_metric`, before anything is trained.
 """
 
 import dataclasses
@@ -107,7 +108,7 @@ def check_supported(args):
 
 
 def check_precision(args):
-    """Refuse a precision that the device has not, once it is known what trains, and on what.
+    """Refuse a precision that the device does not support, once it is known what trains, and on what.
 
     Raises:
         InputError: with the remedy.
@@ -164,7 +165,7 @@ def _check_what_is_installed(args):
     for name in wanted:
         if name not in ("all", "none", *known):
             raise InputError(
-                f"report_to names {name!r}, which is unknown or not installed; pip install {name}, or choose from: "
+                f"report_to names {name!r}, which is unknown or not installed; install it, or choose from: "
                 f"{', '.join(['none', *known])}"
             )
     if args.tf32 and not is_torch_tf32_available():

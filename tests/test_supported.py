@@ -197,9 +197,7 @@ REFUSED = {
     "parallelism_config": [(["{}"], "invalid .* value")],
     "prediction_loss_only": [(["true"], "need the accuracies; leave it out")],
     "remove_unused_columns": [(["true"], "leave it out")],
-    "report_to": [
-        (["nobody"], "'nobody', which is unknown or not installed; pip install nobody, or choose from: none")
-    ],
+    "report_to": [(["nobody"], "'nobody', which is unknown or not installed; install it, or choose from: none")],
     "resume_from_checkpoint": [(["nowhere", "--overwrite_output_dir", "true"], "keep one")],
     "save_strategy": [
         (["best"], "add --metric_for_best_model accuracy"),
@@ -213,7 +211,7 @@ REFUSED = {
     "train_sampling_strategy": [
         (["sequential"], "the order of views; leave it out"),
         (["group_by_length"], "the order of views; leave it out"),
-        (["batch_rebalance"], "the order of views; leave it out|invalid choice"),  # not in transformers 5.16,
+        (["batch_rebalance"], "the order of views; leave it out|invalid choice"),  # not in transformers 5.16
     ],
     "use_liger_kernel": [(["true"], "models of text; leave it out")],
 }
