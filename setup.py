@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 
@@ -14,8 +14,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=["modeling_deit_distill"],
-    package_data={"modeling_deit_distill": ["*.md"]},
+    packages=find_packages(include=["modeling_deit_distill", "modeling_deit_distill.*"]),
+    package_data={"modeling_deit_distill.publishing": ["*.md"]},
     python_requires=">=3.10",
     # The lowest versions that pass the tests. `.ci/run` installs exactly these and runs the fast tests.
     # `datasets` comes first: uv decides in this order, and the newest fsspec, which torch allows, rules out its lowest.

@@ -19,44 +19,15 @@ from modeling_deit_distill import (
 )
 from modeling_deit_distill.analysis import describe_tokens
 from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
-from modeling_deit_distill.card_pictures import PREDICTIONS, choose_examples, draw_predictions
-from modeling_deit_distill.checkpoints import (
-    check_fits,
-    disk_errors_explained,
-    facts_of,
-    find_checkpoint,
-)
-from modeling_deit_distill.data import (
-    EvaluationDataset,
-    ImageData,
-    StreamingViewDataset,
-    ViewDataset,
-    evaluation_transform,
-    load_image_data,
-)
+from modeling_deit_distill.data.datasets import StreamingViewDataset, ViewDataset
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
+from modeling_deit_distill.data.sources import ImageData, load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.errors import run_command
-from modeling_deit_distill.interruption import Interrupted, ending_in_order
-from modeling_deit_distill.labelling import (
-    check_teacher_remains,
-    find_store,
-    is_full,
-    prepare_teacher,
-    store_for,
-    teacher_description,
-)
-from modeling_deit_distill.metrics import check_metric
-from modeling_deit_distill.model_card import TOKENS, write_model_card
 from modeling_deit_distill.process_end import end_process
-from modeling_deit_distill.publishing import (
-    Destination,
-    clear_earlier_run,
-    clear_stages,
-    open_repository,
-    push_all,
-    stage_run,
-)
-from modeling_deit_distill.report import results_table, say, summary
-from modeling_deit_distill.run_record import (
+from modeling_deit_distill.publishing.card import write_model_card
+from modeling_deit_distill.publishing.pictures import PREDICTIONS, choose_examples, draw_predictions
+from modeling_deit_distill.publishing.record import (
     RECORD,
     changed_arguments,
     note_repository,
@@ -64,10 +35,30 @@ from modeling_deit_distill.run_record import (
     write_json,
     write_run_record,
 )
-from modeling_deit_distill.schedule import check_optimisation
+from modeling_deit_distill.publishing.repository import (
+    Destination,
+    clear_earlier_run,
+    clear_stages,
+    open_repository,
+    push_all,
+    stage_run,
+)
+from modeling_deit_distill.publishing.run import TOKENS
+from modeling_deit_distill.report import results_table, say, summary
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
-from modeling_deit_distill.teacher import check_teacher
-from modeling_deit_distill.views import AugmentationSettings
+from modeling_deit_distill.teachers.labelling import (
+    check_teacher_remains,
+    find_store,
+    is_full,
+    prepare_teacher,
+    store_for,
+    teacher_description,
+)
+from modeling_deit_distill.teachers.teacher import check_teacher
+from modeling_deit_distill.training.checkpoints import check_fits, disk_errors_explained, facts_of, find_checkpoint
+from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
+from modeling_deit_distill.training.metrics import check_metric
+from modeling_deit_distill.training.schedule import check_optimisation
 
 # What is kept of the decisions on the held-out images.
 DECISIONS = ("labels", "fused", "cls", "distillation", "teacher")

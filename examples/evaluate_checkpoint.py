@@ -29,9 +29,11 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments
-from modeling_deit_distill.data import EvaluationDataset, ImageData, collate, evaluation_transform, load_image_data
+from modeling_deit_distill.data.datasets import collate
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
+from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line, run_command
-from modeling_deit_distill.label_map import match_classes
+from modeling_deit_distill.teachers.classes import match_classes
 
 METRICS = Path(__file__).parent / "metrics"
 # What of the data is asked for: all that training is, but how it is read and how a student would see it.

@@ -296,7 +296,7 @@ def prepare_data(profile: Profile, dataset: str, output_dir: Path):
         return
     from datasets import DatasetDict
 
-    from modeling_deit_distill.data import load_image_data
+    from modeling_deit_distill.data.sources import load_image_data
 
     data = load_image_data(dataset)
     train, held_out = first_of_each_class(data.train, profile.num_train), data.validation
@@ -425,7 +425,7 @@ def refuse_stale(runs: Iterable[Run], output_dir: Path):
 
 def differing(run: Run, output_dir: Path) -> list[str]:
     """Names of the arguments with which a finished run was not made as it is planned now."""
-    from modeling_deit_distill.run_record import changed_arguments
+    from modeling_deit_distill.publishing.record import changed_arguments
 
     # A record has the last part of a folder's name; absolute, a folder is known as one though it be gone by now.
     words = [str(Path(word).absolute()) if Path(word).is_relative_to(output_dir) else word for word in run.arguments]

@@ -14,12 +14,12 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import SchedulerType
 
 from .configuration_deit_distill import SIZES
-from .ema import decay_of_half_life
 from .errors import InputError, one_line
-from .label_map import read_label_map
 from .precision import bf16_by_default
-from .schedule import resolve_schedule
 from .supported import check_precision, check_supported
+from .teachers.classes import read_label_map
+from .training.average import decay_of_half_life
+from .training.schedule import resolve_schedule
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512

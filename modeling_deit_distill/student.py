@@ -3,12 +3,12 @@
 import torch
 
 from .arguments import DistillationTrainingArguments, ModelArguments
-from .conversion import Checkpoint, build_model, load_checkpoint
-from .data import DEFAULT_CROP_PCT, evaluation_processor
+from .conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from .conversion.weight_names import why_not_native
+from .data.evaluation import DEFAULT_CROP_PCT, evaluation_processor
 from .errors import InputError, one_line
-from .label_map import match_classes
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .weight_names import why_not_native
+from .teachers.classes import match_classes
 
 # What may differ from the checkpoint a student starts from.
 FREE_FIELDS = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob", "fusion")

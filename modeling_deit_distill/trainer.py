@@ -22,19 +22,21 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import has_length
 
 from .arguments import DistillationTrainingArguments
-from .augmentation import AUGMENTATION_VERSION, augment, mix_labels
-from .checkpoints import last_complete
-from .data import BadImages, StreamingViewDataset, ViewDataset, collate, evaluation_view
-from .ema import WeightAverage, choose_weights, start_average
+from .augmentation.augment import AUGMENTATION_VERSION, augment, mix_labels
+from .data.bad_images import BadImages
+from .data.datasets import StreamingViewDataset, ViewDataset, collate
+from .data.evaluation import evaluation_view
+from .data.views import ViewSampler
 from .errors import InputError, LocalInputError
-from .finite import FiniteGuard, check_finite_weights
-from .interruption import deaf_worker
 from .losses import hard_distillation_loss, label_loss, soft_distillation_loss
-from .metrics import accuracies, predicted_labels
-from .publishing_trainer import PublishingTrainer
-from .schedule import schedule, short_of_the_peak
-from .teacher_store import TeacherStore, decode_labels, decode_top_k
-from .views import ViewSampler
+from .publishing.publishing_trainer import PublishingTrainer
+from .teachers.store import TeacherStore, decode_labels, decode_top_k
+from .training.average import WeightAverage, choose_weights, start_average
+from .training.checkpoints import last_complete
+from .training.finite import FiniteGuard, check_finite_weights
+from .training.interruption import deaf_worker
+from .training.metrics import accuracies, predicted_labels
+from .training.schedule import schedule, short_of_the_peak
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ class ForkedRuns:
 def serve():
     """Fork a run for each line of standard input, and print its exit codes."""
     import train_deit
-    from modeling_deit_distill.resumable_trainer import ResumableTrainer
+    from modeling_deit_distill.training.resumable_trainer import ResumableTrainer
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -14,9 +14,10 @@ from test_trainer import CountingTeacher, rows, student
 from torch.distributed.tensor import DTensor
 
 from modeling_deit_distill import DistillationTrainer, DistillationTrainingArguments, InputError
-from modeling_deit_distill.data import EvaluationDataset, ViewDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.process_end import end_process
-from modeling_deit_distill.views import AugmentationSettings
 
 NUM_IMAGES, NUM_HELD_OUT = 64, 37  # the latter shared unevenly by two processes, whatever their batch
 

@@ -11,9 +11,11 @@ from scipy import stats
 from timm.data import auto_augment
 from timm.data.mixup import mixup_target
 
-from modeling_deit_distill import augmentation
-from modeling_deit_distill.augmentation import FILL, augment, erase, flip, mix, mix_labels, rand_augment
-from modeling_deit_distill.views import NO_OPERATION, OPERATIONS, AugmentationSettings, Draws, draw, draw_uniforms
+from modeling_deit_distill.augmentation import augment as augmentation
+from modeling_deit_distill.augmentation.augment import augment, erase, flip, mix, mix_labels, rand_augment
+from modeling_deit_distill.augmentation.geometry import FILL
+from modeling_deit_distill.augmentation.operations import _histogram
+from modeling_deit_distill.data.views import NO_OPERATION, OPERATIONS, AugmentationSettings, Draws, draw, draw_uniforms
 
 S = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -409,8 +411,8 @@ def test_flip_marked_views_only():
 def test_histograms_are_the_same_on_every_device():
     bins = (photos(3).flatten(2) + 256 * torch.arange(9).view(3, 3, 1)).int().flatten()
     expected = torch.stack([torch.bincount(channel, minlength=256) for channel in photos(3).flatten(2).flatten(0, 1)])
-    assert torch.equal(augmentation._histogram(bins, 9 * 256).view(9, 256), expected)
-    assert torch.equal(augmentation._histogram(elsewhere(bins), 9 * 256).view(9, 256), expected)
+    assert torch.equal(_histogram(bins, 9 * 256).view(9, 256), expected)
+    assert torch.equal(_histogram(elsewhere(bins), 9 * 256).view(9, 256), expected)
 
 
 # ---- augment ----

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DeiTImageProcessor
 
-from modeling_deit_distill import card_pictures
-from modeling_deit_distill.card_pictures import (
+from modeling_deit_distill.publishing import pictures as card_pictures
+from modeling_deit_distill.publishing.pictures import (
     CURVES,
     PREDICTIONS,
     choose_examples,

@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.checkpoints import (
+from modeling_deit_distill.training.checkpoints import (
     clear_leftovers,
     commit,
     damage,
@@ -32,7 +32,7 @@ from modeling_deit_distill.checkpoints import (
     rotate,
     write_manifest,
 )
-from modeling_deit_distill.interruption import Interrupted, ending_in_order
+from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
 
 ROOT = Path(__file__).parent.parent
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 3}

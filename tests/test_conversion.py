@@ -35,19 +35,15 @@ from transformers import (
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError, conversion
-from modeling_deit_distill.conversion import (
-    Checkpoint,
-    build_model,
-    load_checkpoint,
-    main,
-    save_checkpoint,
-    save_native,
-    save_timm,
-    why_not_native,
-)
-from modeling_deit_distill.data import evaluation_processor
-from modeling_deit_distill.weight_names import ours_to_native, ours_to_public, public_to_ours
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
+from modeling_deit_distill.conversion import checkpoint as checkpoint_module
+from modeling_deit_distill.conversion import reading, saving
+from modeling_deit_distill.conversion.__main__ import main
+from modeling_deit_distill.conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from modeling_deit_distill.conversion.weight_names import why_not_native
+from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
+from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours
+from modeling_deit_distill.data.evaluation import evaluation_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
 
@@ -206,7 +202,7 @@ def test_a_pooler_is_left_out(tmp_path):
 
 def test_two_tokens_with_one_head_read_the_class_head_and_say_so(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr(conversion.logger, "warning", warnings.append)
+    monkeypatch.setattr(checkpoint_module.logger, "warning", warnings.append)
     native = randomise(DeiTForImageClassification(DeiTConfig(**NATIVE)))
     native.save_pretrained(tmp_path / "native")
     checkpoint = load_checkpoint(str(tmp_path / "native"))
@@ -376,13 +372,13 @@ def test_what_timm_cannot_hold_is_refused(tiny_config, tmp_path, overrides, reas
 
 def test_timms_crop_fraction_gives_back_the_shorter_side():
     for crop, shorter in [(224, 256), (384, 438), (224, 248), (224, 224), (32, 36), (300, 343)]:
-        assert int(crop / conversion._crop_pct(crop, shorter)) == shorter
+        assert int(crop / saving._crop_pct(crop, shorter)) == shorter
 
 
 def test_every_width_of_the_mlp_survives_timms_ratio(tiny_config):
     for intermediate in range(1, 400):
         config = tiny_config(hidden_size=192, num_attention_heads=3, intermediate_size=intermediate)
-        assert int(192 * conversion._mlp_ratio(config)) == intermediate
+        assert int(192 * saving._mlp_ratio(config)) == intermediate
 
 
 # Files
@@ -396,7 +392,7 @@ def public(tiny_config):
 
 def test_the_public_codes_training_checkpoint_is_read(tmp_path, public, monkeypatch):
     warnings = []
-    monkeypatch.setattr(conversion.logger, "warning", warnings.append)
+    monkeypatch.setattr(reading.logger, "warning", warnings.append)
     content = {
         "model": public,
         "model_ema": {name: tensor + 1 for name, tensor in public.items()},
@@ -770,7 +766,7 @@ def test_a_conversion_that_fails_leaves_nothing(tiny_config, tmp_path):
 @pytest.mark.slow
 def test_an_error_is_one_line_and_exit_code_two(tmp_path):
     command = [sys.executable, "-m", "modeling_deit_distill.conversion", "nowhere.pth", str(tmp_path / "new")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(conversion.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(reading.__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: 'nowhere.pth' is no file") and done.stderr.count("\n") == 1

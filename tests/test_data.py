@@ -25,25 +25,19 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.data import (
+from modeling_deit_distill.data.bad_images import BadImages
+from modeling_deit_distill.data.datasets import (
     MAX_REPLACEMENTS,
-    BadImageError,
-    BadImages,
-    EvaluationDataset,
-    ImageData,
     StreamingViewDataset,
     ViewDataset,
     collate,
     crop_and_resize,
-    decode_image,
-    decode_pixels,
     encoded_row,
-    evaluation_processor,
-    evaluation_transform,
-    load_digits,
-    load_image_data,
 )
-from modeling_deit_distill.views import AugmentationSettings, View, ViewSampler, crop_box, draw_uniforms
+from modeling_deit_distill.data.decoding import BadImageError, decode_image, decode_pixels
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.sources import ImageData, load_digits, load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, crop_box, draw_uniforms
 
 ROOT = Path(__file__).parents[1]
 BICUBIC = PIL.Image.Resampling.BICUBIC
@@ -637,20 +631,20 @@ def refuse(*args):
 
 
 def test_what_torchvision_refuses_is_read_by_pillow(monkeypatch):
-    monkeypatch.setattr("modeling_deit_distill.data.decode_jpeg", refuse)
+    monkeypatch.setattr("modeling_deit_distill.data.decoding.decode_jpeg", refuse)
     for name, (encoded, _) in JPEGS.items():
         for_evaluation, for_training = both_ways(encoded)
         np.testing.assert_array_equal(for_training, for_evaluation, err_msg=name)
 
 
 def test_ordinary_jpegs_are_read_by_torchvision(monkeypatch):
-    monkeypatch.setattr("modeling_deit_distill.data.decode_jpeg", lambda *args: "torchvision")
+    monkeypatch.setattr("modeling_deit_distill.data.decoding.decode_jpeg", lambda *args: "torchvision")
     for name in ("jpeg", "jpeg, progressive", "jpeg, grey", "jpeg, orientation 1"):
         assert decode_pixels(JPEGS[name][0]) == "torchvision", name
 
 
 def test_pillow_need_not_look_at_a_plain_jpeg(monkeypatch):
-    monkeypatch.setattr("modeling_deit_distill.data._open", refuse)
+    monkeypatch.setattr("modeling_deit_distill.data.decoding._open", refuse)
     for name in ("jpeg", "jpeg, coarse", "jpeg, progressive", "jpeg, not in YCbCr", "jpeg, grey"):
         encoded, shown = JPEGS[name]
         pixels = as_array(decode_pixels(encoded))
@@ -1089,7 +1083,7 @@ def decodes(monkeypatch) -> collections.Counter:
         counts[image["bytes"]] += 1
         return decode_pixels(image)
 
-    monkeypatch.setattr("modeling_deit_distill.data.decode_pixels", counting)
+    monkeypatch.setattr("modeling_deit_distill.data.datasets.decode_pixels", counting)
     return counts
 
 
@@ -1392,9 +1386,9 @@ import torch
 from datasets import load_from_disk
 from torch.utils.data import DataLoader
 
-from modeling_deit_distill.data import ViewDataset, collate
+from modeling_deit_distill.data.datasets import ViewDataset, collate
 from modeling_deit_distill.process_end import end_process
-from modeling_deit_distill.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
 
 data, output_dir = sys.argv[1:]
 dataset = ViewDataset(load_from_disk(data), AugmentationSettings(image_size=16), seed=5)

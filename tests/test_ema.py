@@ -18,7 +18,11 @@ from test_trainer import rows as image_rows
 import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.ema import (
+from modeling_deit_distill.publishing.card import accuracy_table
+from modeling_deit_distill.publishing.record import average_in_words
+from modeling_deit_distill.publishing.run import read_run
+from modeling_deit_distill.report import results_table
+from modeling_deit_distill.training.average import (
     AVERAGE_FILE,
     WeightAverage,
     choose_weights,
@@ -26,9 +30,6 @@ from modeling_deit_distill.ema import (
     start_average,
     update_average,
 )
-from modeling_deit_distill.model_card import accuracy_table, read_run
-from modeling_deit_distill.report import results_table
-from modeling_deit_distill.run_record import average_in_words
 
 
 def same(one, other):
@@ -175,7 +176,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from modeling_deit_distill.ema import WeightAverage, start_average
+from modeling_deit_distill.training.average import WeightAverage, start_average
 from modeling_deit_distill.process_end import end_process
 
 torch.distributed.init_process_group("gloo")

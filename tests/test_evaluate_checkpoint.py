@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from modeling_deit_distill import DistillationTrainer, DistillationTrainingArguments, InputError
-from modeling_deit_distill.data import EvaluationDataset, evaluation_processor, evaluation_transform, load_image_data
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.sources import load_image_data
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "evaluate_checkpoint.py"
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from test_teacher import save_resnet
 
 import train_deit
-from modeling_deit_distill import InputError, conversion, model_card, store_cli
+from modeling_deit_distill import InputError, model_card, store_cli
+from modeling_deit_distill.conversion import __main__ as conversion
 from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.precision import multiplies_bf16
 
@@ -210,7 +211,7 @@ def test_labelling_fills_a_range_and_asks_nothing_again(to_label, tmp_path, caps
     filled = epochs_of(store)
     assert filled.keys() == {"epoch-00000.bin", "epoch-00001.bin"}
     assert filled["epoch-00001.bin"] == first["epoch-00001.bin"]
-    monkeypatch.setattr("modeling_deit_distill.labelling.ask", None)
+    monkeypatch.setattr("modeling_deit_distill.teachers.labelling.ask", None)
     capsys.readouterr()
     label.main(words_to_label(to_label, store, "--epochs=0-1"))
     assert "all views known, epochs 0 to 1; nothing to ask" in capsys.readouterr().out

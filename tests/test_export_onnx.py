@@ -21,7 +21,7 @@ from conftest import load_example
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.data import evaluation_processor
+from modeling_deit_distill.data.evaluation import evaluation_processor
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPT = REPOSITORY / "examples" / "export_onnx.py"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_trainer import CountingTeacher, rows, snapshot, student, trainer, views_trainer
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.finite import FiniteGuard, check_finite_weights, shorten
+from modeling_deit_distill.training.finite import FiniteGuard, check_finite_weights, shorten
 
 NAN = float("nan")
 
@@ -205,7 +205,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 def test_weights_that_are_not_finite_are_not_pushed(tmp_path, monkeypatch):
     run = trainer(tmp_path, teacher=CountingTeacher(), max_steps=1)
     run._destination = object()
-    monkeypatch.setattr("modeling_deit_distill.publishing_trainer.push_all", lambda *_: pytest.fail("pushed"))
+    monkeypatch.setattr(
+        "modeling_deit_distill.publishing.publishing_trainer.push_all", lambda *_: pytest.fail("pushed")
+    )
     run.model.cls_classifier.bias.data[2] = NAN
     with pytest.raises(InputError, match="not finite"):
         run.push_to_hub()

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling_deit_distill.augmentation import augment
-from modeling_deit_distill.views import OPERATIONS, Draws
+from modeling_deit_distill.augmentation.augment import augment
+from modeling_deit_distill.data.views import OPERATIONS, Draws
 
 # What needs values on the host, or a size that depends on values.
 READERS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")

@@ -1,6 +1,7 @@
 """Who may import whom: arrows go downward only, and the code that travels with a checkpoint stands alone."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,99 +10,8 @@ import pytest
 import modeling_deit_distill
 
 PACKAGE = Path(modeling_deit_distill.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 REMOTE_CODE = {"configuration_deit_distill", "modeling_deit_distill"}
-
-# module: what it may import of the package, besides `errors`, on which all but the remote code may rely. Modules that
-# are still to be written have their row already.
-ALLOWED = {
-    "errors": set(),
-    "configuration_deit_distill": set(),
-    "modeling_deit_distill": {"configuration_deit_distill"},
-    "losses": set(),
-    "views": set(),
-    "augmentation": {"views"},
-    "label_map": set(),
-    "data": {"views"},
-    "teacher": {"data", "augmentation", "checkpoints", "finite", "views", "label_map"},
-    "teacher_store": {"views"},
-    "labelling": {"arguments", "teacher", "teacher_store", "data", "augmentation", "views"},
-    "hub": set(),
-    "store_cli": {
-        "hub",
-        "labelling",
-        "label_map",
-        "report",
-        "teacher_store",
-        "teacher",
-        "data",
-        "augmentation",
-        "views",
-    },
-    "metrics": {"modeling_deit_distill"},
-    "schedule": set(),
-    "ema": set(),
-    "precision": set(),
-    "supported": set(),
-    "arguments": {"configuration_deit_distill", "label_map", "precision", "schedule", "ema", "supported"},
-    "report": set(),
-    "student": {"arguments", "conversion", "data", "label_map", "modeling_deit_distill", "weight_names"},
-    "run_record": {
-        "arguments",
-        "conversion",
-        "data",
-        "hub",
-        "labelling",
-        "modeling_deit_distill",
-        "precision",
-        "schedule",
-        "student",
-    },
-    "publishing": {
-        "arguments",
-        "card_pictures",
-        "checkpoints",
-        "conversion",
-        "hub",
-        "model_card",
-        "run_record",
-    },
-    "finite": set(),
-    "checkpoints": {"arguments", "report"},
-    "interruption": {"checkpoints"},
-    "process_end": set(),
-    "resumable_trainer": {"checkpoints", "interruption"},
-    "publishing_trainer": {
-        "card_pictures",
-        "model_card",
-        "publishing",
-        "resumable_trainer",
-        "run_record",
-        "weight_names",
-    },
-    "trainer": {
-        "publishing_trainer",
-        "finite",
-        "checkpoints",
-        "interruption",
-        "losses",
-        "schedule",
-        "ema",
-        "views",
-        "data",
-        "augmentation",
-        "teacher_store",
-        "metrics",
-        "arguments",
-    },
-    "card_pictures": {"analysis"},
-    "model_card": {"analysis", "report", "card_pictures", "weight_names"},
-    "weight_names": set(),
-    "conversion": {"modeling_deit_distill", "configuration_deit_distill", "data", "weight_names"},
-    "analysis": {"modeling_deit_distill"},
-}
-ALLOWED["__init__"] = set(ALLOWED)
-
+LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
 
 def imports(source: str) -> set[str]:
     """Every module that `source` imports, wherever in the file: `.name` for one of the package, else its full name."""
@@ -126,13 +36,10 @@ def own_imports(source: str) -> set[str]:
     return own | ({"__init__"} if PACKAGE.name in names else set())
 
 
-def test_a_module_imports_only_what_lies_below_it():
-    assert sorted(set(MODULES) - ALLOWED.keys()) == []  # each module has a row in the table
-    forbidden = {}
-    for module in MODULES:
-        allowed = ALLOWED[module] | (set() if module in REMOTE_CODE else {"errors"})
-        forbidden[module] = own_imports((PACKAGE / f"{module}.py").read_text()) - allowed
-    assert {module: names for module, names in forbidden.items() if names} == {}
+def test_rooms_import_downward_only():
+    """The layers stand in pyproject.toml, under `tool.importlinter`."""
+    linted = subprocess.run([sys.executable, "-c", LINT], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
 
 
 def test_importing_the_package_imports_no_more_than_the_model():
@@ -141,21 +48,6 @@ def test_importing_the_package_imports_no_more_than_the_model():
     assert own_imports(at_once) == REMOTE_CODE
     libraries = {name.split(".")[0] for name in imports(at_once) if not name.startswith(".")}
     assert libraries <= {"transformers"} | sys.stdlib_module_names
-
-
-def test_arrows_go_downward_only():
-    below = {}
-
-    def everything_below(module, above=()):
-        assert module not in above, f"circle: {' > '.join([*above, module])}"
-        if module not in below:
-            below[module] = set().union(
-                ALLOWED[module], *(everything_below(name, (*above, module)) for name in ALLOWED[module])
-            )
-        return below[module]
-
-    for module in ALLOWED.keys() - {"__init__"}:
-        assert module not in everything_below(module)
 
 
 @pytest.mark.parametrize("module", sorted(REMOTE_CODE))

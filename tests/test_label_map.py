@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from timm.data import ImageNetInfo
 
 from modeling_deit_distill.errors import InputError
-from modeling_deit_distill.label_map import match_classes, read_label_map
+from modeling_deit_distill.teachers.classes import match_classes, read_label_map
 
 IDS = ImageNetInfo("imagenet-1k").label_names()  # in ascending order
 NAMES = ImageNetInfo("imagenet-1k").label_descriptions()

@@ -22,9 +22,11 @@ from modeling_deit_distill.arguments import (
     ModelArguments,
     parse_arguments,
 )
-from modeling_deit_distill.augmentation import augment
-from modeling_deit_distill.data import ImageData, ViewDataset, load_image_data
-from modeling_deit_distill.labelling import (
+from modeling_deit_distill.augmentation.augment import augment
+from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.sources import ImageData, load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.teachers.labelling import (
     ask,
     decisions,
     describe_loaded,
@@ -38,9 +40,8 @@ from modeling_deit_distill.labelling import (
     teacher_schedule,
     verify,
 )
-from modeling_deit_distill.teacher import Teacher, load_teacher, weights_checksum
-from modeling_deit_distill.teacher_store import TeacherStore, decode_top_k, is_store
-from modeling_deit_distill.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k, is_store
+from modeling_deit_distill.teachers.teacher import Teacher, load_teacher, weights_checksum
 
 # The examples of a property share its fixtures; each makes anew what it changes.
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

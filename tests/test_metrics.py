@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from modeling_deit_distill.metrics import accuracies, predicted_labels
+from modeling_deit_distill.training.metrics import accuracies, predicted_labels
 
 
 def test_decisions_of_heads_and_fusions_by_hand():

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.card_pictures import CURVES, PREDICTIONS, plot_training_curves
-from modeling_deit_distill.model_card import main, write_model_card
+from modeling_deit_distill.publishing.card import main, write_model_card
+from modeling_deit_distill.publishing.pictures import CURVES, PREDICTIONS, plot_training_curves
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 RESULTS = {

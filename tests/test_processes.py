@@ -13,9 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
-from modeling_deit_distill.checkpoints import check_sharding
 from modeling_deit_distill.modeling_deit_distill import DeiTDistillLayer
 from modeling_deit_distill.precision import BF16_VARIABLE, multiplies_bf16
+from modeling_deit_distill.training.checkpoints import check_sharding
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATIONS = ROOT / "examples" / "accelerate"

@@ -31,17 +31,12 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
     hub,
-    publishing,
-    publishing_trainer,
 )
-from modeling_deit_distill.data import (
-    EvaluationDataset,
-    evaluation_processor,
-    evaluation_transform,
-    load_image_data,
-)
-from modeling_deit_distill.model_card import write_model_card
-from modeling_deit_distill.publishing import (
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.publishing import publishing_trainer, repository
+from modeling_deit_distill.publishing.card import write_model_card
+from modeling_deit_distill.publishing.repository import (
     PUBLISHED,
     open_repository,
     push,
@@ -103,7 +98,7 @@ def blank_pictures():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(train_deit, "draw_predictions", draw)
-        for module in (publishing, publishing_trainer):
+        for module in (repository, publishing_trainer):
             monkeypatch.setattr(module, "plot_training_curves", draw)
         yield
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments, said_arguments
-from modeling_deit_distill.data import load_image_data
+from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.hub import without_folders
 from modeling_deit_distill.student import student_config
 

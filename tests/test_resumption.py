@@ -15,8 +15,9 @@ from forked_runs import ROOT, ForkedRuns
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
-from modeling_deit_distill import InputError, publishing_trainer
+from modeling_deit_distill import InputError
 from modeling_deit_distill.precision import multiplies_bf16
+from modeling_deit_distill.publishing import publishing_trainer
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STEPS, NUM_KILLS = 14, 20

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.run_record import (
+from modeling_deit_distill.publishing.record import (
     RECORD,
     base_model,
     command,

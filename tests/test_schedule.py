@@ -19,9 +19,9 @@ from modeling_deit_distill import (
     soft_distillation_loss,
 )
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.run_record import average_in_words, code_in_words
-from modeling_deit_distill.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
-from modeling_deit_distill.views import ViewSampler
+from modeling_deit_distill.data.views import ViewSampler
+from modeling_deit_distill.publishing.record import average_in_words, code_in_words
+from modeling_deit_distill.training.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
 IMAGENET_RECIPES = sorted(RECIPES.glob("imagenet_*.yaml"))

@@ -22,16 +22,12 @@ from modeling_deit_distill import (
     InputError,
 )
 from modeling_deit_distill.arguments import ModelArguments
-from modeling_deit_distill.conversion import build_model, load_checkpoint
-from modeling_deit_distill.data import (
-    BadImageError,
-    EvaluationDataset,
-    decode_image,
-    decode_pixels,
-    load_image_data,
-    why_bad,
-)
-from modeling_deit_distill.teacher import load_teacher
+from modeling_deit_distill.conversion.checkpoint import build_model, load_checkpoint
+from modeling_deit_distill.data.bad_images import why_bad
+from modeling_deit_distill.data.decoding import BadImageError, decode_image, decode_pixels
+from modeling_deit_distill.data.evaluation import EvaluationDataset
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.teachers.teacher import load_teacher
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("modeling_deit_distill/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
@@ -279,7 +275,7 @@ def test_a_folders_own_images_are_opened(tmp_path, monkeypatch, way):
 
 
 def test_the_hubs_cache_is_the_root_of_what_comes_from_it(tmp_path, monkeypatch):
-    from modeling_deit_distill import data
+    from modeling_deit_distill.data import sources as data
 
     monkeypatch.setattr(data.hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     roots = data._roots(["me/photos"])

@@ -15,9 +15,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from test_teacher import save_resnet
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.data import evaluation_processor, evaluation_view
-from modeling_deit_distill.store_cli import main
-from modeling_deit_distill.teacher_store import TeacherStore, create_store
+from modeling_deit_distill.data.evaluation import evaluation_processor, evaluation_view
+from modeling_deit_distill.teachers.command_line import main
+from modeling_deit_distill.teachers.store import TeacherStore, create_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
 

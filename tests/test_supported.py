@@ -18,9 +18,9 @@ from transformers import TrainingArguments
 import train_deit
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import parse_arguments
-from modeling_deit_distill.metrics import check_metric
-from modeling_deit_distill.schedule import check_optimisation
 from modeling_deit_distill.supported import REFUSED as ALWAYS_REFUSED
+from modeling_deit_distill.training.metrics import check_metric
+from modeling_deit_distill.training.schedule import check_optimisation
 
 FIELDS = [field.name for field in fields(TrainingArguments)]
 STEPS = 2

@@ -21,16 +21,10 @@ from transformers import (
 )
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
-from modeling_deit_distill.data import load_image_data
-from modeling_deit_distill.teacher import (
-    InputView,
-    Teacher,
-    check_teacher,
-    describe_teacher,
-    find_or_train_teacher,
-    load_teacher,
-    weights_checksum,
-)
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.teachers.description import describe_teacher
+from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, load_teacher, weights_checksum
+from modeling_deit_distill.teachers.training import find_or_train_teacher
 
 DIGITS = [str(digit) for digit in range(10)]
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
@@ -312,7 +306,9 @@ def test_training_saves_a_teacher_that_is_found_next_time(trained, digits, monke
     assert sorted(path.name for path in trained.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} < before.keys()
-    monkeypatch.setattr("modeling_deit_distill.teacher.Trainer.train", lambda self: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        "modeling_deit_distill.teachers.training.Trainer.train", lambda self: pytest.fail("trained again")
+    )
     assert train(trained, digits) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert load_teacher(str(folder), digits.class_names, 16).view.image_size == 16
@@ -327,7 +323,7 @@ def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
         return result
 
     original = __import__("transformers").Trainer.train
-    monkeypatch.setattr("modeling_deit_distill.teacher.Trainer.train", remember)
+    monkeypatch.setattr("modeling_deit_distill.teachers.training.Trainer.train", remember)
     train(tmp_path, digits, num_train_epochs=3)
     assert seen["steps"] == 3 * 2  # 64 images, 32 a step
     assert type(seen["args"]) is TrainingArguments
@@ -353,7 +349,8 @@ def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):
 def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            "modeling_deit_distill.teacher.Trainer.save_model", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+            "modeling_deit_distill.teachers.training.Trainer.save_model",
+            lambda *args: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, digits)

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError, soft_distillation_loss
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
+from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.errors import LocalInputError
-from modeling_deit_distill.teacher_store import (
+from modeling_deit_distill.teachers.store import (
     TeacherStore,
     create_store,
     decode_labels,
@@ -33,7 +34,6 @@ from modeling_deit_distill.teacher_store import (
     is_known,
     is_store,
 )
-from modeling_deit_distill.views import AugmentationSettings
 
 FORK = multiprocessing.get_context("fork")  # children only write; a spawned one would import torch for seconds
 DEADLINE = 30  # seconds, for what takes some hundredths

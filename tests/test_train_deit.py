@@ -27,19 +27,17 @@ from modeling_deit_distill import (
     DistillationTrainer,
     DistillationTrainingArguments,
     InputError,
-    publishing_trainer,
 )
-from modeling_deit_distill.conversion import Checkpoint, save_checkpoint, save_native, save_timm
-from modeling_deit_distill.data import (
-    ViewDataset,
-    decode_image,
-    evaluation_processor,
-    evaluation_transform,
-    load_image_data,
-)
-from modeling_deit_distill.teacher_store import TeacherStore
-from modeling_deit_distill.views import AugmentationSettings
-from modeling_deit_distill.weight_names import ours_to_public
+from modeling_deit_distill.conversion.checkpoint import Checkpoint
+from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
+from modeling_deit_distill.conversion.weight_names import ours_to_public
+from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.decoding import decode_image
+from modeling_deit_distill.data.evaluation import evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings
+from modeling_deit_distill.publishing import publishing_trainer
+from modeling_deit_distill.teachers.store import TeacherStore
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
@@ -512,7 +510,7 @@ def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
 
 def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch):
     answers, words, (before, weights) = stored
-    monkeypatch.setattr("modeling_deit_distill.labelling.load_teacher", None)
+    monkeypatch.setattr("modeling_deit_distill.teachers.labelling.load_teacher", None)
     results, again = from_store(photos, tmp_path / "named", answers, **words)
     assert again == weights
     monkeypatch.setattr(sys.modules[__name__], "RECIPE", without_teacher())

@@ -21,9 +21,9 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
-from modeling_deit_distill.augmentation import augment, mix_labels
-from modeling_deit_distill.data import ViewDataset, collate
-from modeling_deit_distill.views import AugmentationSettings, View
+from modeling_deit_distill.augmentation.augment import augment, mix_labels
+from modeling_deit_distill.data.datasets import ViewDataset, collate
+from modeling_deit_distill.data.views import AugmentationSettings, View
 
 CLASSES = 7
 # What a trainer of these tests is told unless a test says otherwise. The precision is always said: where nobody says
@@ -312,7 +312,7 @@ def whole_and_cut(tmp_path_factory):
 
 @pytest.mark.parametrize("stop", [3, 8])  # in the middle of the first and of the second epoch
 def test_resuming_goes_on_at_the_right_view_and_decodes_no_skipped_one(whole_and_cut, monkeypatch, stop):
-    from modeling_deit_distill import data
+    from modeling_deit_distill.data import datasets as data
 
     whole, folder = whole_and_cut
     decoded, original = [], data.decode_pixels

@@ -25,7 +25,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import BatchSampler
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.views import (
+from modeling_deit_distill.data.views import (
     NO_OPERATION,
     OPERATIONS,
     AugmentationSettings,

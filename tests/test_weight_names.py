@@ -2,7 +2,7 @@
 
 import torch
 
-from modeling_deit_distill.weight_names import native_to_ours, ours_to_native, ours_to_public, public_to_ours
+from modeling_deit_distill.conversion.weight_names import native_to_ours, ours_to_native, ours_to_public, public_to_ours
 
 
 def assert_same(left, right):

@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling_deit_distill.augmentation import augment
+from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.configuration_deit_distill import SIZES
+from modeling_deit_distill.data.views import AugmentationSettings, draw, draw_uniforms
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
-from modeling_deit_distill.views import AugmentationSettings, draw, draw_uniforms
 
 NAMES = ("ours", "transformers", "timm")
 

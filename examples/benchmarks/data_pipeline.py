@@ -23,9 +23,11 @@ from timm.data import create_transform
 from timm.data.auto_augment import NAME_TO_OP
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from modeling_deit_distill.augmentation import augment
-from modeling_deit_distill.data import ViewDataset, collate, decode_image, load_image_data
-from modeling_deit_distill.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.augmentation.augment import augment
+from modeling_deit_distill.data.datasets import ViewDataset, collate
+from modeling_deit_distill.data.decoding import decode_image
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224

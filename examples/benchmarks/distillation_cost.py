@@ -25,8 +25,8 @@ from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
-from modeling_deit_distill.teacher import InputView, Teacher
-from modeling_deit_distill.teacher_store import create_store, decode_labels
+from modeling_deit_distill.teachers.store import create_store, decode_labels
+from modeling_deit_distill.teachers.teacher import InputView, Teacher
 
 NUM_CLASSES = 1000
 

@@ -33,10 +33,13 @@ from timm.data import Mixup, create_loader
 from transformers import TrainerCallback
 
 from modeling_deit_distill import DistillationTrainer, DistillationTrainingArguments
-from modeling_deit_distill.augmentation import AUGMENTATION_VERSION, augment
-from modeling_deit_distill.data import ViewDataset, decode_image, evaluation_processor, load_image_data
-from modeling_deit_distill.teacher_store import create_store
-from modeling_deit_distill.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.augmentation.augment import AUGMENTATION_VERSION, augment
+from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.decoding import decode_image
+from modeling_deit_distill.data.evaluation import evaluation_processor
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.teachers.store import create_store
 
 DROP_PATH_RATE = 0.1
 # Steps of a run that do not count, besides those whose batches workers prepare in the meantime.

@@ -235,7 +235,7 @@ def measure_pipeline(options, batch_size: int) -> dict[str, dict[str, float]]:
     """Images a second of `pipeline("image-classification")`, from photographs on; the image processor is the same."""
     from transformers import pipeline
 
-    from modeling_deit_distill.data import evaluation_processor
+    from modeling_deit_distill.data.evaluation import evaluation_processor
 
     processor = evaluation_processor(options.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from .errors import InputError
-from .modeling_deit_distill import fuse_logits
+from ..errors import InputError
+from ..modeling_deit_distill import fuse_logits
 
 TOP_K = 5
 

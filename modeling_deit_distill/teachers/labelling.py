@@ -16,24 +16,17 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .arguments import DistillationTrainingArguments, ModelArguments
-from .augmentation import AUGMENTATION_VERSION, augment
-from .data import DEFAULT_CROP_PCT, EvaluationDataset, ImageData, ViewDataset, collate
-from .errors import InputError
-from .teacher import (
-    TRAINING_RECORD,
-    Teacher,
-    decisions_of,
-    describe_teacher,
-    find_or_train_teacher,
-    load_teacher,
-    teacher_classes,
-    teacher_view,
-    training_record,
-    weights_checksum,
-)
-from .teacher_store import TeacherStore, create_store, fingerprint_of, is_store
-from .views import ViewSampler
+from ..arguments import DistillationTrainingArguments, ModelArguments
+from ..augmentation.augment import AUGMENTATION_VERSION, augment
+from ..data.datasets import ViewDataset, collate
+from ..data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset
+from ..data.sources import ImageData
+from ..data.views import ViewSampler
+from ..errors import InputError
+from .description import describe_teacher, teacher_classes
+from .store import TeacherStore, create_store, fingerprint_of, is_store
+from .teacher import Teacher, decisions_of, load_teacher, teacher_view, weights_checksum
+from .training import TRAINING_RECORD, find_or_train_teacher, training_record
 
 
 def teacher_description(model_args: ModelArguments, args: DistillationTrainingArguments, data: ImageData):

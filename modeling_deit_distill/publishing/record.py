@@ -12,21 +12,16 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from .arguments import (
-    DataArguments,
-    DistillationTrainingArguments,
-    ModelArguments,
-    said_arguments,
-    without_tokens,
-)
-from .conversion import Checkpoint, timm_repository
-from .data import ImageData
-from .hub import without_folders
-from .labelling import planned_views
-from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .precision import precision_in_words
-from .schedule import schedule_in_words
-from .student import what_is_kept
+from ..arguments import DataArguments, DistillationTrainingArguments, ModelArguments, said_arguments, without_tokens
+from ..conversion.checkpoint import Checkpoint
+from ..conversion.reading import timm_repository
+from ..data.sources import ImageData
+from ..hub import without_folders
+from ..modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from ..precision import precision_in_words
+from ..student import what_is_kept
+from ..teachers.labelling import planned_views
+from ..training.schedule import schedule_in_words
 
 RECORD = "run.json"
 # Arguments that change nothing about what a run makes.

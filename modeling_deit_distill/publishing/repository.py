@@ -11,13 +11,15 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from .arguments import NATIVE_REVISION, DistillationTrainingArguments
-from .card_pictures import CURVES, PREDICTIONS, plot_training_curves
-from .checkpoints import MANIFEST, list_checkpoints, remove
-from .conversion import load_checkpoint, save_native
-from .hub import with_retries
-from .model_card import CARD, TOKENS, write_model_card
-from .run_record import RECORD
+from ..arguments import NATIVE_REVISION, DistillationTrainingArguments
+from ..conversion.checkpoint import load_checkpoint
+from ..conversion.saving import save_native
+from ..hub import with_retries
+from ..training.checkpoints import MANIFEST, list_checkpoints, remove
+from .card import CARD, write_model_card
+from .pictures import CURVES, PREDICTIONS, plot_training_curves
+from .record import RECORD
+from .run import TOKENS
 
 STATE = "trainer_state.json"
 # What a repository is made of, by name, since whatever else lies in a run's folder may be anything; `training_args.bin`

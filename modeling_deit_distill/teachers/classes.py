@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from .errors import InputError
+from ..errors import InputError
 
 WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 PLACEHOLDER = re.compile(r"LABEL_\d+", re.ASCII)

@@ -8,10 +8,13 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from .card_pictures import CURVES, plot_training_curves
-from .errors import InputError
-from .model_card import write_model_card
-from .publishing import (
+from ..conversion.weight_names import why_not_native
+from ..errors import InputError
+from ..training.resumable_trainer import ResumableTrainer
+from .card import write_model_card
+from .pictures import CURVES, plot_training_curves
+from .record import note_repository
+from .repository import (
     STATE,
     Destination,
     clear_stages,
@@ -21,9 +24,6 @@ from .publishing import (
     stage_checkpoint,
     stage_run,
 )
-from .resumable_trainer import ResumableTrainer
-from .run_record import note_repository
-from .weight_names import why_not_native
 
 logger = logging.getLogger(__name__)
 

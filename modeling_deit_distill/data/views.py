@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import betaincinv
 from torch.utils.data import Sampler
 
-from .errors import InputError
+from ..errors import InputError
 
 # The operations of RandAugment, policy `rand-m9-mstd0.5-inc1` of the public recipe, in its order.
 OPERATIONS = (

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig
 
-from .arguments import DistillationTrainingArguments
-from .errors import InputError, LocalInputError, one_line
-from .report import say
+from ..arguments import DistillationTrainingArguments
+from ..errors import InputError, LocalInputError, one_line
+from ..report import say
 
 MANIFEST = "complete.json"
 PREFIX = "checkpoint-"

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 AVERAGE_FILE = "ema.safetensors"
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .analysis import attention_maps
+from ..analysis import attention_maps
 
 CURVES, PREDICTIONS = "training_curves.png", "predictions.png"  # their names in a run's folder
 MAX_EXAMPLES = 8

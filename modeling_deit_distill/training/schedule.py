@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import Trainer, get_scheduler
 
-from .errors import InputError, one_line
+from ..errors import InputError, one_line
 
 CODE_WARMUP_LEARNING_RATE = 1e-6
 CODE_MIN_LEARNING_RATE = 1e-5

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from . import checkpoints
-from .errors import InputError, one_line
+from ..errors import InputError, one_line
+from . import checkpoints  # FIXME
 from .interruption import RECORD, Interrupted, StopAtSignal, deaf_worker
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import InputError, LocalInputError
-from .views import AugmentationSettings
+from ..data.views import AugmentationSettings
+from ..errors import InputError, LocalInputError
 
 FORMAT = 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"

@@ -1,0 +1,131 @@
+"""A student's weights from anywhere, in our names."""
+
+import copy
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import DeiTImageProcessor
+from transformers.utils import CONFIG_NAME, logging
+
+from ..configuration_deit_distill import DeiTDistillConfig
+from ..errors import InputError
+from ..modeling_deit_distill import DeiTDistillForImageClassification
+from .configuration import config_of, kind_of, processor_of
+from .reading import read_all_weights, read_descriptions, read_weights, repository_of, some_of
+from .weight_names import State, native_to_ours, public_to_ours
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A student's weights from anywhere, in our names.
+
+    Attributes:
+        config: at its own image size, with its own `id2label` and `label2id`.
+        state_dict: names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored.
+        processor: the evaluation transform: shorter side, centre crop, statistics, bicubic.
+        format: where it comes from: `"deit_distill"`, `"public"`, `"timm"` or `"native"`.
+    """
+
+    config: DeiTDistillConfig
+    state_dict: State
+    processor: DeiTImageProcessor
+    format: str
+
+
+def load_checkpoint(source: str) -> Checkpoint:
+    """Read a student from a file, a folder, a Hub repository or timm; what lies on the disk goes before names.
+
+    No code that comes with weights is run. What the files beside the weights do not say is read off the shapes; heads
+    are then of width 64 (paper, Table 1), LayerNorm's epsilon is 1e-6 (public code), evaluation is that of Table 9.
+
+    transformers' `DeiTForImageClassification` has a distillation token, which takes part in attention, but no head for
+    it. It becomes a model of fusion `"cls"`, whose distillation head is zero and unread, and a warning says so.
+
+    Raises:
+        InputError: nothing there, a file that holds code, or weights that are not those of a DeiT classifier.
+    """
+    source = str(source)
+    if os.path.isfile(source):
+        place = os.path.dirname(os.path.abspath(source))
+        described, preprocessing = read_descriptions(place, source)
+        kind = kind_of(described, source)
+        return _assemble(source, kind, read_weights(source, source), described, preprocessing)
+    place = source if os.path.isdir(source) else repository_of(source)
+    described, preprocessing = read_descriptions(place, source)
+    if not described:
+        raise InputError(f"{source!r} has no {CONFIG_NAME}; give one of its weight files, if it has any")
+    kind = kind_of(described, source)
+    return _assemble(source, kind, read_all_weights(place, source), described, preprocessing)
+
+
+def build_model(checkpoint: Checkpoint) -> DeiTDistillForImageClassification:
+    """The model of a checkpoint, in eval mode, in the dtype of its weights."""
+    with torch.device("meta"):  # nothing is drawn
+        model = DeiTDistillForImageClassification(copy.deepcopy(checkpoint.config))  # a model may change its own
+    weights = {name: tensor.clone() for name, tensor in checkpoint.state_dict.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
+
+
+def _to_ours(weights: State, source: str) -> tuple[State, str]:
+    """Weights in our names, and whose names they had."""
+    if "patch_embed.proj.weight" in weights:
+        return public_to_ours(weights), "public"
+    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in weights):
+        return native_to_ours(weights), "native"
+    if any(name.endswith("embeddings.patch_embeddings.weight") for name in weights):
+        return weights, "deit_distill"
+    raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
+
+
+def _assemble(source: str, kind: str | None, weights: State, described: dict, preprocessing: dict) -> Checkpoint:
+    state, layout = _to_ours(weights, source)
+    _check_essential(state, source)
+    fields = {}
+    # Only transformers' DeiTForImageClassification has the token and this name for its head.
+    if layout == "native" and "deit.embeddings.distillation_token" in state and "classifier.weight" in weights:
+        logger.warning(
+            f"{source} has a distillation token but no head for it: the distillation head is zero, and `fusion` is cls"
+        )
+        state |= _zero_distillation_head(state)
+        fields["fusion"] = "cls"
+    config = config_of(source, kind, described, state, fields)
+    _check_tensors(state, config, source)
+    origin = "timm" if kind == "timm" and layout == "public" else layout
+    return Checkpoint(config, state, processor_of(config, kind, described, preprocessing), origin)
+
+
+def _zero_distillation_head(state: State) -> State:
+    heads = {name: tensor for name, tensor in state.items() if name.startswith("cls_classifier.")}
+    return {name.replace("cls", "distillation", 1): torch.zeros_like(tensor) for name, tensor in heads.items()}
+
+
+def _check_essential(state: State, source: str):
+    """Refuse what has no head, and what has not the shapes that a configuration is read off."""
+    if "cls_classifier.weight" not in state:
+        raise InputError(f"{source!r} has no classification head, only a body; fine-tuned checkpoints have one")
+    dimensions = {
+        "deit.embeddings.patch_embeddings.weight": 4,
+        "deit.embeddings.position_embeddings": 3,
+        "deit.layers.0.mlp.fc1.weight": 2,
+        "cls_classifier.weight": 2,
+    }
+    for name, expected in dimensions.items():
+        if name not in state:
+            raise InputError(f"{source!r} does not hold the weights of a DeiT: {name} is missing")
+        if state[name].dim() != expected:
+            raise InputError(f"{source!r}: {name} has {state[name].dim()} dimensions, not {expected}")
+
+
+def _check_tensors(state: State, config: DeiTDistillConfig, source: str):
+    with torch.device("meta"):
+        expected = DeiTDistillForImageClassification(config).state_dict()
+    for word, names in (("unexpected", state.keys() - expected), ("missing", expected.keys() - state.keys())):
+        if names:
+            raise InputError(f"{source!r} does not hold the weights of a DeiT: {some_of(sorted(names))} {word}")
+    shapes = {name: (tuple(state[name].shape), tuple(expected[name].shape)) for name in expected}
+    if wrong := [f"{name} is {found}, not {wanted}" for name, (found, wanted) in shapes.items() if found != wanted]:
+        raise InputError(f"{source!r} does not fit together: {some_of(wrong)}; is the {CONFIG_NAME} beside it its own?")

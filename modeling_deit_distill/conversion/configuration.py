@@ -1,0 +1,232 @@
+"""The configuration and the image processor that a foreign checkpoint implies."""
+
+import math
+import re
+
+from timm.data import ImageNetInfo
+from transformers import DeiTConfig, DeiTImageProcessor, PreTrainedConfig, ViTConfig
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.utils import CONFIG_NAME
+
+from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
+from ..data.evaluation import evaluation_processor
+from ..errors import InputError, one_line
+from .reading import some_of, some_timm_names
+from .weight_names import State
+
+HEAD_DIM = 64  # paper, Table 1
+CROP_PCT = 0.875  # paper, Table 9
+TIMM_EPS = 1e-6  # timm's and the public code's; timm's format has no field for it
+
+# Fields that a native configuration shares with ours.
+SHARED_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+    "layer_norm_eps",
+    "initializer_range",
+)
+NATIVE_CONFIGS = {"deit": DeiTConfig, "vit": ViTConfig}
+# timm's arguments that we understand; any other might change the model without changing the names of its weights.
+TIMM_ARGUMENTS = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"),
+    *("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "act_layer"),
+    *("dynamic_img_size", "dynamic_img_pad", "global_pool"),
+}
+TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}  # ours: theirs
+
+
+def kind_of(described: dict, source: str) -> str | None:
+    """Whose configuration this is: ours, transformers', timm's, or none that says so."""
+    model_type = described.get("model_type")
+    if "architecture" in described:
+        if not str(described["architecture"]).startswith("deit_"):
+            raise InputError(
+                f"{source!r} is timm's {described['architecture']}, no DeiT of the paper, which are: "
+                f"{some_timm_names()}"
+            )
+        return "timm"
+    if model_type in NATIVE_CONFIGS:
+        return "native"
+    if model_type not in (None, DeiTDistillConfig.model_type):
+        raise InputError(f"{CONFIG_NAME} of {source!r} describes a {model_type!r}, not deit_distill, deit or vit")
+    return model_type
+
+
+def config_of(source: str, kind: str | None, described: dict, state: State, fields: dict) -> DeiTDistillConfig:
+    try:
+        if kind == DeiTDistillConfig.model_type:
+            return DeiTDistillConfig.from_dict({**described, **fields})
+        known = _known_fields(kind, described, source)
+        fields |= known | _label_fields(kind, described, len(state["cls_classifier.weight"]), source)
+        return DeiTDistillConfig(**_fields_of_shapes(state, known, source), **fields)
+    except InputError:
+        raise
+    except Exception as error:  # transformers' own checks of fields have several kinds
+        raise InputError(f"{CONFIG_NAME} of {source!r} cannot be used: {one_line(error)}") from error
+
+
+def _known_fields(kind: str | None, described: dict, source: str) -> dict:
+    """Fields of ours that the configuration beside the weights fixes."""
+    if kind == "native":
+        native = NATIVE_CONFIGS[described["model_type"]].from_dict(described)
+        known = {name: getattr(native, name) for name in SHARED_FIELDS}
+        rate = described.get("drop_path_rate")
+        return known if rate is None else {**known, "drop_path_rate": rate}
+    if kind == "timm":
+        return _known_by_timm(described, source)
+    own = DeiTDistillConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    return {name: value for name, value in described.items() if name in own}
+
+
+def _known_by_timm(described: dict, source: str) -> dict:
+    arguments = described.get("model_args") or {}
+    if strangers := arguments.keys() - TIMM_ARGUMENTS:
+        raise InputError(f"{source!r} was built with timm's {some_of(sorted(strangers))}, which our model has not")
+    if (pool := arguments.get("global_pool") or described.get("global_pool") or "token") != "token":
+        raise InputError(f"{source!r} was built with timm's global_pool {pool!r}; a DeiT reads its tokens")
+    sizes = SIZES.get(described["architecture"].split("_")[1], {})
+    image_size = arguments.get("img_size") or (_pretrained_cfg(described).get("input_size") or (None,) * 3)[1:]
+    act = arguments.get("act_layer", "gelu")
+    ours = {theirs: name for name, theirs in TIMM_ACTIVATIONS.items()}
+    if act not in ours:
+        raise InputError(f"{source!r} was built with timm's act_layer {act!r}; understood: {', '.join(ours)}")
+    known = {
+        "num_attention_heads": arguments.get("num_heads") or sizes.get("num_attention_heads"),
+        "image_size": None if None in as_pair(image_size) else plain(as_pair(image_size)),
+        "hidden_act": ours[act],
+        "hidden_dropout_prob": arguments.get("proj_drop_rate"),
+        "attention_probs_dropout_prob": arguments.get("attn_drop_rate"),
+        "drop_path_rate": arguments.get("drop_path_rate"),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _pretrained_cfg(described: dict) -> dict:
+    """timm's facts on the weights; older files have them at the top."""
+    return described.get("pretrained_cfg") or described
+
+
+def _fields_of_shapes(state: State, known: dict, source: str) -> dict:
+    """What the shapes say of fields that are not `known`."""
+    hidden, channels, *patch = state["deit.embeddings.patch_embeddings.weight"].shape
+    blocks = {int(found.group(1)) for name in state if (found := re.match(r"deit\.layers\.(\d+)\.", name))}
+    fields = {
+        "hidden_size": hidden,
+        "num_hidden_layers": max(blocks) + 1,
+        "intermediate_size": len(state["deit.layers.0.mlp.fc1.weight"]),
+        "patch_size": plain(patch),
+        "num_channels": channels,
+        "qkv_bias": "deit.layers.0.attention.qkv.bias" in state,
+        "use_distillation_token": "deit.embeddings.distillation_token" in state,
+    }
+    if "num_attention_heads" not in known:
+        fields["num_attention_heads"] = _heads(hidden, source)
+    if "image_size" not in known:
+        prefix = 1 + fields["use_distillation_token"]
+        patches = state["deit.embeddings.position_embeddings"].shape[1] - prefix
+        fields["image_size"] = _image_size(patches, known.get("patch_size", patch), source)
+    return {name: value for name, value in fields.items() if name not in known}
+
+
+def _heads(hidden: int, source: str) -> int:
+    if hidden % HEAD_DIM:
+        raise InputError(
+            f"{source!r} does not say how many heads it has, and its width {hidden} is not divisible by {HEAD_DIM}, "
+            f"the width of DeiT's heads; put a {CONFIG_NAME} with num_attention_heads beside it"
+        )
+    return hidden // HEAD_DIM
+
+
+def _image_size(patches: int, patch_size, source: str):
+    side = math.isqrt(max(patches, 0))
+    if side == 0 or side**2 != patches:
+        raise InputError(
+            f"{source!r} does not say its image size, and its {patches} patches are no square; put a {CONFIG_NAME} "
+            "with image_size beside it"
+        )
+    return plain([side * each for each in as_pair(patch_size)])
+
+
+def plain(pair):
+    """(height, width) as one number if they are equal."""
+    height, width = pair
+    return height if height == width else [height, width]
+
+
+def _label_fields(kind: str | None, described: dict, num_labels: int, source: str) -> dict:
+    """`id2label` and `label2id`: the source's names; else those of ImageNet if it has a thousand; else none.
+
+    A configuration of transformers' or ours that names no classes means it: they are anybody's.
+    """
+    names = label_names(described)
+    if names is None and num_labels == 1000 and kind not in ("native", "deit_distill"):
+        names = ImageNetInfo().label_descriptions()
+    if names is None:
+        return {"num_labels": num_labels}
+    if len(names) != num_labels:
+        raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+
+def label_names(described: dict) -> list[str] | None:
+    facts = {**_pretrained_cfg(described), **described}
+    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels")
+    if not names:
+        return None
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
+        return None
+    descriptions = facts.get("label_descriptions") or {}
+    return [str(descriptions.get(name, name)) for name in names]
+
+
+# Preprocessing
+
+
+def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, preprocessing: dict):
+    """The evaluation transform at the checkpoint's image size.
+
+    A crop of an image that is not square fits whatever the image's shape, so the shorter side follows its longer side.
+    """
+    height, width = as_pair(config.image_size)
+    side = max(height, width)
+    if preprocessing:
+        shorter, mean, std = _own_preprocessing(preprocessing, side)
+    elif kind == "timm":
+        facts = _pretrained_cfg(described)
+        shorter, mean, std = int(side / (facts.get("crop_pct") or CROP_PCT)), facts.get("mean"), facts.get("std")
+    else:
+        shorter, mean, std = int(side / CROP_PCT), None, None
+    given = {name: value for name, value in (("mean", mean), ("std", std)) if value}
+    settings = evaluation_processor(side, **given).to_dict()
+    settings |= {"size": {"shortest_edge": shorter}, "crop_size": {"height": height, "width": width}}
+    return DeiTImageProcessor.from_dict(settings)
+
+
+def _own_preprocessing(preprocessing: dict, side: int) -> tuple[int, list[float], list[float]]:
+    """Shorter side, mean and standard deviation of a native processor, whose squash we do not repeat."""
+    size, crop = (side_of(preprocessing.get(name)) for name in ("size", "crop_size"))
+    shorter = side
+    if size and crop and preprocessing.get("do_center_crop", True):
+        shorter = max(side, round(side * size / crop))
+    if not preprocessing.get("do_normalize", True):
+        return shorter, [0.0] * 3, [1.0] * 3
+    mean = preprocessing.get("image_mean") or IMAGENET_STANDARD_MEAN  # the defaults of those processors
+    return shorter, mean, preprocessing.get("image_std") or IMAGENET_STANDARD_STD
+
+
+def side_of(size) -> int | None:
+    """The one number of a size that a processor wrote as a number or as fields."""
+    if isinstance(size, dict):
+        return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None
+    return size

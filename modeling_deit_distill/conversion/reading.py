@@ -1,0 +1,182 @@
+"""A checkpoint's files, wherever they lie: a folder, a file, the Hub, or a name of timm's."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers.utils import (
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    logging,
+)
+
+from ..errors import InputError, one_line
+from .weight_names import State
+
+logger = logging.get_logger(__name__)
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def timm_repository(name: str) -> str | None:
+    """Where timm keeps the weights of a name of its own, with a tag or without, on the Hub; None if it keeps none.
+
+    Raises:
+        RuntimeError: a tag that timm does not know.
+    """
+    known = timm.get_pretrained_cfg(name)
+    return known.hf_hub_id if known else None
+
+
+# Reading
+
+
+def repository_of(source: str) -> str:
+    """The Hub repository that a name means: itself, or where timm keeps the weights of that name."""
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(WEIGHT_SUFFIXES):
+        raise InputError(f"{source!r} is no file and no folder here; check the path")
+    if "/" in source:
+        return source
+    architecture = source.split(".")[0]
+    if not timm.is_model(architecture):
+        raise InputError(f"{source!r} is no file, no folder, no model of timm's and no Hub name like owner/model")
+    if not architecture.startswith("deit_"):
+        raise InputError(f"{source!r} is no DeiT of the paper; of timm's models those are: {some_timm_names()}")
+    try:
+        repository = timm_repository(source)
+    except RuntimeError as error:
+        raise InputError(f"timm has no weights {source!r} ({one_line(error)}); try {architecture!r}") from error
+    if not repository:
+        raise InputError(f"timm has no weights {source!r} on the Hub; give a file")
+    return repository
+
+
+def some_timm_names() -> str:
+    return ", ".join(timm.list_models("deit_*"))
+
+
+def read_descriptions(place: str, source: str) -> tuple[dict, dict]:
+    """What lies beside the weights: configuration and preprocessing, each empty if there is none."""
+    return _read_json(place, CONFIG_NAME, source), _read_json(place, IMAGE_PROCESSOR_NAME, source)
+
+
+def _read_json(place: str, filename: str, source: str) -> dict:
+    path = _find(place, filename, source)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{filename} of {source!r} is no JSON ({one_line(error)}); mend or remove it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{filename} of {source!r} holds no fields; mend or remove it")
+    return content
+
+
+def _find(place: str, filename: str, source: str) -> str | None:
+    """The path of a file of a folder or of a Hub repository, fetched if need be; None if it has no such file.
+
+    transformers' own search takes a lost connection for a missing file, and preprocessing would become a default.
+    """
+    if os.path.isdir(place):
+        path = os.path.join(place, filename)
+        return path if os.path.isfile(path) else None
+    try:
+        return hf_hub_download(place, filename)
+    except RemoteEntryNotFoundError:
+        return None
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        if _known_to_be_absent(place, filename, error):
+            return None
+        raise InputError(
+            f"{source!r} cannot be read ({one_line(error)}); check the name, the network and your token"
+        ) from error
+
+
+def _known_to_be_absent(repository: str, filename: str, error: Exception) -> bool:
+    """Whether the cache knows, where the Hub cannot be asked, that there is no such file."""
+    is_unreachable = isinstance(error, LocalEntryNotFoundError)
+    return is_unreachable and try_to_load_from_cache(repository, filename) is _CACHED_NO_EXIST
+
+
+def read_all_weights(place: str, source: str) -> State:
+    """The weights of a folder or a repository, sharded or not; safetensors are preferred."""
+    for name, index_name in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if path := _find(place, name, source):
+            return read_weights(path, source)
+        if index := _read_json(place, index_name, source):
+            return _read_shards(place, index, index_name, source)
+    raise InputError(f"{source!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+
+
+def _read_shards(place: str, index: dict, index_name: str, source: str) -> State:
+    if not isinstance(index.get("weight_map"), dict):
+        raise InputError(f"{index_name} of {source!r} does not say where the weights are")
+    weights = {}
+    for name in sorted(set(index["weight_map"].values())):
+        path = _find(place, name, source)
+        if path is None:
+            raise InputError(f"{source!r} lacks {name}, which its {index_name} names; fetch it again")
+        weights |= read_weights(path, source)
+    return weights
+
+
+def read_weights(path: str, source: str) -> State:
+    """The state dict of one file, freed from what checkpoints wrap around it."""
+    if path.endswith(".safetensors"):
+        try:
+            return _unwrap(load_file(path), source)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{source!r} cannot be read ({one_line(error)})") from error
+    if not path.endswith(WEIGHT_SUFFIXES):
+        raise InputError(f"{source!r} is no file of weights; those end in {', '.join(WEIGHT_SUFFIXES)}")
+    return _unwrap(_unpickle(path, source), source)
+
+
+def _unpickle(path: str, source: str) -> object:
+    """What a pickle holds, if it is tensors, plain values and the command line of the public code's training."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to run the code.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise InputError(f"{source!r} is damaged, or no file that torch.save wrote") from error
+        what = f"{asked.group(1)}, which is code"
+        raise InputError(f"{source!r} is not opened: it asks for {what}; save its state dict alone") from error
+    except Exception as error:  # truncated, empty or foreign files fail in many ways
+        raise InputError(f"{source!r} is no file that torch.save wrote ({one_line(error)})") from error
+
+
+def _unwrap(content: object, source: str) -> State:
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            if "model_ema" in content:
+                logger.warning(f"{source}: the weights of `{key}` are taken, not those of `model_ema`")
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{source!r} holds no state dict")
+    if strangers := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
+        raise InputError(f"{source!r} holds no state dict: {some_of(strangers)} is no tensor")
+    if all(str(name).startswith("module.") for name in content):  # DDP
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return {str(name): tensor.detach().contiguous() for name, tensor in content.items()}
+
+
+def some_of(names) -> str:
+    """The first few of many names."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

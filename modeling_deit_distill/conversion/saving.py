@@ -1,0 +1,184 @@
+"""A student written as ours, as transformers' own class, or as timm's."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors.torch import save_file
+from transformers import CLIPImageProcessor, DeiTImageProcessor
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
+
+from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
+from ..errors import InputError
+from .checkpoint import Checkpoint, build_model
+from .configuration import (
+    CROP_PCT,
+    NATIVE_CONFIGS,
+    SHARED_FIELDS,
+    TIMM_ACTIVATIONS,
+    TIMM_EPS,
+    label_names,
+    plain,
+    side_of,
+)
+from .weight_names import State, ours_to_native, ours_to_public, why_not_native
+
+logger = logging.get_logger(__name__)
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory):
+    """Save in our format: weights, configuration, code and processor, for every Auto class."""
+    build_model(checkpoint).save_pretrained(directory)
+    checkpoint.processor.save_pretrained(directory)
+
+
+def save_native(checkpoint: Checkpoint, directory):
+    """Save for transformers' own classes, which need none of our code.
+
+    Two heads whose logits are averaged become `DeiTForImageClassificationWithTeacher`; fusion `"cls"` becomes
+    `DeiTForImageClassification`, which leaves the distillation head behind; no token, `ViTForImageClassification`.
+
+    Raises:
+        InputError: a fusion that those classes do not compute.
+    """
+    config = checkpoint.config
+    if reason := why_not_native(config):
+        raise InputError(f"{reason}; change `fusion` in {CONFIG_NAME} to logit_mean or cls")
+    architecture = _native_architecture(config)
+    native = NATIVE_CONFIGS["deit" if config.use_distillation_token else "vit"](
+        **{name: getattr(config, name) for name in SHARED_FIELDS},
+        id2label=config.id2label,
+        label2id=config.label2id,
+        architectures=[architecture],
+        dtype=checkpoint.state_dict["cls_classifier.weight"].dtype,
+        drop_path_rate=config.drop_path_rate,  # a field of ours alone, for the way back
+    )
+    native.save_pretrained(directory)
+    _save_weights(ours_to_native(checkpoint.state_dict, architecture), directory)
+    # Before version 5 transformers' own processors for DeiT and ViT know no shorter side; this one of theirs always
+    # has, and takes the same fields.
+    settings = {name: value for name, value in checkpoint.processor.to_dict().items() if not name.endswith("_type")}
+    CLIPImageProcessor(**settings).save_pretrained(directory)
+
+
+def save_timm(checkpoint: Checkpoint, directory):
+    """Save in timm's format for the Hub: `timm.create_model("local-dir:DIRECTORY", pretrained=True)` reads it.
+
+    Raises:
+        InputError: a fusion, an epsilon or an activation that timm's format cannot hold.
+    """
+    config = checkpoint.config
+    _check_timm(config)
+    os.makedirs(directory, exist_ok=True)
+    _save_weights(ours_to_public(checkpoint.state_dict), directory)
+    description = json.dumps(_timm_description(config, checkpoint.processor), indent=2)
+    Path(directory, CONFIG_NAME).write_text(description + "\n", encoding="utf-8")
+
+
+# Writing
+
+
+def _native_architecture(config: DeiTDistillConfig) -> str:
+    if not config.use_distillation_token:
+        return "ViTForImageClassification"
+    if config.fusion == "cls":
+        logger.warning("DeiTForImageClassification has one head: the distillation head stays behind")
+        return "DeiTForImageClassification"
+    return "DeiTForImageClassificationWithTeacher"
+
+
+def _save_weights(state: State, directory):
+    save_file({name: t.contiguous() for name, t in state.items()}, Path(directory, SAFE_WEIGHTS_NAME), {"format": "pt"})
+
+
+def _check_timm(config: DeiTDistillConfig):
+    if config.use_distillation_token and config.fusion != "logit_mean":
+        raise InputError(
+            f"fusion {config.fusion!r} has no class in timm, which averages the logits; change `fusion` in "
+            f"{CONFIG_NAME} to logit_mean"
+        )
+    if config.layer_norm_eps != TIMM_EPS:
+        raise InputError(
+            f"layer_norm_eps is {config.layer_norm_eps:g}, but timm's format has no field for it and means "
+            f"{TIMM_EPS:g}; if the weights were trained with that, as DeiT's were, change it in {CONFIG_NAME}"
+        )
+    if config.hidden_act not in TIMM_ACTIVATIONS:
+        raise InputError(f"hidden_act {config.hidden_act!r} has no name in timm; it has: {', '.join(TIMM_ACTIVATIONS)}")
+
+
+def _timm_description(config: DeiTDistillConfig, processor: DeiTImageProcessor) -> dict:
+    """timm's `config.json`: the nearest architecture, and what differs from it."""
+    architecture, arguments = _timm_architecture(config)
+    height, width = as_pair(config.image_size)
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    description = {
+        "architecture": architecture,
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_size,
+        "global_pool": "token",
+        "label_names": names,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": _crop_pct(max(height, width), side_of(dict(processor.size))),
+            "crop_mode": "center",
+            "mean": list(processor.image_mean),
+            "std": list(processor.image_std),
+            "num_classes": config.num_labels,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if config.use_distillation_token else "head",
+        },
+    }
+    if label_names(description) is None:
+        del description["label_names"]
+    if not arguments:
+        del description["model_args"]
+    return description
+
+
+def _timm_architecture(config: DeiTDistillConfig) -> tuple[str, dict]:
+    """An architecture of timm's and the arguments that make it ours."""
+    size = next((size for size, fields in SIZES.items() if fields["hidden_size"] == config.hidden_size), "base")
+    token = "distilled_" if config.use_distillation_token else ""
+    image_size, patch_size = (plain(as_pair(each)) for each in (config.image_size, config.patch_size))
+    standard_size = 384 if size == "base" and image_size == 384 else 224
+    ours = {
+        "img_size": image_size,
+        "patch_size": patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": _mlp_ratio(config),
+        "qkv_bias": config.qkv_bias,
+        "act_layer": TIMM_ACTIVATIONS[config.hidden_act],
+        "pos_drop_rate": config.hidden_dropout_prob,
+        "proj_drop_rate": config.hidden_dropout_prob,
+        "attn_drop_rate": config.attention_probs_dropout_prob,
+        "drop_path_rate": config.drop_path_rate,
+    }
+    standard = {
+        **{"img_size": standard_size, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0, "qkv_bias": True},
+        **{"embed_dim": SIZES[size]["hidden_size"], "num_heads": SIZES[size]["num_attention_heads"]},
+        **{"act_layer": "gelu", "pos_drop_rate": 0.0, "proj_drop_rate": 0.0, "attn_drop_rate": 0.0},
+        # timm's own default is none, and its training names a rate, as ours does.
+        **{"drop_path_rate": DeiTDistillConfig.drop_path_rate},
+    }
+    arguments = {name: value for name, value in ours.items() if value != standard[name]}
+    return f"deit_{size}_{token}patch16_{standard_size}", arguments
+
+
+def _mlp_ratio(config: DeiTDistillConfig) -> float:
+    """A ratio from which timm, which rounds down, computes exactly our width."""
+    ratio = config.intermediate_size / config.hidden_size
+    exact = int(config.hidden_size * ratio) == config.intermediate_size
+    return ratio if exact else (config.intermediate_size + 0.5) / config.hidden_size
+
+
+def _crop_pct(crop: int, shorter: int) -> float:
+    """The shortest fraction from which timm, which rounds down, computes exactly our shorter side."""
+    candidates = [CROP_PCT, *(round(crop / shorter, digits) for digits in range(1, 9)), crop / (shorter + 0.5)]
+    return next(fraction for fraction in candidates if int(crop / fraction) == shorter)

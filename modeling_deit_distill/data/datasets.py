@@ -1,0 +1,194 @@
+"""Batches of views: each image decoded once for all its views in a batch, cropped and resized to uint8 by a worker."""
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from datasets.distributed import split_dataset_by_node
+
+from ..errors import InputError, LocalInputError
+from .decoding import BadImageError, decode_pixels
+from .views import AugmentationSettings, View, crop_box, draw, draw_replacement, draw_uniforms
+
+MAX_REPLACEMENTS = 10
+MAX_DECODED = 4
+SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
+
+
+class ViewDataset(torch.utils.data.Dataset):
+    """Batches of views: each image decoded once for all its views in the batch, cropped and resized to uint8.
+
+    A batch holds `pixel_values` (views, 3, side, side) uint8, `labels` (views,), and on the host `epoch` and
+    `position` (views,), `draws` (see `views.Draws`) and `bad_images`, rows that were asked for but could not be
+    read. In their place a row drawn from the view itself is shown, so the batch does not depend on the company.
+
+    Args:
+        rows: the training split of [`ImageData`].
+        settings: what is drawn.
+        seed: of all draws.
+        keep_decoded: keep the pixels of every image that was decoded, in each worker its own: for small datasets of
+            small images, whose decoding costs more than their cropping. The batches are the same.
+    """
+
+    def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0, keep_decoded: bool = False):
+        self.rows = rows
+        self.settings = settings
+        self.seed = seed
+        self.keep_decoded = keep_decoded
+        self._kept: dict = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, views: list[View]) -> dict:
+        """The batch of `views`, which are of one epoch."""
+        bad: list[int] = []
+        decoded: dict = self._kept if self.keep_decoded else {}
+        images = (self._look(view, decoded, bad) for view in views)
+        positions = [view.position for view in views]
+        return _crop_views(images, self.settings, self.seed, views[0].epoch, positions, bad)
+
+    def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[torch.Tensor, int]:
+        """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
+        candidates = draw_replacement(self.seed, view.epoch, view.position, len(self.rows))
+        row = view.image
+        for _ in range(MAX_REPLACEMENTS):
+            if row not in decoded:
+                if len(decoded) > MAX_DECODED and not self.keep_decoded:
+                    decoded.pop(next(iter(decoded)))  # views of one image are neighbours: the oldest is done with
+                decoded[row] = self._decode(row)
+            if decoded[row] is not None:
+                return decoded[row]
+            bad.append(row)
+            row = next(candidates)
+        raise LocalInputError(
+            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset"
+        )
+
+    def _decode(self, row: int) -> tuple[torch.Tensor, int] | None:
+        image, label = encoded_row(self.rows, row)
+        try:
+            return decode_pixels(image), label
+        except BadImageError:
+            return None
+
+
+class StreamingViewDataset(torch.utils.data.IterableDataset):
+    """Batches of views of a stream without end, for data larger than the disk.
+
+    Processes and workers read shards of their own; nothing is sent around. Batches are those of [`ViewDataset`], with
+    positions that no other worker has; but which image has which position depends on how many read the stream, so
+    what is stored by position (a teacher's answers) cannot be used with it, and a resumed run reads the stream anew.
+
+    Args:
+        stream: the training split of [`ImageData`].
+        settings: what is drawn.
+        batch_size: views per batch; even, if they are mixed.
+        repeats: views of an image, neighbours as in `views.ViewSampler`.
+        seed: of all draws and of the stream's shuffling.
+        rank, num_processes: whose share of the shards is read.
+    """
+
+    def __init__(
+        self, stream, settings: AugmentationSettings, batch_size: int, repeats=3, seed=0, rank=0, num_processes=1
+    ):
+        if settings.mixes and batch_size % 2:
+            raise InputError(f"per_device_train_batch_size is {batch_size}, which is odd; views are mixed in pairs")
+        self.stream = split_dataset_by_node(stream, rank, num_processes).shuffle(seed, buffer_size=SHUFFLE_BUFFER)
+        self.settings = settings
+        self.batch_size = batch_size
+        self.repeats = repeats
+        self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        num_workers = worker.num_workers if worker else 1
+        lane = self.rank * num_workers + (worker.id if worker else 0)
+        bad: list[str] = []
+        views = self._views(lane, bad)
+        for number in itertools.count(lane, self.num_processes * num_workers):
+            batch = list(itertools.islice(views, self.batch_size))
+            if not batch:
+                return
+            positions = list(range(number * self.batch_size, number * self.batch_size + len(batch)))
+            yield _crop_views(batch, self.settings, self.seed, 0, positions, bad)
+            bad.clear()
+
+    def _views(self, lane: int, bad: list[str]):
+        """(pixels, label) in the order a b a b a b, pass after pass; bad images are named in the first pass."""
+        for number in itertools.count():
+            self.stream.set_epoch(number)
+            images = self._images(lane, bad if number == 0 else [])
+            pair = list(itertools.islice(images, 2))
+            if not pair and not bad:
+                return  # no shard for this worker
+            if len(pair) < 2:
+                raise LocalInputError(
+                    f"share {lane} of the stream has no two readable images; {bad[-1] if bad else ''}"
+                )
+            while len(pair) == 2:
+                yield from pair * self.repeats
+                pair = list(itertools.islice(images, 2))
+
+    def _images(self, lane: int, bad: list[str]):
+        for place, row in enumerate(self.stream):
+            try:
+                yield decode_pixels(row["image"]), row["label"]
+            except BadImageError as error:
+                name = (row["image"] or {}).get("path") or f"image {place} of share {lane} of the stream"
+                bad.append(f"{name} is a bad image: {error}")
+
+
+def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, positions: list[int], bad: list) -> dict:
+    """A batch as `ViewDataset` describes it: one crop of each of `images`, (pixels, label), in the positions' order."""
+    uniforms = draw_uniforms(seed, epoch, positions)
+    size = settings.image_size
+    shape = (len(positions), 3, size, size)
+    pixel_values = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as the resizing leaves it
+    labels = []
+    for slot, (pixels, label) in enumerate(images):
+        box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.crop_scale)
+        crop_and_resize(pixels, box, pixel_values[slot])
+        labels.append(label)
+    return {
+        "pixel_values": pixel_values,
+        "labels": torch.tensor(labels),
+        "epoch": np.full(len(positions), epoch),
+        "position": np.asarray(positions),
+        "draws": draw(settings, seed, epoch, positions, uniforms),
+        "bad_images": list(bad),
+    }
+
+
+def crop_and_resize(pixels: torch.Tensor, box: tuple[int, int, int, int], output: torch.Tensor):
+    """Write a box of an image into `output`, resized bicubically with antialiasing, in uint8 throughout.
+
+    Args:
+        pixels: (3, height, width) uint8.
+        box: top, left, height, width.
+        output: (3, side, side) uint8.
+    """
+    top, left, height, width = box
+    cropped = pixels[None, :, top : top + height, left : left + width]
+    cropped = cropped.contiguous(memory_format=torch.channels_last)  # as the kernel wants it; it copies worse itself
+    output.copy_(F.interpolate(cropped, output.shape[1:], mode="bicubic", antialias=True)[0])
+
+
+def encoded_row(rows: Dataset, row: int) -> tuple[dict, int]:
+    """Image, encoded, and label of a row: those of `rows[row]`, in a third of its time, since nothing is formatted."""
+    place = rows._indices.column(0)[row].as_py() if rows._indices is not None else row
+    return rows.data.column("image")[place].as_py(), rows.data.column("label")[place].as_py()
+
+
+def collate(samples: dict | list[dict]) -> dict:
+    """A batch from samples, `pixel_values` (batch, 3, height, width) and `labels` (batch,); a whole batch as it is."""
+    if isinstance(samples, dict):
+        return samples
+    return {
+        "pixel_values": torch.stack([torch.as_tensor(sample["pixel_values"]) for sample in samples]),
+        "labels": torch.tensor([sample["labels"] for sample in samples]),
+    }

@@ -1,0 +1,1 @@
+"""What a run leaves for others: its record, its card with pictures, its repository on the Hub."""

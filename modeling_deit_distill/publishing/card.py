@@ -1,0 +1,403 @@
+"""The model card, from what a run left in its folder: `python -m modeling_deit_distill.model_card OUTPUT_DIR`.
+
+Every figure comes from the run, and what was not measured, or not recorded by an older run, leaves no trace.
+"""
+
+import argparse
+import html
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
+from ..conversion.weight_names import why_not_native
+from ..report import ACCURACY_NAMES, duration
+from .pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
+from .run import DECISION_NAMES, Run, read_run
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+CARD = "README.md"
+MAX_CLASSES = 20  # that are listed; of more, the first ten
+MAX_ROWS = 10
+PAPER = "https://arxiv.org/abs/2012.12877"
+HUB = "https://huggingface.co"
+
+FUSION_WORDS = {
+    "logit_mean": "the mean of both heads' logits",
+    "softmax_mean": "the mean of both heads' probabilities",
+    "cls": "the class head's",
+    "distillation": "the distillation head's",
+}
+
+
+def write_model_card(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
+    """Write `README.md` into a run's folder from what lies there and nothing else.
+
+    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so.
+
+    Args:
+        output_dir: the folder.
+        results: what `all_results.json` is about to hold, for the run itself, which writes that file last.
+
+    Raises:
+        InputError: no model in the folder, or a file that is not what a run leaves.
+    """
+    run = read_run(Path(output_dir), results)
+    card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
+    path = run.folder / CARD
+    partial = path.with_suffix(".partial")  # written beside and renamed: a kill leaves no half of a card
+    card.save(partial)
+    partial.replace(path)
+    return path
+
+
+def metadata(run: Run) -> ModelCardData:
+    """What the Hub reads of a card."""
+    dataset, evaluated = run.record.get("dataset") or {}, evaluation_results(run)
+    tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
+    optional = {
+        "base_model": run.record.get("base_model"),
+        "datasets": [dataset["id"]] if dataset.get("id") else None,
+        "metrics": ["accuracy"] if run.measured("eval_accuracy") is not None else None,
+        "model_name": run.name if evaluated else None,
+        "eval_results": evaluated or None,
+    }
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=tags,
+        **{name: value for name, value in optional.items() if value is not None},
+    )
+
+
+def evaluation_results(run: Run) -> list[EvalResult]:
+    """The model-index; it needs the data's name, so a run that did not note it has none."""
+    dataset = run.record.get("dataset") or {}
+    name = dataset.get("name") or dataset.get("id")
+    metrics = {
+        "eval_accuracy": ("accuracy", "top-1 accuracy"),
+        "eval_top5_accuracy": ("accuracy", "top-5 accuracy"),
+        "eval_teacher_agreement": ("teacher_agreement", "agreement with the teacher"),
+    }
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=dataset.get("id") or "imagefolder",
+            dataset_name=name,
+            dataset_split=dataset.get("split"),
+            metric_type=kind,
+            metric_name=metric_name,
+            metric_value=run.measured(key),
+        )
+        for key, (kind, metric_name) in metrics.items()
+        if name and run.measured(key) is not None
+    ]
+
+
+def content(run: Run) -> dict[str, object]:
+    """What the template is filled with; what is empty leaves no trace in the card."""
+    has_decisions = bool(run.decisions)
+    # The branch is pushed at the end of a run.
+    native, revision = bool(run.record.get("native")) and run.is_finished, run.record.get("revision")
+    return {
+        "title": _text(run.name.rsplit("/", 1)[-1]),
+        "introduction": introduction(run),
+        "score": score(run),
+        "picture": run.file(PREDICTIONS),
+        "how_chosen": HOW_CHOSEN,
+        "two_heads": run.config.use_distillation_token,
+        "tokens": tokens(run),
+        "name": json.dumps(run.name, ensure_ascii=False),
+        "shell_name": shlex.quote(run.name),
+        "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
+        "shell_revision": shlex.quote(revision) if revision else None,
+        "native": native,
+        "exportable": not native and is_exportable(run.config),
+        "accuracies": accuracy_table(run),
+        "num_images": f"{run.num_images:,}" if run.num_images else None,
+        "disagreement": disagreement_table(run),
+        "worst_classes": worst_classes_table(run) if has_decisions else None,
+        "worst_confusions": worst_confusions_table(run) if has_decisions else None,
+        "method": method(run),
+        "facts": facts_table(run),
+        "curves": run.file(CURVES),
+        "recipe": recipe(run),
+        "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
+        "versions": ", ".join(f"{_text(name)} {_text(each)}" for name, each in _known(run.record.get("versions"))),
+        "limitations": list(limitations(run)),
+    }
+
+
+def introduction(run: Run) -> str:
+    """What the model is."""
+    height, width = _pair(run.config.image_size)
+    parameters = run.measured("num_parameters")
+    size = f" of {parameters / 1e6:.2f} million parameters" if parameters else ""
+    what = (
+        f"A vision transformer ([DeiT]({PAPER})){size} that looks at images of {height} × {width} pixels and tells "
+        f"{len(run.class_names):,} classes apart: {class_list(run.class_names)}."
+    )
+    if run.config.use_distillation_token:
+        how = (
+            "It was distilled through attention: its class token learned from labels, its distillation token from a "
+            f"teacher's answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
+        )
+    else:
+        how = "It has a class token and one head" + (
+            ", which learned from labels and from a teacher's answers." if run.has_teacher else "."
+        )
+    return f"{what}\n\n{how}"
+
+
+def class_list(names: Sequence[str]) -> str:
+    """The names; of very many, the first ones."""
+    shown = names if len(names) <= MAX_CLASSES else names[:10]
+    rest = f", ... and {len(names) - len(shown):,} others" if len(shown) < len(names) else ""
+    return ", ".join(_text(name) for name in shown) + rest
+
+
+def score(run: Run) -> str | None:
+    """How good it is, in a sentence or two."""
+    share, teacher = run.measured("eval_accuracy"), run.measured("teacher_accuracy")
+    if share is None:
+        return None if run.is_finished else "Training is still under way."
+    images = f"{run.num_images:,} held-out images" if run.num_images else "the held-out images"
+    text = f"It is right on **{_percent(share)}** of {images}"
+    if run.num_images:
+        text += f" (95 % interval: {_interval(share, run.num_images)})"
+    if teacher is not None:
+        text += f", its teacher on {_percent(teacher)}"
+    if run.is_finished:
+        return text + "."
+    epoch = run.measured("epoch")
+    when = "" if epoch is None else f", after {epoch:g} epochs" + _of_epochs(run)
+    return f"Training is still under way. {text}{when}."
+
+
+def tokens(run: Run) -> str | None:
+    """How alike the two tokens are where they come in and where they come out, in a sentence."""
+    blocks, learned = run.tokens.get("cosine_by_block"), run.tokens.get("cosine_learned")
+    if not blocks or learned is None:
+        return None
+    return (
+        f"The cosine of the two tokens is {learned:.2f} as they were learned, {blocks[0]:.2f} after the first block "
+        f"and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
+    )
+
+
+def is_exportable(config: PreTrainedConfig) -> bool:
+    """Whether transformers' own classes can compute what the model computes."""
+    return why_not_native(config) is None
+
+
+def accuracy_table(run: Run) -> str | None:
+    """Shares of right answers by head and fusion."""
+    names = {key: name.removeprefix("student, ") for key, name in ACCURACY_NAMES.items()}
+    names |= {"eval_accuracy": "**this model**", "eval_teacher_agreement": "this model agrees with the teacher"}
+    if run.config.use_distillation_token:
+        names["eval_accuracy"] += f", {FUSION_WORDS[run.config.fusion]}"
+        names.pop(f"eval_accuracy_{run.config.fusion}")  # the same once more
+    else:
+        names.pop("eval_accuracy_cls")
+    rows = [(name, run.measured(key)) for key, name in names.items() if run.measured(key) is not None]
+    if not rows:
+        return None
+    header = ("top-1 and agreement", "share of held-out images", "95 % interval")
+    if not run.num_images:
+        return _table(header[:2], [(name, _percent(share)) for name, share in rows])
+    return _table(header, [(name, _percent(share), _interval(share, run.num_images)) for name, share in rows])
+
+
+def disagreement_table(run: Run) -> str | None:
+    """Shares of images on which two sets of answers differ (paper, Table 4); of two sets alone it says nothing new."""
+    names = dict(DECISION_NAMES)
+    if not run.config.use_distillation_token:
+        names.pop("cls")  # the model's own answer once more
+    sets = {name: run.decisions[key] for key, name in names.items() if key in run.decisions}
+    if len(sets) < 3:
+        return None
+    shares = disagreement(sets)
+    rows = [
+        (one, *("–" if one == other else _percent(share) for other, share in row.items()))
+        for one, row in shares.items()
+    ]
+    return _table(("differs from", *sets), rows)
+
+
+def worst_classes_table(run: Run) -> str | None:
+    """The classes recognised least often."""
+    names = run.class_names
+    worst = worst_classes(run.confusion, MAX_ROWS)
+    rows = [
+        (_text(names[each.label]), f"{each.num_right} of {each.num_images}", _percent(each.recall)) for each in worst
+    ]
+    return _table(("class", "recognised", "share"), rows) if rows else None
+
+
+def worst_confusions_table(run: Run) -> str | None:
+    """The commonest pairs of true class and wrong answer."""
+    names = run.class_names
+    pairs = worst_confusions(run.confusion, MAX_ROWS)
+    rows = [(_text(names[pair.label]), _text(names[pair.answer]), pair.count, _percent(pair.share)) for pair in pairs]
+    return _table(("class", "taken for", "images", "share of the class"), rows) if rows else None
+
+
+def method(run: Run) -> str:
+    """By what, from what, on what and with whose help."""
+    dataset = run.record.get("dataset") or {}
+    parts = ["With `train_deit.py` of `modeling_deit_distill`"]
+    if run.record.get("base_model"):
+        parts.append(f"starting from {_hub_link(run.record['base_model'])}")
+    if dataset.get("id"):
+        parts.append(f"on {_hub_link(dataset['id'], 'datasets/')}")
+    if run.record.get("teacher"):
+        parts.append(f"taught by {_hub_link(run.record['teacher'])}")
+    return ", ".join(parts) + "."
+
+
+def facts_table(run: Run) -> str | None:
+    """What the run said of itself, and what it took."""
+    facts = {name: value for name, value in run.facts.items() if name != "output"}  # a folder of the trainer's machine
+    runtime, bad_images, asked = (run.measured(k) for k in ("train_runtime", "bad_images", "teacher_views_asked"))
+    added = {
+        "hardware": run.record.get("hardware"),
+        "training time": None if runtime is None else duration(runtime),
+        "views the teacher was asked about": f"{asked:,.0f}" if asked else None,
+        "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",
+        "finished": run.record.get("finished") if run.is_finished else None,
+    }
+    rows = [(_text(name), _text(value)) for name, value in _known({**facts, **added})]
+    return _table(("what", "in this run"), rows) if rows else None
+
+
+def recipe(run: Run) -> str | None:
+    """What was set, as a recipe that `train_deit.py` reads."""
+    settings = run.record.get("recipe")
+    if not settings:
+        return None
+    return _fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000), "yaml")
+
+
+def limitations(run: Run) -> Iterable[str]:
+    """What a user must know before relying on it, each from what the run noted."""
+    yield (
+        f"It knows the {len(run.class_names):,} classes above and no others: whatever an image shows, the answer is "
+        "one of them."
+    )
+    edge, crop = ((run.processor.get(key) or {}) for key in ("size", "crop_size"))
+    if run.processor.get("do_center_crop") and edge.get("shortest_edge") and crop.get("height") and crop.get("width"):
+        yield (
+            f"It sees the middle of an image alone: the shorter side is resized to {edge['shortest_edge']} pixels, and "
+            f"{crop['height']} × {crop['width']} are cut from the centre."
+        )
+    yield reach(run)
+    yield from unmeasured_classes(run)
+    if run.has_teacher:
+        yield "It learned from a teacher, its mistakes included." + teacher_mistakes(run)
+    if run.measured("bad_images"):
+        yield f"{run.measured('bad_images'):,.0f} training image(s) could not be read, so it has not learned from them."
+    yield "Its probabilities are not calibrated: how often an answer given with 90 % is right was not measured."
+
+
+def reach(run: Run) -> str:
+    """What it was trained and measured on, and that the figures go no further."""
+    trained, held_out = run.facts.get("data"), run.facts.get("held out")
+    done = [f"trained on {_text(trained)}"] if trained else []
+    if held_out:
+        is_cut = re.search(r"\d%\s+of\s+split", held_out)
+        done.append(f"measured on {_text(held_out)}" + (", a cut of the same data" if is_cut else ""))
+    start = f"It was {', and '.join(done)}. " if done else ""
+    return start + "How it does on images from elsewhere, taken by others or in another way, was not measured."
+
+
+def unmeasured_classes(run: Run) -> Iterable[str]:
+    """Classes of which no image was held out."""
+    if not run.decisions:
+        return
+    unseen = [name for name, count in zip(run.class_names, run.confusion.sum(axis=1), strict=True) if count == 0]
+    if unseen:
+        yield (
+            f"Of {len(unseen):,} of the {len(run.class_names):,} classes no image was held out, so nothing is known "
+            f"of how well it recognises them: {class_list(unseen)}."
+        )
+
+
+def teacher_mistakes(run: Run) -> str:
+    """How often the student repeats its teacher's mistakes; empty where that is not known."""
+    if "teacher" not in run.decisions:
+        return ""
+    wrong = run.decisions["teacher"] != run.decisions["labels"]
+    if not wrong.any():
+        return f" On the {run.num_images:,} held-out images the teacher made none."
+    repeated = np.count_nonzero(wrong & (run.decisions["teacher"] == run.decisions["fused"]))
+    return (
+        f" The teacher is wrong on {np.count_nonzero(wrong):,} of the {run.num_images:,} held-out images, and this "
+        f"model repeats {repeated:,} of these answers."
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Draw the curves of a run again and write its card again."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_deit_distill.model_card", description=__doc__.split(":")[0]
+    )
+    parser.add_argument("output_dir", help="folder of a run of train_deit.py, or a copy of its repository")
+    output_dir = Path(parser.parse_args(arguments).output_dir)
+    state = read_run(output_dir).state
+    if state.get("log_history"):
+        plot_training_curves(state["log_history"], output_dir / CURVES)
+    print(f"wrote {write_model_card(output_dir)}")
+    return 0
+
+
+def _known(values: dict | None) -> list[tuple[str, object]]:
+    return [(name, value) for name, value in (values or {}).items() if value is not None and value != ""]
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _interval(share: float, num_images: int) -> str:
+    low, high = wilson_interval(share, num_images)
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _of_epochs(run: Run) -> str:
+    total = run.state.get("num_train_epochs")
+    return f" of {total:g}" if total else ""
+
+
+def _hub_link(name: str, kind: str = "") -> str:
+    return f"[{_text(name)}]({HUB}/{kind}{name})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; cells are Markdown on one line."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """A value on one line, in which no character is taken for Markdown, HTML or a formula."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", line)
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, whose fence is longer than any within it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

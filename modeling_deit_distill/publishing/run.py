@@ -1,0 +1,147 @@
+"""What a run left in its folder, as its card needs it."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..analysis import confusion_matrix
+from ..errors import InputError, one_line
+from .pictures import distinct_names
+
+TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
+# Sets of decisions in `predictions.json`, in the order of the paper's Table 4.
+DECISION_NAMES = {
+    "labels": "truth",
+    "teacher": "teacher",
+    "cls": "class head",
+    "distillation": "distillation head",
+    "fused": "this model",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its folder; what is missing there is empty.
+
+    Attributes:
+        config: the model's.
+        results: `all_results.json`; of a run under way, its last evaluation.
+        state: `trainer_state.json`.
+        decisions: `predictions.json` as arrays (images,) of class indices, `labels` among them.
+        record: `run.json`.
+        processor: `preprocessor_config.json`.
+        tokens: `tokens.json`.
+        is_finished: whether all results are there.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    results: dict
+    state: dict
+    decisions: dict[str, np.ndarray]
+    record: dict
+    processor: dict
+    tokens: dict
+    is_finished: bool
+
+    @cached_property
+    def name(self) -> str:
+        """Its name on the Hub, or that of its folder."""
+        return self.record.get("name") or self.folder.resolve().name
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """In the order of their indices, each of another."""
+        return distinct_names(self.config.id2label)
+
+    @property
+    def num_images(self) -> int | None:
+        """How many images were held out, if known."""
+        return len(self.decisions["labels"]) if self.decisions else None
+
+    @property
+    def facts(self) -> dict:
+        """What the run said of itself before it started, in words."""
+        return self.record.get("facts") or {}
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether it is known that a teacher took part; only a teacher trains a distillation token."""
+        return self.config.use_distillation_token or self.facts.get("teacher", "none") != "none"
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) counts of the held-out images, truth by row and answer by column."""
+        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
+
+    def measured(self, key: str) -> float | None:
+        """A result, if it was measured and is a number."""
+        value = self.results.get(key)
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    def file(self, name: str) -> str | None:
+        """The name of a file if it is there."""
+        return name if (self.folder / name).exists() else None
+
+
+def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
+    """What lies in the folder of a run; `results` instead of `all_results.json` if given.
+
+    Raises:
+        InputError: no model in the folder, or a file that is not what a run leaves.
+    """
+    if not (folder / "config.json").exists():
+        raise InputError(f"{str(folder)!r} holds no config.json; give the output_dir of a run of train_deit.py")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"config.json in {str(folder)!r} does not describe a model: {one_line(error)}") from error
+    if config.model_type != "deit_distill":
+        raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
+    state, results = _read_json(folder / "trainer_state.json"), results or _read_json(folder / "all_results.json")
+    evaluations = [entry for entry in state.get("log_history", []) if "eval_accuracy" in entry]
+    return Run(
+        folder,
+        config,
+        results or (evaluations[-1] if evaluations else {}),
+        state,
+        _read_decisions(folder / "predictions.json", len(config.id2label)),
+        _read_json(folder / "run.json"),
+        _read_json(folder / "preprocessor_config.json"),
+        _read_json(folder / TOKENS),
+        is_finished=bool(results),
+    )
+
+
+def _read_json(path: Path) -> dict:
+    """The content of a file, or {} if there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{str(path)!r} is no JSON ({one_line(error)}); remove it or run the training again"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, not names with values; remove it")
+    return content
+
+
+def _read_decisions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
+    """Class indices (images,) by name; {} without the file, or without images."""
+    decisions = {name: np.asarray(indices) for name, indices in _read_json(path).items() if name in DECISION_NAMES}
+    if not any(len(indices) for indices in decisions.values()):
+        return {}
+    lengths = {name: len(indices) for name, indices in decisions.items()}
+    if len(set(lengths.values())) > 1 or not {"labels", "fused"} <= decisions.keys():
+        raise InputError(f"{str(path)!r} must hold labels and fused, all of one length, and holds {lengths}; remove it")
+    for name, indices in decisions.items():
+        if indices.dtype.kind != "i" or indices.min() < 0 or indices.max() >= num_classes:
+            raise InputError(f"{str(path)!r}: {name} are not class indices below {num_classes}; remove it")
+    return decisions

@@ -1,0 +1,311 @@
+"""Look into a teacher store, check it against the live teacher, share it: `python -m modeling_deit_distill.store_cli`.
+
+info STORE                what the answers are about, how many there are
+verify STORE              ask the live teacher again about a sample
+push STORE REPOSITORY     to a dataset repository on the Hub, with checksums and a card
+pull REPOSITORY STORE     from there
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+
+from ..data.datasets import ViewDataset
+from ..data.sources import load_image_data
+from ..data.views import AugmentationSettings
+from ..errors import InputError, one_line
+from ..hub import hub_errors, without_folders
+from ..report import summary
+from .classes import read_label_map
+from .labelling import describe_loaded, verify, whole_sampler
+from .store import DESCRIPTION, VALIDATION, TeacherStore
+from .teacher import load_teacher
+
+CHECKSUMS = "checksums.json"
+# What a store consists of; nothing else that a repository names is written or removed.
+STORE_FILE = re.compile(rf"{re.escape(DESCRIPTION)}|{re.escape(VALIDATION)}|epoch-\d{{5,}}\.bin")
+# Another device or another precision of the same teacher decides a view in a hundred otherwise.
+MIN_ALIKE = 0.98
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the commands; its exit code."""
+    options = parse_options(arguments)
+    return options.command(options) or 0
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_deit_distill.store_cli", description=__doc__.split(":")[0]
+    )
+    commands = parser.add_subparsers(required=True, metavar="info | verify | push | pull")
+    info = commands.add_parser("info", help="what the answers are about, how many there are")
+    check = commands.add_parser("verify", help="ask the live teacher again about a sample")
+    push = commands.add_parser("push", help="upload to a dataset repository on the Hub")
+    pull = commands.add_parser("pull", help="fetch from a dataset repository on the Hub")
+    for parser_of_command, command in ((info, show), (check, check_answers), (push, push_store), (pull, pull_store)):
+        parser_of_command.set_defaults(command=command)
+    pull.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
+    for parser_of_command in (info, check, push, pull):
+        parser_of_command.add_argument("store", help="folder of the store")
+    push.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    pull.add_argument("--revision", help="branch, tag or commit")
+    check.add_argument("--num_samples", type=int, default=256, help="views to ask about again")
+    check.add_argument("--teacher_name_or_path", help="the teacher, if it lies elsewhere by now")
+    check.add_argument("--teacher_label_map", help="the label map the store was made with, if any")
+    check.add_argument("--dataset_name", help="the data, if they lie elsewhere by now")
+    check.add_argument("--train_dir", help="the training images, if they lie elsewhere by now")
+    check.add_argument("--validation_dir", help="the validation images, if they lie elsewhere by now")
+    check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
+    check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
+    return parser.parse_args(arguments)
+
+
+def show(options: argparse.Namespace):
+    """Print fingerprint, coverage and size."""
+    store = TeacherStore(options.store)
+    print(summary(describe(store, store.about)))
+
+
+def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]:
+    """What a store holds, in words; `about` is the store's, or what of it is for the public."""
+    counts = [store.count(epoch) for epoch in store.epochs()]
+    size = sum(path.stat().st_size for path in store.directory.iterdir() if path.is_file())
+    known = f"{sum(counts):,} of at most {store.num_views * len(counts):,}" if counts else "none"
+    validation = store.directory / VALIDATION
+    accuracy = f"{json.loads(validation.read_text())['accuracy']:.2%}" if validation.exists() else "not asked"
+    fields = {name: value for name, value in store.fingerprint.items() if name not in ("label_map", "teacher_training")}
+    return {
+        "teacher": about.get("teacher"),
+        "made": about.get("created"),
+        "views known": f"{known}, {len(counts)} epoch(s)",
+        "size": f"{size:,} bytes, {store.dtype.itemsize} a view",
+        "teacher on validation": accuracy,
+        **fields,
+    }
+
+
+def check_answers(options: argparse.Namespace) -> int:
+    """Ask the live teacher again; 1 if it disagrees with the store."""
+    store = TeacherStore(options.store)
+    if not store.epochs():
+        raise InputError(f"{options.store} holds no answers yet; there is nothing to verify")
+    if options.num_samples < 1:
+        raise InputError(f"num_samples is {options.num_samples}; it must be at least 1")
+    views, class_names = stored_views(store, options)
+    name_or_path = options.teacher_name_or_path or store.about.get("teacher")
+    if name_or_path is None:
+        raise InputError(f"{options.store} does not say what its teacher is called; give --teacher_name_or_path")
+    label_map = read_label_map(options.teacher_label_map) if options.teacher_label_map else None
+    teacher = load_teacher(
+        name_or_path,
+        class_names,
+        views.settings.image_size,
+        trust_remote_code=options.trust_remote_code,
+        label_map=label_map,
+        image_size=store.fingerprint["teacher_image_size"],
+        precision=store.fingerprint["teacher_precision"],
+    )
+    store.check(describe_loaded(teacher))
+    try:
+        teacher.to(options.device)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"device {options.device!r} cannot be used: {one_line(error)}") from error
+    sampler = whole_sampler(store, views)
+    alike, compared = verify(store, teacher, views, sampler, options.num_samples)
+    if compared == 0:
+        raise InputError(f"{options.store} holds no pair of answers yet; there is nothing to verify")
+    print(f"the live teacher answers {alike} of {compared} views as stored")
+    if alike >= MIN_ALIKE * compared:
+        return 0
+    print("error: that is too few; the store does not hold this teacher's answers", file=sys.stderr)
+    return 1
+
+
+def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[ViewDataset, list[str]]:
+    """The views that a store is about, and the names of their classes.
+
+    Raises:
+        InputError: the data are not those that the store was made with.
+    """
+    sources = dict(store.about.get("data", {}))
+    sources.pop("crop_pct", None)
+    moved = {name: getattr(options, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+    if any(moved.values()):
+        sources |= moved
+    data = load_image_data(**sources)
+    store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
+    fields = AugmentationSettings.__dataclass_fields__
+    settings = {name: store.fingerprint[name] for name in fields}
+    settings["crop_scale"] = tuple(settings["crop_scale"])
+    return ViewDataset(data.train, AugmentationSettings(**settings), store.fingerprint["data_seed"]), data.class_names
+
+
+def push_store(options: argparse.Namespace):
+    """Upload in one commit: all of it, or nothing."""
+    store = TeacherStore(options.store)
+    if not store.epochs():
+        raise InputError(f"{options.store} holds no answers yet; there is nothing to push")
+    contents = public_files(store, options.repository)
+    api = HfApi()
+    with hub_errors(f"push to {options.repository!r}"):
+        api.create_repo(options.repository, repo_type="dataset", private=options.private, exist_ok=True)
+        operations = [CommitOperationAdd(name, str(c) if isinstance(c, Path) else c) for name, c in contents.items()]
+        commit = api.create_commit(
+            options.repository,
+            operations,
+            commit_message="Answers of a teacher",
+            repo_type="dataset",
+            parent_commit=check_repository(store, options.repository, contents),
+        )
+    print(commit.commit_url)
+
+
+def public_files(store: TeacherStore, repository: str) -> dict[str, Path | bytes]:
+    """What is pushed, by its name."""
+    paths = [*map(store.path, store.epochs()), store.directory / VALIDATION]
+    contents = {path.name: path for path in paths if path.exists()}
+    description = public_description(store)
+    contents[DESCRIPTION] = json.dumps(description, indent=2).encode()
+    checksums = {name: _checksum(content) for name, content in contents.items()}
+    contents[CHECKSUMS] = json.dumps(checksums, indent=2).encode()
+    contents["README.md"] = card(store, description["about"], repository).encode()
+    return contents
+
+
+def check_repository(store: TeacherStore, repository: str, contents: dict) -> str:
+    """Refuse to push over other answers, or over more of them; returns the newest commit."""
+    source = {"repo_id": repository, "repo_type": "dataset"}
+    head = HfApi().repo_info(**source)
+    if any(file.rfilename == CHECKSUMS for file in head.siblings):
+        wanted = [CHECKSUMS, DESCRIPTION]
+        fetched = Path(snapshot_download(**source, revision=head.sha, allow_patterns=wanted))
+        if fields := differing_fields(store, TeacherStore(fetched)):
+            raise InputError(f"{repository!r} holds another store, which differs in {fields}; choose a new repository")
+        if missing := sorted(read_checksums(fetched, repository).keys() - contents.keys()):
+            raise InputError(
+                f"{repository!r} has {missing[0]}, which {store.directory} has not; pull it into that folder first"
+            )
+    return head.sha
+
+
+def pull_store(options: argparse.Namespace):
+    """Fetch a store and compare every file with its checksum."""
+    target, source = Path(options.store), {"repo_id": options.repository, "repo_type": "dataset"}
+    with hub_errors(f"pull of {options.repository!r}"):
+        fetched = snapshot_download(**source, revision=options.revision, allow_patterns=[CHECKSUMS, DESCRIPTION])
+    checksums = read_checksums(Path(fetched), options.repository)
+    wanted = {name: checksums[name] for name in files_to_fetch(target, Path(fetched), checksums, options.repository)}
+    if wanted:
+        revision = Path(fetched).name  # the commit that the checksums belong to
+        with hub_errors(f"pull of {options.repository!r}"):
+            snapshot_download(**source, revision=revision, allow_patterns=[*wanted], local_dir=target)
+    _check_checksums(target, wanted)
+    show(options)
+
+
+def files_to_fetch(target: Path, fetched: Path, checksums: dict[str, str], repository: str) -> list[str]:
+    """What a folder lacks of a repository's store.
+
+    Args:
+        target: where the store is to be.
+        fetched: where `store.json` of the repository lies already.
+
+    Raises:
+        InputError: the folder holds something else, or other answers.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is no folder; pull into a new one")
+    kept = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if DESCRIPTION in kept:
+        if fields := differing_fields(TeacherStore(target), TeacherStore(fetched)):
+            raise InputError(f"{target} holds another store, which differs in {fields}; pull into a new folder")
+    elif strangers := sorted(kept - checksums.keys() - {".cache"}):  # the client's own
+        raise InputError(f"{target} exists and is no store (it has {strangers[0]}); pull into a new folder")
+    for name in sorted(kept & checksums.keys() - {DESCRIPTION, VALIDATION}):
+        if _checksum(target / name) != checksums[name]:
+            raise InputError(f"{target / name} differs from that of {repository!r}; pull into a new folder")
+    return sorted(checksums.keys() - kept)
+
+
+def read_checksums(fetched: Path, repository: str) -> dict[str, str]:
+    """The SHA-256 of each file of a repository's store, by name."""
+    try:
+        checksums = json.loads((fetched / CHECKSUMS).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{repository!r} holds no store: it has no {CHECKSUMS}") from None
+    except ValueError as error:
+        raise InputError(f"{CHECKSUMS} of {repository!r} cannot be read ({error}); push the store anew") from error
+    if not isinstance(checksums, dict) or DESCRIPTION not in checksums or not all(map(STORE_FILE.fullmatch, checksums)):
+        raise InputError(f"{CHECKSUMS} of {repository!r} does not list the files of a store; push the store anew")
+    return checksums
+
+
+def card(store: TeacherStore, about: dict[str, object], repository: str) -> str:
+    """The dataset card of a pushed store."""
+    facts = "\n".join(f"| {name} | {value} |" for name, value in describe(store, about).items())
+    return f"""---
+tags:
+- knowledge-distillation
+- deit
+---
+
+# {repository.rsplit("/", 1)[-1]}
+
+What a teacher said about every augmented view of an image dataset: with it, a student is distilled without the teacher.
+
+```bash
+python -m modeling_deit_distill.store_cli pull {repository} answers
+accelerate launch train_deit.py RECIPE.yaml --teacher_store answers
+```
+
+A run whose data, seed or augmentations differ from the following is refused, with the field that differs.
+
+| field | value |
+|---|---|
+{facts}
+
+`{CHECKSUMS}` holds the SHA-256 of each file. `epoch-*.bin` hold {store.dtype.itemsize} bytes a view, by position.
+"""
+
+
+def public_description(store: TeacherStore) -> dict[str, dict]:
+    """`store.json` without the folders of whoever made it."""
+    return without_folders({"fingerprint": store.fingerprint, "about": store.about})
+
+
+def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
+    """The names of what two stores' answers are about and do not agree in."""
+    ours, theirs = (public_description(each)["fingerprint"] for each in (store, other))
+    return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+
+
+def _checksum(content: Path | bytes) -> str:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with open(content, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_checksums(target: Path, checksums: dict[str, str]):
+    paths = {target / name: expected for name, expected in checksums.items()}
+    damaged = [path for path, expected in paths.items() if not path.exists() or _checksum(path) != expected]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise InputError(
+            f"not as their checksums say, and removed from {target}: {names}; pull again, and if that does not help, "
+            "push the store anew"
+        )

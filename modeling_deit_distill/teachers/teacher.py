@@ -1,0 +1,246 @@
+"""The live teacher: loaded, frozen, and asked in its own input view and in the dataset's classes."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
+
+from ..data.datasets import collate
+from ..errors import InputError, one_line
+from .description import find_config, teacher_classes
+
+logger = logging.get_logger(__name__)
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A trial of the teacher before training: on so many validation images; with fewer than MIN_TRIAL nothing can be told.
+TRIAL_IMAGES, MIN_TRIAL = 400, 50
+
+
+@dataclass(frozen=True)
+class InputView:
+    """What a model expects of its pixels: side in pixels, mean and deviation of each channel."""
+
+    image_size: int
+    mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
+    std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+
+
+class Teacher(nn.Module):
+    """A frozen classifier that looks at the student's pixels in its own view and answers in the dataset's classes.
+
+    Args:
+        model: an image classifier.
+        view: what the classifier expects.
+        student_view: how `pixel_values` come.
+        classes: its class for each class of the dataset; None where they are the dataset's, in their order.
+        precision: `"fp32"`, or autocast to `"bf16"` or `"fp16"`, whatever the student's precision is.
+        compile: compile the classifier with `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        view: InputView,
+        student_view: InputView,
+        classes: list[int] | None = None,
+        precision: str = "fp32",
+        compile: bool = False,
+    ):
+        super().__init__()
+        # Convolutions are fastest on channels-last memory; a transformer has but one, that makes the patches.
+        is_convnet = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+        self.memory_format = torch.channels_last if is_convnet else torch.contiguous_format
+        self.model = model.to(memory_format=self.memory_format)
+        if compile:
+            self.model.compile()
+        self.view = view
+        self.student_view = student_view
+        self.precision = precision
+        self.register_buffer("classes", None if classes is None else torch.tensor(classes))
+        own_std, std = torch.tensor(view.std), torch.tensor(student_view.std)
+        own_mean, mean = torch.tensor(view.mean), torch.tensor(student_view.mean)
+        self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
+        self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, classes) for `pixel_values` (batch, 3, height, width) normalised for the student."""
+        if (self.view.mean, self.view.std) != (self.student_view.mean, self.student_view.std):
+            pixel_values = pixel_values * self.scale + self.shift
+        size = (self.view.image_size, self.view.image_size)
+        if tuple(pixel_values.shape[-2:]) != size:
+            pixel_values = F.interpolate(pixel_values, size, mode="bicubic", align_corners=False, antialias=True)
+        dtype = PRECISIONS[self.precision]
+        with torch.autocast(pixel_values.device.type, dtype, enabled=dtype is not None):
+            pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
+            logits = self.model(pixel_values=pixel_values).logits.float()
+        return logits if self.classes is None else logits[:, self.classes]
+
+
+def load_teacher(
+    name_or_path: str,
+    class_names: list[str],
+    student_image_size: int,
+    *,
+    trust_remote_code: bool = False,
+    label_map: dict[str, str | int] | None = None,
+    image_size: int | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Teacher:
+    """A trained teacher, frozen, in its own view and in the dataset's classes.
+
+    Args:
+        name_or_path: a folder or a Hub name.
+        class_names: the dataset's classes, in order.
+        student_image_size: side of the pixels that it will be shown.
+        label_map: what settles classes that names do not.
+        image_size: side at which it looks at them; its image processor's unless given.
+        precision, compile: see [`Teacher`].
+
+    Raises:
+        InputError: a teacher that cannot be read, or classes that it has not.
+    """
+    config = find_config(name_or_path, None, trust_remote_code)
+    classes = teacher_classes(config, class_names, label_map)
+    model = load_classifier(name_or_path, trust_remote_code=trust_remote_code)
+    view = teacher_view(name_or_path, student_image_size, image_size, trust_remote_code)
+    return Teacher(model, view, InputView(student_image_size), classes, precision, compile)
+
+
+def teacher_view(
+    name_or_path: str, student_image_size: int, image_size: int | None = None, trust_remote_code: bool = False
+) -> InputView:
+    """What a teacher expects of its pixels: its image processor's word, but for `image_size` where that is given."""
+    view = own_view(name_or_path, InputView(student_image_size), trust_remote_code)
+    return view if image_size is None else dataclasses.replace(view, image_size=image_size)
+
+
+def weights_checksum(name_or_path: str) -> str:
+    """SHA-256 of a checkpoint's weight files, before they are loaded.
+
+    Raises:
+        InputError: no weights there.
+    """
+    digest = hashlib.sha256()
+    for path in _weight_files(name_or_path):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
+    """Try the teacher on some hundred images before training by it; its share of right answers.
+
+    Args:
+        teacher: on the device where it will be asked.
+        images: validation images, `pixel_values` normalised for the student and `labels`.
+        batch_size: images at a time.
+        allow_weak: go on whatever comes of it.
+
+    Raises:
+        InputError: hardly better than chance, which is as many hits as shuffled answers would have: within three
+            deviations of it, or within a tenth of the way from there to all.
+    """
+    chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
+    answers, labels = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
+    hits, expected = int((answers == labels).sum()), _hits_by_chance(answers, labels)
+    deviation = math.sqrt(expected * (1 - expected / len(chosen)))
+    hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
+    if hardly_better and len(chosen) >= MIN_TRIAL and not allow_weak:
+        raise InputError(
+            f"the teacher is right on {hits} of {len(chosen)} validation images, and chance would be about "
+            f"{expected:.0f}: its classes are in another order than their names say, its head is not trained, or it "
+            "knows other images; mend it (--teacher_label_map), or go on by --allow_weak_teacher true"
+        )
+    return hits / len(chosen)
+
+
+@torch.no_grad()
+def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's decisions on images and the true labels, both (images,) class indices."""
+    answers, labels = [], []
+    for batch in torch.utils.data.DataLoader(images, batch_size, collate_fn=collate):
+        answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
+        labels.append(batch["labels"])
+    return torch.cat(answers).numpy(), torch.cat(labels).numpy()
+
+
+def _hits_by_chance(answers: np.ndarray, labels: np.ndarray) -> float:
+    """Right answers to expect if the same answers were dealt out at random."""
+    num_classes = max(answers.max(), labels.max()) + 1
+    told, true = np.bincount(answers, minlength=num_classes), np.bincount(labels, minlength=num_classes)
+    return float(told @ true) / len(labels)
+
+
+def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
+    try:
+        return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
+
+
+def own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> InputView:
+    """Size and normalisation of the checkpoint's image processor; `default` where it has none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        logger.warning(f"{name_or_path} has no image processor; the teacher is shown the student's pixels as they are")
+        return default
+    if hasattr(processor, "data_config"):  # timm's models
+        settings = processor.data_config
+        return InputView(settings["input_size"][-1], tuple(settings["mean"]), tuple(settings["std"]))
+    for unsupported in ("do_flip_channel_order", "include_top", "rescale_offset"):
+        if getattr(processor, unsupported, False):
+            raise InputError(
+                f"the teacher {name_or_path} prepares its pixels with {unsupported}, which is not supported"
+            )
+    cropped = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
+    size = (processor.crop_size if cropped else processor.size) or {"height": default.image_size}
+    side = size["height"] if size.get("height") else size["shortest_edge"]
+    if not getattr(processor, "do_normalize", True):
+        return InputView(side, (0.0,) * 3, (1.0,) * 3)
+    return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _weight_files(name_or_path: str) -> list[str]:
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+        path = _cached(name_or_path, name)
+        if path is not None:
+            return [path]
+    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        path = _cached(name_or_path, name)
+        if path is not None:
+            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            return [_cached(name_or_path, shard) for shard in shards]
+    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+
+
+def _cached(name_or_path: str, filename: str) -> str | None:
+    try:
+        return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error

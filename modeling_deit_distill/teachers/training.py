@@ -1,0 +1,210 @@
+"""A teacher trained on the run's own data first, where the user has none; kept in `<output_dir>/teacher`."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch.nn.functional as F
+from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
+
+from ..augmentation.augment import augment
+from ..data.bad_images import BadImages
+from ..data.datasets import ViewDataset, collate
+from ..data.evaluation import evaluation_processor
+from ..data.sources import ImageData
+from ..data.views import AugmentationSettings, ViewSampler
+from ..errors import InputError
+from ..training.checkpoints import disk_errors_explained
+from ..training.finite import check_finite_weights
+from .teacher import InputView, load_classifier, own_view
+
+TRAINING_RECORD = "teacher_training.json"
+# The teacher's training shares the machine with the student's, not its schedule.
+SHARED_ARGUMENTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+    "tf32",
+    "use_cpu",
+    "seed",
+    "full_determinism",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context",
+    "dataloader_prefetch_factor",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "ddp_backend",
+    "ddp_timeout",
+)
+
+
+def find_or_train_teacher(
+    config: PreTrainedConfig,
+    data: ImageData,
+    directory: str | os.PathLike,
+    args: TrainingArguments,
+    *,
+    image_size: int,
+    crop_pct: float,
+    num_train_epochs: float,
+    learning_rate: float,
+    name_or_path: str | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Train the teacher on the same data unless `directory` holds it already; return that folder.
+
+    Args:
+        config: from [`describe_teacher`] with `train=True`.
+        data: the data of the run.
+        directory: where the teacher is kept, complete or not at all.
+        args: the run's arguments: machine, batch and augmentation are shared, the schedule is the teacher's own.
+        image_size, crop_pct: the student's; a new teacher is trained at that size, a pretrained one at its own.
+        num_train_epochs, learning_rate: the teacher's own.
+        name_or_path: fine-tune this checkpoint instead of starting from scratch.
+
+    Raises:
+        InputError: `directory` holds a teacher of other data or another configuration, or the training ended in NaN.
+        LocalInputError: the disk is full.
+    """
+    directory = Path(directory)
+    record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
+    if (directory / TRAINING_RECORD).exists():
+        _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
+        return directory
+    if directory.exists():
+        raise InputError(
+            f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
+        )
+    set_seed(args.seed)
+    model, view = _untrained(config, image_size, name_or_path, trust_remote_code)
+    with args.main_process_first(desc="clearing an incomplete teacher"):
+        partial = directory.with_name(directory.name + ".partial")
+        if args.process_index == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+    processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
+    trainer = _teacher_trainer(model, processor, data, partial, args, num_train_epochs, learning_rate)
+    trainer.train()
+    remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
+    check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
+    with disk_errors_explained(directory.parent, "the teacher"):
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if args.process_index == 0:
+            (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
+            partial.rename(directory)  # complete or not there at all
+    trainer.accelerator.wait_for_everyone()
+    return directory
+
+
+def training_record(
+    config: PreTrainedConfig,
+    data: ImageData,
+    image_size: int,
+    num_train_epochs: float,
+    learning_rate: float,
+    name_or_path: str | None = None,
+) -> dict[str, object]:
+    """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
+    return {
+        "dataset": data.fingerprint(),
+        "teacher": name_or_path or config.model_type,
+        "config": _architecture(config),
+        "image_size": image_size,
+        "num_train_epochs": num_train_epochs,
+        "learning_rate": learning_rate,
+    }
+
+
+def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | None, trust_remote_code: bool):
+    """A new classifier, or a checkpoint's with a new head, and the view it is trained in."""
+    view = InputView(getattr(config, "image_size", None) or image_size)
+    if name_or_path is None:
+        try:
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), view
+        except ValueError as error:
+            raise InputError(f"teacher_config_name: {config.model_type!r} is no image classifier") from error
+    view = own_view(name_or_path, view, trust_remote_code)
+    settings = {"config": config, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
+    return load_classifier(name_or_path, **settings), view
+
+
+def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_train_epochs, learning_rate) -> Trainer:
+    teacher_args = TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=num_train_epochs,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,  # a share of all steps
+        weight_decay=0.05,
+        label_smoothing_factor=0.1,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="epoch",
+        report_to="none",
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        **{name: getattr(args, name) for name in SHARED_ARGUMENTS},
+    )
+    # The teacher learns from labels as they are: nothing erased, nothing mixed.
+    settings = dataclasses.replace(
+        AugmentationSettings.from_arguments(args, processor.crop_size["height"]),
+        erasing_prob=0.0,
+        mixup_alpha=0.0,
+        cutmix_alpha=0.0,
+    )
+    return _TeacherTrainer(
+        model=model,
+        args=teacher_args,
+        data_collator=collate,
+        train_dataset=ViewDataset(data.train, settings, args.seed, args.keep_decoded_images),
+        processing_class=processor,
+        bad_images=BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size),
+    )
+
+
+class _TeacherTrainer(Trainer):
+    """Trains a classifier on labels, on views augmented on the device as the student's are."""
+
+    def __init__(self, *args, bad_images: BadImages, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bad_images = bad_images
+
+    def _get_train_sampler(self, train_dataset=None) -> ViewSampler:
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy with smoothed labels on augmented views."""
+        self.bad_images.note(inputs["bad_images"])
+        processor = self.processing_class
+        pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)
+        logits = model(pixel_values=pixel_values).logits
+        return F.cross_entropy(logits, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
+
+
+def _check_record(directory: Path, found: dict, wanted: dict):
+    for key, value in wanted.items():
+        before = found.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            fields = [field for field in value if before.get(field) != value[field]]
+            before = {field: before.get(field) for field in fields}
+            value = {field: value[field] for field in fields}
+        raise InputError(
+            f"{directory} holds a teacher trained with another {key} ({before}, now {value}); choose another "
+            "--output_dir, or pass that folder as --teacher_name_or_path without --train_teacher"
+        )
+
+
+def _architecture(config: PreTrainedConfig) -> dict:
+    """The configuration without what changes with the library's version or with saving."""
+    passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in sorted(fields.items()) if key not in passing}
