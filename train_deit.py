@@ -18,7 +18,7 @@ from modeling_deit_distill import (
     InputError,
 )
 from modeling_deit_distill.analysis import describe_tokens
-from modeling_deit_distill.arguments import DataArguments, ModelArguments, parse_arguments
+from modeling_deit_distill.arguments import DataArguments, ModelArguments
 from modeling_deit_distill.data.datasets import StreamingViewDataset, ViewDataset
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.sources import ImageData, load_image_data
@@ -44,6 +44,7 @@ from modeling_deit_distill.publishing.repository import (
     stage_run,
 )
 from modeling_deit_distill.publishing.run import TOKENS
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.report import results_table, say, summary
 from modeling_deit_distill.student import build_student, load_start, student_config, student_processor
 from modeling_deit_distill.teachers.labelling import (

@@ -13,13 +13,13 @@ from dataclasses import asdict
 import torch
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform, evaluation_view
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.student import load_start, student_config, student_processor
 from modeling_deit_distill.teachers.labelling import (
     ask_about_validation,

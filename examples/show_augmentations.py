@@ -16,13 +16,13 @@ import PIL.Image
 import torch
 
 from modeling_deit_distill import DeiTDistillConfig
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler
 from modeling_deit_distill.errors import run_command
+from modeling_deit_distill.recipes import parse_arguments
 
 NUM_IMAGES = 6
 # Pixels stay in 0 ... 1; erased boxes hold the noise that the normalised image would.

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import DeiTDistillConfig, InputError, arguments, supported
-from modeling_deit_distill.arguments import ModelArguments, parse_arguments, said_arguments, without_tokens
+from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.data.evaluation import DEFAULT_CROP_PCT
+from modeling_deit_distill.recipes import parse_arguments, said_arguments, without_tokens
 
 RECIPE_FOLDER = Path(__file__).parents[1] / "examples" / "recipes"
 RECIPES = sorted(RECIPE_FOLDER.glob("*.yaml"))

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.training.checkpoints import (
     clear_leftovers,
     commit,

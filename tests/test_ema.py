@@ -17,16 +17,16 @@ from test_trainer import rows as image_rows
 
 import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
-from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.arguments import decay_of_half_life
 from modeling_deit_distill.publishing.card import accuracy_table
 from modeling_deit_distill.publishing.record import average_in_words
 from modeling_deit_distill.publishing.run import read_run
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.report import results_table
 from modeling_deit_distill.training.average import (
     AVERAGE_FILE,
     WeightAverage,
     choose_weights,
-    decay_of_half_life,
     start_average,
     update_average,
 )

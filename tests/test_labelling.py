@@ -16,16 +16,12 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.arguments import (
-    DataArguments,
-    DistillationTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-)
+from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.teachers.labelling import (
     ask,
     decisions,

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError, arguments, precision
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.precision import BF16_VARIABLE, bf16_by_default, multiplies_bf16, precision_in_words
+from modeling_deit_distill.recipes import parse_arguments
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.publishing.record import (
     RECORD,
     base_model,
@@ -18,6 +17,7 @@ from modeling_deit_distill.publishing.record import (
     write_json,
     write_run_record,
 )
+from modeling_deit_distill.recipes import parse_arguments
 
 FACTS = {"data": "{folder}: 12 images", "held out": "4 images, a tenth of {folder}", "device": "cpu", "output": "here"}
 

@@ -18,9 +18,9 @@ from modeling_deit_distill import (
     InputError,
     soft_distillation_loss,
 )
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.data.views import ViewSampler
 from modeling_deit_distill.publishing.record import average_in_words, code_in_words
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.training.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"

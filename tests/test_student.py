@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.conversion.checkpoint import Checkpoint, load_checkpoint
 from modeling_deit_distill.data.evaluation import evaluation_processor
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.student import (
     HEADS,
     build_student,

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 import train_deit
 from modeling_deit_distill import DistillationTrainingArguments, InputError
-from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.supported import REFUSED as ALWAYS_REFUSED
 from modeling_deit_distill.training.metrics import check_metric
 from modeling_deit_distill.training.schedule import check_optimisation

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from ..arguments import DataArguments, DistillationTrainingArguments, ModelArguments, said_arguments, without_tokens
+from ..arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from ..conversion.checkpoint import Checkpoint
 from ..conversion.reading import timm_repository
 from ..data.sources import ImageData
 from ..hub import without_folders
 from ..modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from ..precision import precision_in_words
+from ..recipes import said_arguments, without_tokens
 from ..student import what_is_kept
 from ..teachers.labelling import planned_views
 from ..training.schedule import schedule_in_words
@@ -42,7 +43,7 @@ def write_run_record(
     Args:
         facts: as of [`run_facts`].
         arguments: the command line.
-        parsed: what [`arguments.parse_arguments`] made of it.
+        parsed: what [`recipes.parse_arguments`] made of it.
         name: the model's: that of its repository, else of its folder.
         known_folders: folders besides the arguments' that `facts` may name.
     """

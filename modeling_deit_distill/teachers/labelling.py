@@ -23,6 +23,7 @@ from ..data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset
 from ..data.sources import ImageData
 from ..data.views import ViewSampler
 from ..errors import InputError
+from .classes import read_label_map
 from .description import describe_teacher, teacher_classes
 from .store import TeacherStore, create_store, fingerprint_of, is_store
 from .teacher import Teacher, decisions_of, load_teacher, teacher_view, weights_checksum
@@ -33,7 +34,12 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
     """The teacher's configuration, checked against the data's classes; None without distillation.
 
     None also where a store is to answer in the place of a teacher that nobody named.
+
+    Raises:
+        InputError: a label map that cannot be read, wherever it would be used; a teacher that is not found or does not
+            fit; a store that is none.
     """
+    label_map = read_label_map(model_args.teacher_label_map)
     named = model_args.teacher_name_or_path or model_args.teacher_config_name
     if args.distillation_type != "none" and args.teacher_store and not named and not is_store(args.teacher_store):
         raise InputError(
@@ -50,7 +56,7 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
             model_args.teacher_config_overrides,
             model_args.train_teacher,
             model_args.trust_remote_code,
-            model_args.teacher_label_map,
+            label_map,
         )
     except InputError as error:
         if not _is_gone(model_args.teacher_name_or_path):
@@ -113,7 +119,7 @@ def prepare_teacher(
         data.class_names,
         views.settings.image_size,
         trust_remote_code=model_args.trust_remote_code,
-        label_map=model_args.teacher_label_map,
+        label_map=read_label_map(model_args.teacher_label_map),
         compile=model_args.teacher_compile,
         **teacher_numerics(model_args, args, store),
     ).to(args.device)
@@ -194,7 +200,7 @@ def wanted_of_teacher(
         "teacher_weights": weights_checksum(model_args.teacher_name_or_path),
         "teacher_mean": list(view.mean),
         "teacher_std": list(view.std),
-        "label_map": teacher_classes(teacher_config, class_names, model_args.teacher_label_map),
+        "label_map": teacher_classes(teacher_config, class_names, read_label_map(model_args.teacher_label_map)),
     }
 
 

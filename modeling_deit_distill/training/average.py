@@ -21,11 +21,6 @@ from ..errors import InputError
 AVERAGE_FILE = "ema.safetensors"
 
 
-def decay_of_half_life(half_life: float) -> float:
-    """The decay by which what a step contributed has lost half its weight after `half_life` update steps."""
-    return 0.5 ** (1.0 / half_life)
-
-
 @torch.no_grad()
 def update_average(
     average: list[torch.Tensor], weights: list[torch.Tensor], decay: float, skipped: torch.Tensor | None = None
