@@ -39,7 +39,7 @@ from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassifi
 from modeling_deit_distill.conversion import checkpoint as checkpoint_module
 from modeling_deit_distill.conversion import reading, saving
 from modeling_deit_distill.conversion.__main__ import main
-from modeling_deit_distill.conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, build_model, load_checkpoint
 from modeling_deit_distill.conversion.weight_names import why_not_native
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours
@@ -63,14 +63,14 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def student(tiny_config, **overrides) -> Checkpoint:
+def student(tiny_config, **overrides) -> PretrainedStudent:
     config = tiny_config(**{**LABELS, "num_labels": 5, **overrides})
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     model = randomise(DeiTDistillForImageClassification(config))
     preprocessing = evaluation_processor(max(height, width)).to_dict()
     preprocessing["crop_size"] = {"height": height, "width": width}
     processor = type(evaluation_processor(8)).from_dict(preprocessing)
-    return Checkpoint(config, model.state_dict(), processor, format="deit_distill")
+    return PretrainedStudent(config, model.state_dict(), processor, format="deit_distill")
 
 
 def images(model) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_a_public_checkpoint_answers_as_in_timm_and_goes_back_bit_for_bit(tmp_pa
 def test_a_native_export_answers_as_ours_and_comes_back_bit_for_bit(tmp_path, size, distilled):
     config = DeiTDistillConfig.from_size(size, use_distillation_token=distilled, num_labels=10)
     ours = randomise(DeiTDistillForImageClassification(config))
-    save_native(Checkpoint(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native")
+    save_native(PretrainedStudent(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native")
     native = AutoModelForImageClassification.from_pretrained(tmp_path / "native")
     assert type(native) is (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
     assert difference(ours, native, torch.randn(1, 3, 224, 224)) <= TOLERANCE
@@ -161,7 +161,7 @@ def test_the_epsilon_of_the_source_is_kept(tmp_path):
     ours, pixels = build_model(checkpoint), torch.randn(2, 3, 32, 32)
     assert difference(ours, native, pixels) <= TOLERANCE
     config = DeiTDistillConfig.from_dict({**checkpoint.config.to_dict(), "layer_norm_eps": 1e-6})
-    other = build_model(Checkpoint(config, checkpoint.state_dict, checkpoint.processor, "native"))
+    other = build_model(PretrainedStudent(config, checkpoint.state_dict, checkpoint.processor, "native"))
     assert difference(other, native, pixels) > 100 * TOLERANCE
 
 
@@ -311,7 +311,7 @@ def test_every_format_answers_alike(tiny_config, tmp_path, variant):
 def test_half_precision_stays_half_precision(tiny_config, tmp_path):
     start = student(tiny_config)
     half = {name: tensor.bfloat16() for name, tensor in start.state_dict.items()}
-    save_native(Checkpoint(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
+    save_native(PretrainedStudent(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
     assert build_model(load_checkpoint(str(tmp_path / "there"))).dtype == torch.bfloat16
 
 
@@ -349,7 +349,7 @@ def test_base_at_384_has_a_name_of_its_own_in_timm(tiny_config, tmp_path):
     # One block suffices for the name, which depends on width and image size.
     config = DeiTDistillConfig.from_size("base", image_size=384, num_hidden_layers=1, num_labels=2)
     model = DeiTDistillForImageClassification(config)
-    save_timm(Checkpoint(config, model.state_dict(), evaluation_processor(384), "deit_distill"), tmp_path)
+    save_timm(PretrainedStudent(config, model.state_dict(), evaluation_processor(384), "deit_distill"), tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     assert description["architecture"] == "deit_base_distilled_patch16_384"
     assert description["model_args"] == {"depth": 1}

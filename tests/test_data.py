@@ -1036,7 +1036,7 @@ def test_a_view_is_the_drawn_crop_of_its_image():
     assert batch["labels"].tolist() == [view.image for view in views]
     for view, pixels, draws in zip(views, batch["pixel_values"], uniforms, strict=True):
         image = decode_image(data[view.image]["image"])
-        top, left, height, width = crop_box(draws, image.height, image.width, PLAIN.crop_scale)
+        top, left, height, width = crop_box(draws, image.height, image.width, PLAIN.random_crop_scale)
         crop = image.crop((left, top, left + width, top + height)).resize((16, 16), BICUBIC)
         np.testing.assert_allclose(as_array(pixels), np.asarray(crop), rtol=0, atol=2)
 

@@ -301,7 +301,7 @@ def test_a_store_is_not_pushed_over_another(place, server, tmp_path):
     head = server.commits("datasets", REPOSITORY)[-1]
     place.fill("0", tmp_path / "other", data_seed=7, horizontal_flip_prob=0.1)
     message = refused("push", tmp_path / "other", REPOSITORY)
-    assert "holds another store, which differs in data_seed, flip_prob; choose a new repository" in message
+    assert "holds another store, which differs in data_seed, horizontal_flip_prob; choose a new repository" in message
     assert server.commits("datasets", REPOSITORY)[-1] == head
 
 

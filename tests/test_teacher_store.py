@@ -699,10 +699,10 @@ def test_a_field_that_differs_is_named_with_both_values_and_a_remedy(tmp_path):
 
 def test_tuples_are_the_lists_that_json_makes_of_them(tmp_path):
     store = make(tmp_path)
-    store.check({"crop_scale": (0.08, 1.0)})
-    store.check({"crop_scale": [0.08, 1.0]})
-    with pytest.raises(InputError, match="crop_scale"):
-        store.check({"crop_scale": (0.08, 0.9)})
+    store.check({"random_crop_scale": (0.08, 1.0)})
+    store.check({"random_crop_scale": [0.08, 1.0]})
+    with pytest.raises(InputError, match="random_crop_scale"):
+        store.check({"random_crop_scale": (0.08, 0.9)})
 
 
 def test_a_field_that_the_store_lacks_is_refused(tmp_path):

@@ -28,7 +28,7 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
-from modeling_deit_distill.conversion.checkpoint import Checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public
 from modeling_deit_distill.data.datasets import ViewDataset
@@ -295,7 +295,7 @@ def published(tmp_path_factory):
         initializer_range=0.2,
     )
     model = DeiTDistillForImageClassification(config)
-    checkpoint = Checkpoint(config, model.state_dict(), evaluation_processor(16), "deit_distill")
+    checkpoint = PretrainedStudent(config, model.state_dict(), evaluation_processor(16), "deit_distill")
     for save, name in ((save_checkpoint, "ours"), (save_native, "native"), (save_timm, "timm")):
         save(checkpoint, folder / name)
     torch.save({"model": ours_to_public(model.state_dict())}, folder / "public.pth")
@@ -578,7 +578,7 @@ def test_a_teacher_that_sees_other_pixels_is_refused(stored, run, photos, tmp_pa
 def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
     answers, _, _ = stored
     data = load_image_data(train_dir=str(photos), validation_fraction=0.25)
-    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "erasing_prob": 0.0, "mixup_alpha": 0.2}
+    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "random_erasing_prob": 0.0, "mixup_alpha": 0.2}
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path), repeated_augmentation=1, per_device_train_batch_size=8, report_to="none", bf16=False
     )

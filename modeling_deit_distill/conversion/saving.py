@@ -10,7 +10,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from ..errors import InputError
-from .checkpoint import Checkpoint, build_model
+from .checkpoint import PretrainedStudent, build_model
 from .configuration import (
     CROP_PCT,
     NATIVE_CONFIGS,
@@ -26,13 +26,13 @@ from .weight_names import State, ours_to_native, ours_to_public, why_not_native
 logger = logging.get_logger(__name__)
 
 
-def save_checkpoint(checkpoint: Checkpoint, directory):
+def save_checkpoint(checkpoint: PretrainedStudent, directory):
     """Save in our format: weights, configuration, code and processor, for every Auto class."""
     build_model(checkpoint).save_pretrained(directory)
     checkpoint.processor.save_pretrained(directory)
 
 
-def save_native(checkpoint: Checkpoint, directory):
+def save_native(checkpoint: PretrainedStudent, directory):
     """Save for transformers' own classes, which need none of our code.
 
     Two heads whose logits are averaged become `DeiTForImageClassificationWithTeacher`; fusion `"cls"` becomes
@@ -61,7 +61,7 @@ def save_native(checkpoint: Checkpoint, directory):
     CLIPImageProcessor(**settings).save_pretrained(directory)
 
 
-def save_timm(checkpoint: Checkpoint, directory):
+def save_timm(checkpoint: PretrainedStudent, directory):
     """Save in timm's format for the Hub: `timm.create_model("local-dir:DIRECTORY", pretrained=True)` reads it.
 
     Raises:

@@ -19,11 +19,11 @@ from transformers import PreTrainedConfig
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
 from ..conversion.weight_names import why_not_native
 from ..report import ACCURACY_NAMES, duration
-from .pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
+from ..output_folder import CARD, CURVES, PREDICTIONS
+from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-CARD = "README.md"
 MAX_CLASSES = 20  # that are listed; of more, the first ten
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"

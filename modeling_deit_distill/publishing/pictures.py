@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from ..analysis import attention_maps
 
-CURVES, PREDICTIONS = "training_curves.png", "predictions.png"  # their names in a run's folder
 MAX_EXAMPLES = 8
 # The rule of `choose_examples`, for the reader of the picture.
 HOW_CHOSEN = (

@@ -145,7 +145,7 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
     fields = AugmentationSettings.__dataclass_fields__
     settings = {name: store.fingerprint[name] for name in fields}
-    settings["crop_scale"] = tuple(settings["crop_scale"])
+    settings["random_crop_scale"] = tuple(settings["random_crop_scale"])
     return ViewDataset(data.train, AugmentationSettings(**settings), store.fingerprint["data_seed"]), data.class_names
 
 
