@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.teachers import DIGITS, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_teacher import DIGITS, SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 

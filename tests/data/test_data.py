@@ -20,6 +20,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
+from helpers.paths import ROOT
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
@@ -39,7 +40,6 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.sources import ImageData, load_digits, load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, crop_box, draw_uniforms
 
-ROOT = Path(__file__).parents[1]
 BICUBIC = PIL.Image.Resampling.BICUBIC
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TWO = {"cat": 3, "dog": 3}
