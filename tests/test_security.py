@@ -30,7 +30,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.teacher import load_teacher
 
-SOURCES = [*ROOT.glob("modeling_deit_distill/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
+SOURCES = [*ROOT.glob("modeling_deit_distill/**/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
 NAMES = ["a", "b"]
 
 

@@ -201,7 +201,8 @@ def test_a_pooler_is_left_out(tmp_path):
 
 def test_two_tokens_with_one_head_read_the_class_head_and_say_so(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr(checkpoint_module.logger, "warning", warnings.append)
+    for module in (checkpoint_module, saving):
+        monkeypatch.setattr(module.logger, "warning", warnings.append)
     native = randomise(DeiTForImageClassification(DeiTConfig(**NATIVE)))
     native.save_pretrained(tmp_path / "native")
     checkpoint = load_checkpoint(str(tmp_path / "native"))
