@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from hub_server import skip_waits
+from helpers.hub_server import skip_waits
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 # Each case is a child of one process, which has imported everything.
 SCRIPT = """
 import atexit, os

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.teachers import DIGITS, SMALL, save_resnet
 from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
@@ -25,19 +26,6 @@ from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.description import describe_teacher
 from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, load_teacher, weights_checksum
 from modeling_deit_distill.teachers.training import find_or_train_teacher
-
-DIGITS = [str(digit) for digit in range(10)]
-SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-
-
-def save_resnet(folder, class_names=DIGITS, processor=None):
-    config = ResNetConfig(**SMALL, num_labels=len(class_names), id2label=dict(enumerate(class_names)))
-    torch.manual_seed(2)
-    model = ResNetForImageClassification(config).eval()
-    model.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    return model
 
 
 def test_describe_takes_a_bare_model_type_with_overrides():

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 import torch
-from hub_server import HubServer, skip_waits, use_hub
+from helpers.hub_server import HubServer, skip_waits, use_hub
+from helpers.paths import ROOT
 from safetensors.torch import load as load_safetensors
 from transformers import (
     AutoModel,
@@ -46,7 +47,6 @@ from modeling_deit_distill.publishing.repository import (
     stage_run,
 )
 
-ROOT = Path(__file__).parent.parent
 TOKEN = "hf_secret_of_the_test"
 CODE = {"configuration_deit_distill.py", "modeling_deit_distill.py"}
 COLOURS = {"blue": (30, 60, 220), "red": (220, 40, 40)}

@@ -2,16 +2,16 @@
 
 import doctest
 import multiprocessing
-from pathlib import Path
 
 import evaluate
 import numpy as np
 import pytest
 import torch
+from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-METRICS = Path(__file__).parent.parent / "examples" / "metrics"
+METRICS = ROOT / "examples" / "metrics"
 NAMES = sorted(path.name for path in METRICS.iterdir() if path.is_dir())
 
 # Nearly a classifier: eleven images, three classes, one tie.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.hub import without_folders
 from modeling_deit_distill.student import student_config
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the scripts and new processes import by name
+sys.path.insert(0, str(ROOT / "examples"))  # the scripts and new processes import by name
 
 reproduce_tables = importlib.import_module("reproduce_tables")
 tables_report = importlib.import_module("tables_report")

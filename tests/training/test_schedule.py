@@ -2,12 +2,12 @@
 
 import logging
 import math
-from pathlib import Path
 
 import pytest
-import test_trainer
 import torch
-from test_trainer import CountingTeacher, student
+from helpers import trainers
+from helpers.paths import ROOT
+from helpers.trainers import CountingTeacher, student
 from timm.scheduler import CosineLRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
@@ -23,14 +23,14 @@ from modeling_deit_distill.data.views import ViewSampler
 from modeling_deit_distill.publishing.record import average_in_words, code_in_words
 from modeling_deit_distill.training.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = ROOT / "examples" / "recipes"
 IMAGENET_RECIPES = sorted(RECIPES.glob("imagenet_*.yaml"))
 IMAGENET = 1_281_167
 
 
 def trainer(*args, **settings):
     """Rates and weights are compared to the bit, so the precision is the same on every machine."""
-    return test_trainer.trainer(*args, **{"bf16": False, **settings})
+    return trainers.trainer(*args, **{"bf16": False, **settings})
 
 
 @pytest.fixture

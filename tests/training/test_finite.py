@@ -5,10 +5,10 @@ import logging
 
 import pytest
 import torch
+from helpers.trainers import CountingTeacher, rows, snapshot, student, trainer, views_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_trainer import CountingTeacher, rows, snapshot, student, trainer, views_trainer
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.training.finite import FiniteGuard, check_finite_weights, shorten

@@ -11,7 +11,8 @@ import sys
 import PIL.Image
 import pytest
 import torch
-from forked_runs import ROOT, ForkedRuns
+from helpers.forked_runs import ForkedRuns
+from helpers.paths import ROOT
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit

@@ -9,10 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import load_example
-from hub_server import HubServer, lfs_oid, use_hub
+from helpers.examples import load_example
+from helpers.hub_repositories import lfs_oid
+from helpers.hub_server import HubServer, use_hub
+from helpers.teachers import save_resnet
 from huggingface_hub import CommitOperationAdd, HfApi
-from test_teacher import save_resnet
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.evaluation import evaluation_processor, evaluation_view

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from hub_server import HubServer, use_hub
+from helpers.hub_server import HubServer, use_hub
 from huggingface_hub import ModelCard, RepoCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 import torch
+from helpers.paths import ROOT
+from helpers.runs import STUDENT, arguments
+from helpers.trainers import CountingTeacher, snapshot, student, trainer, views_trainer
+from helpers.trainers import rows as image_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_train_deit import ROOT, STUDENT, arguments, photos  # noqa: F401
-from test_trainer import CountingTeacher, snapshot, student, trainer, views_trainer
-from test_trainer import rows as image_rows
 
 import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
@@ -348,7 +349,7 @@ RUN = {
 }
 
 
-def run_script(photos, folder, **changes):  # noqa: F811
+def run_script(photos, folder, **changes):
     words = arguments(train_dir=photos, output_dir=folder, **{**RUN, **changes})
     without = ("--teacher_config_name", "--teacher_config_overrides")
     pairs = [(key, value) for key, value in zip(words[::2], words[1::2], strict=True) if key not in without]
@@ -357,7 +358,7 @@ def run_script(photos, folder, **changes):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def averaged(photos, tmp_path_factory):  # noqa: F811
+def averaged(photos, tmp_path_factory):
     """A finished run with an average: its folder and results."""
     folder = tmp_path_factory.mktemp("averaged") / "run"
     return folder, run_script(photos, folder)
@@ -382,7 +383,7 @@ def test_a_run_says_and_keeps_both(averaged, capsys):
 
 
 @pytest.fixture(scope="module")
-def resumed(averaged, photos, tmp_path_factory):  # noqa: F811
+def resumed(averaged, photos, tmp_path_factory):
     """The same run, resumed after three steps; at its end the weights are chosen that the whole run left."""
     folder, results = averaged
     again = tmp_path_factory.mktemp("resumed") / "run"
@@ -414,7 +415,7 @@ def test_the_final_model_is_what_the_results_say(averaged, resumed):
         assert same(load_file(folder / "model.safetensors"), load_file(folder / "checkpoint-8" / source))
 
 
-def test_without_a_decay_nothing_is_kept_or_said(photos, tmp_path):  # noqa: F811
+def test_without_a_decay_nothing_is_kept_or_said(photos, tmp_path):
     folder = tmp_path / "run"
     words = {**RUN, "max_steps": 2, "save_steps": 2}
     del words["ema_half_life"]

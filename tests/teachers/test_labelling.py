@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.teachers import DIGITS, SMALL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_teacher import DIGITS, SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -470,10 +470,10 @@ OTHER_RUNS = [
     (["--data_seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
     (["--seed", "5"], "data_seed 42, this run has 5; pass --data_seed 42"),
     (["--image_size", "32"], "image_size"),
-    (["--random_crop_scale", "0.5", "1.0"], "crop_scale"),
-    (["--horizontal_flip_prob", "0"], "flip_prob"),
+    (["--random_crop_scale", "0.5", "1.0"], "random_crop_scale"),
+    (["--horizontal_flip_prob", "0"], "horizontal_flip_prob"),
     (["--rand_augment_magnitude", "5"], "rand_augment_magnitude"),
-    (["--random_erasing_prob", "0.5"], "erasing_prob"),
+    (["--random_erasing_prob", "0.5"], "random_erasing_prob"),
     (["--mixup_alpha", "0.4"], "mixup_alpha"),
     (["--cutmix_alpha", "0"], "cutmix_alpha"),
     (["--repeated_augmentation", "2"], "repeated_augmentation"),

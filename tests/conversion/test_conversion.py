@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 import timm
 import torch
-from hub_server import HubServer, skip_waits, use_hub
+from helpers.hub_server import HubServer, skip_waits, use_hub
 from huggingface_hub import HfApi
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,9 +40,8 @@ from modeling_deit_distill.conversion import checkpoint as checkpoint_module
 from modeling_deit_distill.conversion import reading, saving
 from modeling_deit_distill.conversion.__main__ import main
 from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, build_model, load_checkpoint
-from modeling_deit_distill.conversion.weight_names import why_not_native
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
-from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours
+from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours, why_not_native
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
@@ -202,7 +201,8 @@ def test_a_pooler_is_left_out(tmp_path):
 
 def test_two_tokens_with_one_head_read_the_class_head_and_say_so(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr(checkpoint_module.logger, "warning", warnings.append)
+    for module in (checkpoint_module, saving):
+        monkeypatch.setattr(module.logger, "warning", warnings.append)
     native = randomise(DeiTForImageClassification(DeiTConfig(**NATIVE)))
     native.save_pretrained(tmp_path / "native")
     checkpoint = load_checkpoint(str(tmp_path / "native"))

@@ -1,4 +1,4 @@
-"""What `test_processes.py` runs, alone or under a launcher: `process_worker.py SCENARIO FOLDER [JSON]`."""
+"""What `test_processes.py` runs, here or under a launcher: `-m helpers.process_worker JSON...`."""
 
 import json
 import os
@@ -10,9 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
-from test_trainer import CountingTeacher, rows, student
 from torch.distributed.tensor import DTensor
 
+from helpers.trainers import CountingTeacher, rows, student
 from modeling_deit_distill import DistillationTrainer, DistillationTrainingArguments, InputError
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform

@@ -9,14 +9,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.paths import ROOT
+from helpers.trainers import rows, student, views_trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from test_trainer import rows, student, views_trainer
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -34,7 +34,6 @@ from modeling_deit_distill.training.checkpoints import (
 )
 from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
 
-ROOT = Path(__file__).parent.parent
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 3}
 
 

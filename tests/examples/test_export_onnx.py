@@ -17,13 +17,14 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
-from conftest import load_example
+from helpers.examples import load_example
+from helpers.paths import ROOT
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = ROOT
 SCRIPT = REPOSITORY / "examples" / "export_onnx.py"
 SNIPPET = re.search(r"AutoImageProcessor of transformers\):\n\n(.*?)\"\"\"", SCRIPT.read_text(), re.DOTALL)[1]
 FILES = ["config.json", "model.onnx", "preprocessor_config.json"]

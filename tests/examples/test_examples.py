@@ -10,10 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import load_example
+from helpers.examples import load_example
+from helpers.paths import ROOT
+from helpers.teachers import save_resnet
 from hypothesis import given
 from hypothesis import strategies as st
-from test_teacher import save_resnet
 
 import train_deit
 from modeling_deit_distill import InputError, model_card, store_cli
@@ -21,7 +22,6 @@ from modeling_deit_distill.conversion import __main__ as conversion
 from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.precision import multiplies_bf16
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 

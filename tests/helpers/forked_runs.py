@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers.paths import PYTHONPATH, ROOT
 
 
 @dataclass
@@ -31,9 +31,9 @@ class ForkedRuns:
 
     def __init__(self, folder: Path):
         self._log = folder / "forked_run.txt"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment, "cwd": ROOT}
-        self._process = subprocess.Popen([sys.executable, __file__], **pipes)
+        self._process = subprocess.Popen([sys.executable, "-m", "helpers.forked_runs"], **pipes)
 
     def run(self, words: list[str], kill: str | None = None, at: int = 0, phase: str = "train", processes: int = 1):
         """A run with these arguments.

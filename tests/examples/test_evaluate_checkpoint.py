@@ -3,7 +3,6 @@
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,7 +10,8 @@ import PIL.Image
 import pytest
 import timm
 import torch
-from conftest import load_example
+from helpers.examples import load_example
+from helpers.paths import ROOT
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
@@ -25,7 +25,7 @@ from modeling_deit_distill import DistillationTrainer, DistillationTrainingArgum
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.sources import load_image_data
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "evaluate_checkpoint.py"
+SCRIPT = ROOT / "examples" / "evaluate_checkpoint.py"
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 DIGITS = [str(digit) for digit in range(10)]
 
