@@ -24,6 +24,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.errors import run_command
+from modeling_deit_distill.files import write_json
 from modeling_deit_distill.process_end import end_process
 from modeling_deit_distill.publishing.card import write_model_card
 from modeling_deit_distill.publishing.pictures import PREDICTIONS, choose_examples, draw_predictions
@@ -32,7 +33,6 @@ from modeling_deit_distill.publishing.record import (
     changed_arguments,
     note_repository,
     run_facts,
-    write_json,
     write_run_record,
 )
 from modeling_deit_distill.publishing.repository import (

@@ -40,9 +40,8 @@ from modeling_deit_distill.conversion import checkpoint as checkpoint_module
 from modeling_deit_distill.conversion import reading, saving
 from modeling_deit_distill.conversion.__main__ import main
 from modeling_deit_distill.conversion.checkpoint import Checkpoint, build_model, load_checkpoint
-from modeling_deit_distill.conversion.weight_names import why_not_native
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
-from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours
+from modeling_deit_distill.conversion.weight_names import ours_to_native, ours_to_public, public_to_ours, why_not_native
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call

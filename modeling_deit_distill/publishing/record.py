@@ -16,7 +16,7 @@ from ..arguments import DataArguments, DistillationTrainingArguments, ModelArgum
 from ..conversion.checkpoint import Checkpoint
 from ..conversion.reading import timm_repository
 from ..data.sources import ImageData
-from ..hub import without_folders
+from ..files import without_folders, write_json
 from ..modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from ..precision import precision_in_words
 from ..student import what_is_kept
@@ -133,14 +133,6 @@ def dataset(data_args: DataArguments, facts: dict[str, str]) -> dict[str, str | 
     identity = hub_id(data_args.dataset_name)
     name = data_args.dataset_name or data_args.train_dir
     return {"name": identity or Path(name).name, "id": identity, "split": facts["held out"]}
-
-
-def write_json(path: Path, content: dict) -> Path:
-    """Beside and renamed, so that a kill leaves no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(content, indent=2) + "\n")
-    path.with_suffix(".partial").rename(path)
-    return path
 
 
 def _without_folder(word: str) -> str:
