@@ -1,7 +1,5 @@
 """A student written as ours, as transformers' own class, or as timm's."""
 
-import json
-import os
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -10,6 +8,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from ..errors import InputError
+from ..files import write_json, written_whole
 from .checkpoint import PretrainedStudent, build_model
 from .configuration import (
     CROP_PCT,
@@ -69,10 +68,8 @@ def save_timm(checkpoint: PretrainedStudent, directory):
     """
     config = checkpoint.config
     _check_timm(config)
-    os.makedirs(directory, exist_ok=True)
     _save_weights(ours_to_public(checkpoint.state_dict), directory)
-    description = json.dumps(_timm_description(config, checkpoint.processor), indent=2)
-    Path(directory, CONFIG_NAME).write_text(description + "\n", encoding="utf-8")
+    write_json(Path(directory, CONFIG_NAME), _timm_description(config, checkpoint.processor))
 
 
 # Writing
@@ -88,7 +85,8 @@ def _native_architecture(config: DeiTDistillConfig) -> str:
 
 
 def _save_weights(state: State, directory):
-    save_file({name: t.contiguous() for name, t in state.items()}, Path(directory, SAFE_WEIGHTS_NAME), {"format": "pt"})
+    with written_whole(Path(directory, SAFE_WEIGHTS_NAME)) as partial:
+        save_file({name: t.contiguous() for name, t in state.items()}, partial, {"format": "pt"})
 
 
 def _check_timm(config: DeiTDistillConfig):

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
 from ..conversion.weight_names import why_not_native
+from ..files import written_whole
 from ..report import ACCURACY_NAMES, duration
 from ..output_folder import CARD, CURVES, PREDICTIONS
 from .pictures import HOW_CHOSEN, plot_training_curves
@@ -52,9 +53,8 @@ def write_model_card(output_dir: str | Path, results: dict[str, float] | None = 
     run = read_run(Path(output_dir), results)
     card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
     path = run.folder / CARD
-    partial = path.with_suffix(".partial")  # written beside and renamed: a kill leaves no half of a card
-    card.save(partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        card.save(partial)
     return path
 
 

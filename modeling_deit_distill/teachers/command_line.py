@@ -7,7 +7,6 @@ pull REPOSITORY STORE     from there
 """
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -20,7 +19,8 @@ from ..data.datasets import ViewDataset
 from ..data.sources import load_image_data
 from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line
-from ..hub import hub_errors, without_folders
+from ..files import sha256, without_folders
+from ..hub import hub_errors
 from ..report import summary
 from .classes import read_label_map
 from .labelling import describe_loaded, verify, whole_sampler
@@ -175,7 +175,7 @@ def public_files(store: TeacherStore, repository: str) -> dict[str, Path | bytes
     contents = {path.name: path for path in paths if path.exists()}
     description = public_description(store)
     contents[DESCRIPTION] = json.dumps(description, indent=2).encode()
-    checksums = {name: _checksum(content) for name, content in contents.items()}
+    checksums = {name: sha256(content) for name, content in contents.items()}
     contents[CHECKSUMS] = json.dumps(checksums, indent=2).encode()
     contents["README.md"] = card(store, description["about"], repository).encode()
     return contents
@@ -231,7 +231,7 @@ def files_to_fetch(target: Path, fetched: Path, checksums: dict[str, str], repos
     elif strangers := sorted(kept - checksums.keys() - {".cache"}):  # the client's own
         raise InputError(f"{target} exists and is no store (it has {strangers[0]}); pull into a new folder")
     for name in sorted(kept & checksums.keys() - {DESCRIPTION, VALIDATION}):
-        if _checksum(target / name) != checksums[name]:
+        if sha256(target / name) != checksums[name]:
             raise InputError(f"{target / name} differs from that of {repository!r}; pull into a new folder")
     return sorted(checksums.keys() - kept)
 
@@ -288,19 +288,9 @@ def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
     return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
 
 
-def _checksum(content: Path | bytes) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
-    with open(content, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_checksums(target: Path, checksums: dict[str, str]):
     paths = {target / name: expected for name, expected in checksums.items()}
-    damaged = [path for path, expected in paths.items() if not path.exists() or _checksum(path) != expected]
+    damaged = [path for path, expected in paths.items() if not path.exists() or sha256(path) != expected]
     for path in damaged:
         path.unlink(missing_ok=True)
     if damaged:

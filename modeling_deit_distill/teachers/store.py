@@ -12,13 +12,11 @@ nobody asked about yet. Entries are written in one piece, front to back, with wh
 end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import torch
 from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError
 from .agreement import REMEDIES
+from ..files import write_json
 
 FORMAT = 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"
@@ -173,7 +172,7 @@ class TeacherStore:
     def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
         """Keep what the teacher said about the validation images, shown as `view` says."""
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
-        _write_whole(self.directory / VALIDATION, json.dumps(kept))
+        _write_json(self.directory / VALIDATION, kept, indent=None)
 
     def _entries(self, epoch: int) -> np.ndarray | None:
         """The mapped entries of an epoch, None where nothing is known."""
@@ -224,7 +223,7 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
         _make_folder(directory)
         created = datetime.date.today().isoformat()
         description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
-        _write_whole(directory / DESCRIPTION, json.dumps(description, indent=2), replace=False)
+        _write_json(directory / DESCRIPTION, description, replace=False)
     store = TeacherStore(directory)
     store.check(fingerprint)
     return store
@@ -322,20 +321,12 @@ def _make_folder(directory: Path):
         )
 
 
-def _write_whole(path: Path, text: str, replace: bool = True):
-    """Written beside and renamed: complete or not there. With `replace=False` the first of several writers wins."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+def _write_json(path: Path, content: dict[str, object], **options):
+    """[`write_json`] whose errors name the file; they concern this process alone."""
     try:
-        partial.write_text(text + "\n")
-        if not replace:
-            with contextlib.suppress(OSError):  # there already, or a file system without links
-                os.link(partial, path)
-        if replace or not path.exists():
-            partial.replace(path)
+        write_json(path, content, **options)
     except OSError as error:
         raise LocalInputError(f"{path} cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object, object]:

@@ -19,6 +19,7 @@ from ..data.loaders import training_loader
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
+from ..files import write_json
 from ..output_folder import disk_errors_explained
 from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
@@ -98,7 +99,7 @@ def find_or_train_teacher(
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if args.process_index == 0:
-            (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
+            write_json(partial / TRAINING_RECORD, record)
             partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import parse_arguments, said_arguments
 from modeling_deit_distill.data.sources import load_image_data
-from modeling_deit_distill.hub import without_folders
+from modeling_deit_distill.files import without_folders
 from modeling_deit_distill.student import student_config
 
 sys.path.insert(0, str(ROOT / "examples"))  # the scripts and new processes import by name

@@ -15,7 +15,6 @@ from modeling_deit_distill.publishing.record import (
     hub_id,
     note_repository,
     versions,
-    write_json,
     write_run_record,
 )
 
@@ -144,10 +143,3 @@ def test_a_run_without_a_record_gets_a_small_one(tmp_path):
 
 def test_versions_are_those_that_are_there():
     assert {"python", "torch", "transformers"} <= versions().keys()
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = write_json(tmp_path / "new" / "x.json", {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
