@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -216,6 +216,11 @@ class DataArguments:
             raise InputError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
         if self.crop_pct is not None and not 0.0 < self.crop_pct <= 1.0:
             raise InputError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1")
+
+    @property
+    def sources(self) -> dict[str, object]:
+        """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
 
 
 @dataclass

@@ -32,7 +32,11 @@ def summary(plan) -> dict[str, str]:
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
-        **({} if plan.start is None else {"starts from": f"{model_args.model_name_or_path}: {what_is_kept(plan.start, config)}"}),
+        **(
+            {}
+            if plan.start is None
+            else {"starts from": f"{model_args.model_name_or_path}: {what_is_kept(plan.start, config)}"}
+        ),
         "parameters": f"{num_parameters:,}",
         "distillation": distillation_in_words(args),
         **store_in_words(plan),

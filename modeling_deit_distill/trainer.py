@@ -87,9 +87,7 @@ class DistillationTrainer(Trainer):
         self.answers = Answers(args, self.teacher, teacher_store, dataset, num_classes)
         gather = gather_object if args.world_size > 1 else list
         self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
-        self.average = AverageWeights(
-            args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator)
-        )
+        self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
         self.progress = Progress(self.answers, self.views.bad_images)
         self.checkpoints = Checkpoints(args.save_total_limit)
         self.publisher = Publisher(args, model.config, self._announce_push)

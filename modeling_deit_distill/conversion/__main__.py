@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..configuration_deit_distill import as_pair
-from ..errors import InputError, one_line, run_command
+from ..errors import InputError, one_line
+from ..script import run_script
 from .checkpoint import PretrainedStudent, load_checkpoint
 from .saving import save_checkpoint, save_native, save_timm
 
@@ -57,7 +58,9 @@ def _parse_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _save_beside_and_rename(save: Callable[[PretrainedStudent, Path], None], checkpoint: PretrainedStudent, destination: Path):
+def _save_beside_and_rename(
+    save: Callable[[PretrainedStudent, Path], None], checkpoint: PretrainedStudent, destination: Path
+):
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".conversion-", dir=destination.parent) as beside:
@@ -71,4 +74,4 @@ def _save_beside_and_rename(save: Callable[[PretrainedStudent, Path], None], che
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    run_script(main)

@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
 from ..conversion.weight_names import why_not_native
 from ..files import written_whole
-from ..report import ACCURACY_NAMES, duration
 from ..output_folder import CARD, CURVES, PREDICTIONS
+from ..report import ACCURACY_NAMES, duration
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
 

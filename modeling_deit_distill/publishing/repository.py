@@ -16,11 +16,18 @@ from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
 from ..hub import with_retries
 from ..output_folder import (
-    CARD, CURVES, MANIFEST, PREDICTIONS, PUBLISHED, RUN_RECORD, STATE, list_checkpoints, remove_checkpoint)
+    CARD,
+    CURVES,
+    MANIFEST,
+    PREDICTIONS,
+    PUBLISHED,
+    RUN_RECORD,
+    STATE,
+    list_checkpoints,
+    remove_checkpoint,
+)
 from .card import write_model_card
-from ..report import say
 from .pictures import plot_training_curves
-from .record import note_repository
 
 NEVER_PUBLISHED = ("training_args.bin",)
 STAGE_PREFIX = "_push-"
@@ -74,18 +81,6 @@ def open_repository_of(args: DistillationTrainingArguments) -> Destination | Non
         return None
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     return open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
-
-
-def push_finished(args: DistillationTrainingArguments):
-    """Push a run that was finished before, as the push that failed, or was not asked for then, would have."""
-    destination = open_repository_of(args)
-    if destination is None:
-        return
-    clear_stages(args.output_dir)
-    note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
-    write_model_card(args.output_dir)
-    push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
-    say(args, f"pushed to {destination.repo_id}")
 
 
 def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:

@@ -63,11 +63,12 @@ def match_classes(
     return [matching.found(index) for index in ours]
 
 
-def read_label_map(path) -> dict[str, str | int]:
+def read_label_map(path) -> dict[str, str | int] | None:
     """A JSON or YAML file: one object from dataset class name to the teacher's class name or index.
 
     Args:
-        path: JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes.
+        path: JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes. None,
+            or what was read before, comes back as it is.
 
     Returns:
         The file's object, its keys as strings.
@@ -75,6 +76,8 @@ def read_label_map(path) -> dict[str, str | int]:
     Raises:
         InputError: a file that is missing, broken or no such object.
     """
+    if path is None or isinstance(path, dict):
+        return path
     path = Path(path)
     name = f"teacher_label_map {str(path)!r}"
     try:

@@ -21,9 +21,10 @@ from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line
 from ..files import sha256, without_folders
 from ..hub import hub_errors
-from ..report import summary
+from ..report import summary_table
+from .agreement import of_teacher
 from .classes import read_label_map
-from .labelling import describe_loaded, verify, whole_sampler
+from .labelling import verify, whole_sampler
 from .store import DESCRIPTION, VALIDATION, TeacherStore
 from .teacher import load_teacher
 
@@ -72,7 +73,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 def show(options: argparse.Namespace):
     """Print fingerprint, coverage and size."""
     store = TeacherStore(options.store)
-    print(summary(describe(store, store.about)))
+    print(summary_table(describe(store, store.about)))
 
 
 def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]:
@@ -104,17 +105,16 @@ def check_answers(options: argparse.Namespace) -> int:
     name_or_path = options.teacher_name_or_path or store.about.get("teacher")
     if name_or_path is None:
         raise InputError(f"{options.store} does not say what its teacher is called; give --teacher_name_or_path")
-    label_map = read_label_map(options.teacher_label_map) if options.teacher_label_map else None
     teacher = load_teacher(
         name_or_path,
         class_names,
         views.settings.image_size,
         trust_remote_code=options.trust_remote_code,
-        label_map=label_map,
+        label_map=read_label_map(options.teacher_label_map),
         image_size=store.fingerprint["teacher_image_size"],
         precision=store.fingerprint["teacher_precision"],
     )
-    store.check(describe_loaded(teacher))
+    store.check(of_teacher(teacher))
     try:
         teacher.to(options.device)
     except (AssertionError, RuntimeError) as error:
@@ -143,8 +143,7 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
         sources |= moved
     data = load_image_data(**sources)
     store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
-    fields = AugmentationSettings.__dataclass_fields__
-    settings = {name: store.fingerprint[name] for name in fields}
+    settings = {name: store.fingerprint[name] for name in AugmentationSettings.__dataclass_fields__}
     settings["random_crop_scale"] = tuple(settings["random_crop_scale"])
     return ViewDataset(data.train, AugmentationSettings(**settings), store.fingerprint["data_seed"]), data.class_names
 

@@ -4,35 +4,33 @@
 verifies what lies in one.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..arguments import DistillationTrainingArguments, ModelArguments
-from ..augmentation.augment import AUGMENTATION_VERSION, augment
+from ..augmentation.augment import augment
 from ..data.datasets import ViewDataset, collate
-from ..data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset
-from ..data.sources import ImageData
+from ..data.evaluation import EvaluationDataset
 from ..data.views import ViewSampler
 from ..errors import InputError
-from .description import describe_teacher, teacher_classes
-from .store import TeacherStore, create_store, fingerprint_of, is_store
-from .teacher import Teacher, decisions_of, load_teacher, teacher_view, weights_checksum
-from .training import TRAINING_RECORD, find_or_train_teacher, training_record
+from .classes import read_label_map
+from .description import describe_teacher
+from .store import TeacherStore, is_store
+from .teacher import Teacher, decisions_of
 
 
 def describe_teacher_of(
     model_args: ModelArguments, args: DistillationTrainingArguments, class_names: list[str]
 ) -> PreTrainedConfig | None:
-    """The configuration of the teacher that a run names, checked against the data's classes; None without distillation.
+    """The configuration of the teacher that a run names, checked against the data's classes; None if there is none.
 
     None also where a store is to answer in the place of a teacher that nobody named.
 

@@ -12,7 +12,6 @@ nobody asked about yet. Entries are written in one piece, front to back, with wh
 end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
 """
 
-import dataclasses
 import datetime
 import json
 import math
@@ -25,8 +24,8 @@ import torch
 
 from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError
-from .agreement import REMEDIES
 from ..files import write_json
+from .agreement import REMEDIES
 
 FORMAT = 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"

@@ -9,6 +9,7 @@ from ..modeling_deit_distill import fuse_logits
 
 TOP_K = 5
 LOSS_BY_IMAGE = "loss"
+KEPT = ("labels", "fused", "cls", "distillation", "teacher")  # of the decisions, in a run's folder
 
 
 class HeldOutMetrics:
@@ -28,6 +29,10 @@ class HeldOutMetrics:
     def start(self):
         """Forget the batches of an evaluation that did not end."""
         self._batches: list[tuple[dict, np.ndarray]] = []
+
+    def kept_decisions(self) -> dict[str, list[int]]:
+        """What a run writes down of the decisions."""
+        return {name: self.decisions[name].tolist() for name in KEPT if name in self.decisions}
 
     def __call__(self, evaluated, compute_result: bool = True) -> dict[str, float]:
         """Metrics of whole arrays, of lists of batches (`eval_do_concat_batches` false), or called once a batch.

@@ -261,7 +261,7 @@ from datasets import load_from_disk
 from torch.utils.data import DataLoader
 
 from modeling_deit_distill.data.datasets import ViewDataset, collate
-from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.script import end_process
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
 
 data, output_dir = sys.argv[1:]

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import train_deit
 from modeling_deit_distill import InputError, model_card, store_cli
 from modeling_deit_distill.conversion import __main__ as conversion
-from modeling_deit_distill.errors import run_command
 from modeling_deit_distill.precision import multiplies_bf16
+from modeling_deit_distill.script import run_script
 
 EXAMPLES = ROOT / "examples"
 
@@ -77,7 +77,7 @@ def test_every_program_ends_with_one_line_after_an_input_error(tmp_path, monkeyp
     for program, words, message in programs:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run_command(program.main, words)
+            run_script(program.main, words)
         said = capsys.readouterr()
         assert (ended.value.code, said.out) == (2, ""), program
         assert said.err.startswith("error: ") and said.err.count("\n") == 1, program

@@ -60,8 +60,9 @@ class ForkedRuns:
 
 def serve():
     """Fork a run for each line of standard input, and print its exit codes."""
-    import train_deit
     from modeling_deit_distill.training.resumable_trainer import ResumableTrainer
+
+    import train_deit
 
     for line in sys.stdin:
         request = json.loads(line)

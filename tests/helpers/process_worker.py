@@ -17,7 +17,7 @@ from modeling_deit_distill import DistillationTrainer, DistillationTrainingArgum
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.views import AugmentationSettings
-from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.script import end_process
 
 NUM_IMAGES, NUM_HELD_OUT = 64, 37  # the latter shared unevenly by two processes, whatever their batch
 

@@ -623,7 +623,7 @@ import sys, time
 import train_deit
 from transformers import Trainer
 
-from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.script import end_process
 
 save = Trainer._save_rng_state
 

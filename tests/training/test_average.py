@@ -178,7 +178,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from modeling_deit_distill.training.average import WeightAverage, start_average
-from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.script import end_process
 
 torch.distributed.init_process_group("gloo")
 

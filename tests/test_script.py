@@ -10,7 +10,7 @@ from helpers.paths import ROOT
 SCRIPT = """
 import atexit, os
 import torch
-from modeling_deit_distill.process_end import end_process
+from modeling_deit_distill.script import end_process
 
 
 class Last:
