@@ -17,6 +17,7 @@ from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler
+from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.script import run_script
 
 NUM_IMAGES = 6

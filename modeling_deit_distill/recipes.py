@@ -1,3 +1,173 @@
-from .arguments import parse_arguments, said_arguments, without_tokens  # noqa: F401
+"""A recipe and the command line over it, read into the three dataclasses: `RECIPE.yaml --key value ...`."""
 
-Arguments = tuple
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from transformers import HfArgumentParser
+
+from .arguments import DataArguments, DistillationTrainingArguments, ModelArguments
+from .errors import InputError
+from .fields import Choice, Range, declarations
+
+
+class Arguments(NamedTuple):
+    """All arguments of a run."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: DistillationTrainingArguments
+
+
+DECLARATIONS = {
+    name: declared for kind in Arguments.__annotations__.values() for name, declared in declarations(kind).items()
+}
+
+
+class _ArgumentParser(HfArgumentParser):
+    """Adds ranges to the help, and reports a bad value as an `InputError` instead of a page of usage."""
+
+    def add_argument(self, *names: str, **settings):
+        """Add to the help which numbers are taken."""
+        ranges = [each for each in DECLARATIONS.get(names[0].removeprefix("--"), ()) if isinstance(each, Range)]
+        if ranges:
+            settings["help"] = f"{settings['help']} ({ranges[0]})"
+        return super().add_argument(*names, **settings)
+
+    def error(self, message: str):
+        """Raise instead of printing usage and leaving."""
+        raise InputError(f"{message} (python train_deit.py --help lists all arguments)")
+
+
+def parse_arguments(arguments: list[str]) -> Arguments:
+    """Read `RECIPE.yaml --key value ...`: the recipe first, the command line over it.
+
+    A recipe is a command line written down, one `key: value` a line, so both go through the same parser: `5e-4` in a
+    recipe is a number because the argument is. Lists become several values, mappings JSON; a null is left out. A data
+    source, a teacher or a learning rate on the command line replaces the recipe's, with all that it says of it.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a bad value, a recipe that cannot be read.
+    """
+    parser = _ArgumentParser(
+        Arguments.__annotations__.values(),
+        prog="train_deit.py",
+        usage="accelerate launch train_deit.py [RECIPE.yaml] [--key value ...]",
+        allow_abbrev=False,
+    )
+    known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    recipe, command_line = _split_recipe(arguments)
+    if command_line and not command_line[0].startswith("-"):
+        raise InputError(f"unexpected {command_line[0]!r}; arguments are written --key value, after the recipe")
+    given = _names(command_line)
+    _check_keys(recipe, known, "the recipe")
+    _check_keys(given, known, "the command line")
+    for key, value in recipe.items():
+        if isinstance(value, list) and len(value) != 1 and parser._option_string_actions[f"--{key}"].nargs != "+":
+            raise InputError(f"{key} takes one value, not the list {value} of the recipe")
+    recipe = _not_replaced(recipe, given)
+    try:
+        *parsed, rest = parser.parse_args_into_dataclasses(
+            _as_command_line(recipe) + command_line, return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except ValueError as error:  # transformers' own checks
+        raise InputError(" ".join(str(error).split())) from error
+    if rest:
+        raise InputError(f"unexpected {' '.join(rest)!r}; arguments are written --key value, after the recipe")
+    return Arguments(*parsed)
+
+
+def said_arguments(arguments: list[str]) -> dict[str, object]:
+    """What the user said, by name: the recipe's lines and the command line over them, tokens left out.
+
+    Args:
+        arguments: as for [`parse_arguments`], which has accepted them.
+    """
+    recipe, command_line = _split_recipe(arguments)
+    said, words, key = _not_replaced(recipe, _names(command_line)), {}, None
+    for word in command_line:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            key = name.replace("-", "_")
+            said[key] = _as_in_a_recipe(value) if equals else True
+        else:
+            words[key] = [*words.get(key, []), _as_in_a_recipe(word)]
+            said[key] = words[key] if len(words[key]) > 1 else words[key][0]
+    said.pop("hub_token", None)
+    return said
+
+
+def _as_in_a_recipe(word: str) -> object:
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    return value if isinstance(value, (bool, int, float)) else word
+
+
+def without_tokens(arguments: list[str]) -> list[str]:
+    """A command line as it may be shown: what follows `--hub_token` left out."""
+    shown, is_secret = [], False
+    for word in arguments:
+        is_token = word.split("=")[0].replace("-", "_") == "__hub_token"
+        if not is_token and not (is_secret and not word.startswith("--")):
+            shown.append(word)
+        is_secret = is_token and "=" not in word or is_secret and not word.startswith("--")
+    return shown
+
+
+def _names(command_line: list[str]) -> set[str]:
+    return {word[2:].split("=")[0].replace("-", "_") for word in command_line if word.startswith("--")}
+
+
+def _not_replaced(recipe: dict, given: set[str]) -> dict:
+    """The recipe without the groups of which the command line makes a choice."""
+    replaced = {each.group for name in given for each in DECLARATIONS.get(name, ()) if isinstance(each, Choice)}
+    return {name: value for name, value in recipe.items() if replaced.isdisjoint(DECLARATIONS.get(name, ()))}
+
+
+def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        return {}, arguments
+    path = Path(arguments[0])
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"recipe {str(path)!r} is not a .yaml file; options start with --")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; see examples/recipes") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise InputError(f"recipe {str(path)!r} must be a list of 'key: value' lines")
+    return {str(key): value for key, value in recipe.items() if value is not None}, arguments[1:]
+
+
+def _check_keys(keys, known: set[str], where: str):
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "python train_deit.py --help lists all arguments"
+            raise InputError(f"unknown argument {key!r} in {where}; {hint}")
+
+
+def _as_command_line(recipe: dict) -> list[str]:
+    words = []
+    for key, value in recipe.items():
+        words.append(f"--{key}")
+        if isinstance(value, bool):
+            words.append(str(value).lower())
+        elif isinstance(value, dict):
+            words.append(json.dumps(value))
+        elif isinstance(value, list):
+            words.extend(str(item) for item in value)
+        else:
+            words.append(os.path.expanduser(str(value)))
+    return words

@@ -1,4 +1,4 @@
-"""How a command runs and ends: one line for bad input, an exit code, and the end of a process that was one of several."""
+"""How a command runs and ends: one line for bad input, an exit code, and the end of one of several processes."""
 
 import atexit
 import os

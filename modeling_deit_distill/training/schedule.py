@@ -16,13 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import Trainer, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from ..errors import InputError, one_line
-
-CODE_WARMUP_LEARNING_RATE = 1e-6
-CODE_MIN_LEARNING_RATE = 1e-5
-
-COSINE, CONSTANT_WITH_WARMUP, CONSTANT = "cosine", "constant_with_warmup", "constant"
 
 
 def learning_rate_at(step: int, *, peak: float, **rule) -> float:
@@ -89,7 +85,7 @@ def schedule(args, num_steps: int, steps_per_epoch: int) -> Callable[[int], floa
         [`share_of_peak`] with all but the step; None for a schedule that is transformers' alone.
     """
     kind = args.lr_scheduler_type
-    if kind not in (COSINE, CONSTANT_WITH_WARMUP) or args.lr_scheduler_kwargs:
+    if kind not in (SchedulerType.COSINE, SchedulerType.CONSTANT_WITH_WARMUP) or args.lr_scheduler_kwargs:
         return None
     return functools.partial(
         share_of_peak,
@@ -98,37 +94,9 @@ def schedule(args, num_steps: int, steps_per_epoch: int) -> Callable[[int], floa
         num_warmup_steps=args.get_warmup_steps(num_steps),
         warmup_learning_rate=args.warmup_learning_rate,
         min_learning_rate=args.min_learning_rate,
-        is_constant=kind == CONSTANT_WITH_WARMUP,
+        is_constant=kind == SchedulerType.CONSTANT_WITH_WARMUP,
         steps_per_epoch=steps_per_epoch if args.code_compatible else None,
     )
-
-
-def resolve_schedule(args):
-    """Give `args` the rates that the warm-up starts from and the cosine ends at, unless they are given.
-
-    Raises:
-        InputError: a schedule that has no such rates, or a rate above the peak.
-    """
-    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    given = [name for name in ("warmup_learning_rate", "min_learning_rate") if getattr(args, name) is not None]
-    wanted = [*given, *(["code_compatible"] if args.code_compatible else [])]
-    if wanted and (kind not in (COSINE, CONSTANT_WITH_WARMUP, CONSTANT) or args.lr_scheduler_kwargs):
-        raise InputError(
-            f"{wanted[0]} is for lr_scheduler_type cosine or constant_with_warmup, without lr_scheduler_kwargs; this "
-            f"is {kind!r}: choose one of them, or leave {wanted[0]} out"
-        )
-    if args.warmup_learning_rate is None:
-        args.warmup_learning_rate = CODE_WARMUP_LEARNING_RATE if args.code_compatible else 0.0
-    if args.min_learning_rate is None:
-        args.min_learning_rate = CODE_MIN_LEARNING_RATE if args.code_compatible else 0.0
-    has_warmup = args.warmup_epochs > 0 or args.warmup_steps > 0
-    used = {"warmup_learning_rate": has_warmup and kind != CONSTANT, "min_learning_rate": kind == COSINE}
-    for name, is_used in used.items():
-        if is_used and 0 < args.learning_rate < getattr(args, name):
-            raise InputError(
-                f"{name} {getattr(args, name):g} is above the peak learning rate {args.learning_rate:g}; lower it, "
-                "raise the peak, or choose --lr_scheduler_type constant_with_warmup, which has no minimum"
-            )
 
 
 def check_optimisation(args, student: nn.Module):
@@ -191,7 +159,7 @@ def schedule_in_words(args) -> str:
     """The schedule with its figures."""
     kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     words = [kind]
-    if kind == COSINE and args.min_learning_rate:
+    if kind == SchedulerType.COSINE and args.min_learning_rate:
         words[0] += f" to {args.min_learning_rate:g}"
     in_epochs = args.warmup_epochs > 0 or not args.warmup_steps
     length, unit = (args.warmup_epochs, "epochs") if in_epochs else (args.warmup_steps, "steps")

@@ -1,0 +1,102 @@
+"""What the fields of the arguments' dataclasses declare beside their type, and the one check of it.
+
+A declaration stands in the field's type: `mixup_alpha: Annotated[float, Range(at_least=0)]`. It cannot stand in the
+field's `metadata`, all of which `HfArgumentParser` passes on to argparse.
+"""
+
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import get_args
+
+from .errors import InputError
+
+COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field takes; NaN lies in no range. A limit of None is none."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits there are, by the name of their comparison."""
+        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+    def __contains__(self, value: float) -> bool:
+        return all(COMPARISONS[name](value, limit) for name, limit in self.limits.items())
+
+    def __str__(self) -> str:
+        return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in self.limits.items())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fields that describe one thing, such as the teacher.
+
+    Attributes:
+        name: of the thing.
+        remedy: what to do where two of its choices are given; None if they may be.
+    """
+
+    name: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Marks a field that chooses the thing itself: on the command line it replaces the recipe's whole group."""
+
+    group: Group
+
+
+@functools.cache
+def declarations(kind: type) -> dict[str, tuple]:
+    """What the types of a dataclass's fields declare, by name.
+
+    Types in the class's attribute `inherited_types` take the place of those of a base class that is not ours.
+    """
+    hints = {name: hint for base in kind.__mro__[::-1] for name, hint in inspect.get_annotations(base).items()}
+    hints |= getattr(kind, "inherited_types", {})
+    return {field.name: tuple(_declared(hints[field.name])) for field in fields(kind)}
+
+
+def _declared(hint) -> Iterator:
+    for each in getattr(hint, "__metadata__", ()):
+        yield each
+        if isinstance(each, Choice):
+            yield each.group
+    for part in get_args(hint):  # `Annotated[int, ...] | None` among others
+        yield from _declared(part)
+
+
+def check_fields(arguments):
+    """Refuse numbers that are not finite or outside their range, and two choices of one group.
+
+    Args:
+        arguments: an instance of a dataclass; a field of None or "" is not given.
+
+    Raises:
+        InputError: with the field, its value, and its range or what to do.
+    """
+    chosen = {}
+    for name, declared in declarations(type(arguments)).items():
+        value = getattr(arguments, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} is {value}; give a finite number")
+        for each in () if value in (None, "") else declared:
+            if isinstance(each, Range) and value not in each:
+                raise InputError(f"{name} is {value}; it must be {each}")
+            if isinstance(each, Choice) and each.group.remedy:
+                chosen.setdefault(each.group, []).append(f"{name} {value!r}")
+    for group, given in chosen.items():
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given; {group.remedy}")
