@@ -33,7 +33,6 @@ import json
 import logging
 import re
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -52,7 +51,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig, pipeline
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.configuration_deit_distill import as_pair
-from modeling_deit_distill.errors import one_line, run_command
+from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.script import run_script
 
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
@@ -364,4 +364,4 @@ def alternate(*functions) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_script(main)

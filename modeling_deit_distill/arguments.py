@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import torch
@@ -176,6 +176,11 @@ class DataArguments:
             raise InputError("no data: give --dataset_name (e.g. digits) or --train_dir with one folder per class")
         if self.validation_dir and not self.train_dir:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
+
+    @property
+    def sources(self) -> dict[str, object]:
+        """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
 
 
 @dataclass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.data.evaluation import DEFAULT_CROP_PCT
 from modeling_deit_distill.recipes import parse_arguments, said_arguments, without_tokens
 
-RECIPE_FOLDER = Path(__file__).parents[1] / "examples" / "recipes"
+RECIPE_FOLDER = ROOT / "examples" / "recipes"
 RECIPES = sorted(RECIPE_FOLDER.glob("*.yaml"))
 IMAGENET_RECIPES = [path for path in RECIPES if path.stem.startswith("imagenet")]
 

@@ -4,8 +4,8 @@ import traceback
 
 import pytest
 import torch
-from process_worker import make
-from test_trainer import CountingTeacher, student
+from helpers.process_worker import make
+from helpers.trainers import CountingTeacher, student
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

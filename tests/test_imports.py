@@ -13,6 +13,7 @@ PACKAGE = Path(modeling_deit_distill.__file__).parent
 REMOTE_CODE = {"configuration_deit_distill", "modeling_deit_distill"}
 LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
 
+
 def imports(source: str) -> set[str]:
     """Every module that `source` imports, wherever in the file: `.name` for one of the package, else its full name."""
     found = set()

@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import WITHOUT_THE_PACKAGE
+from helpers import runs
+from helpers.paths import ROOT
+from helpers.runs import COLOURS, RECIPE, STUDENT, arguments, words_of
+from helpers.strangers import WITHOUT_THE_PACKAGE
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -28,7 +30,7 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
-from modeling_deit_distill.conversion.checkpoint import Checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public
 from modeling_deit_distill.data.datasets import ViewDataset
@@ -38,51 +40,6 @@ from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.publishing import publishing_trainer
 from modeling_deit_distill.teachers.store import TeacherStore
-
-ROOT = Path(__file__).parent.parent
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
-STUDENT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-RECIPE = {
-    **{key: str(value) for key, value in STUDENT.items()},
-    "image_size": "16",
-    "patch_size": "4",
-    "train_teacher": "true",
-    "teacher_config_name": "resnet",
-    "teacher_config_overrides": json.dumps(
-        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    ),
-    "teacher_num_train_epochs": "4",
-    "teacher_learning_rate": "1e-2",
-    "num_train_epochs": "4",
-    "learning_rate": "1e-2",
-    "repeated_augmentation": "1",
-    "per_device_train_batch_size": "8",
-    "rand_augment_magnitude": "0",
-    "random_erasing_prob": "0",
-    "mixup_alpha": "0.2",
-    "cutmix_alpha": "0",
-    "logging_steps": "2",
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
-    "bf16": "false",
-}
-
-
-def words_of(settings):
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-
-
-def arguments(**changes):
-    return words_of({**RECIPE, **changes})
-
-
-@pytest.fixture(scope="module")
-def photos(save_photos):
-    """Sixteen noisy pictures of each of three colours, wider than high."""
-    return save_photos(COLOURS, 16)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +252,7 @@ def published(tmp_path_factory):
         initializer_range=0.2,
     )
     model = DeiTDistillForImageClassification(config)
-    checkpoint = Checkpoint(config, model.state_dict(), evaluation_processor(16), "deit_distill")
+    checkpoint = PretrainedStudent(config, model.state_dict(), evaluation_processor(16), "deit_distill")
     for save, name in ((save_checkpoint, "ours"), (save_native, "native"), (save_timm, "timm")):
         save(checkpoint, folder / name)
     torch.save({"model": ours_to_public(model.state_dict())}, folder / "public.pth")
@@ -513,7 +470,7 @@ def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatc
     monkeypatch.setattr("modeling_deit_distill.teachers.labelling.load_teacher", None)
     results, again = from_store(photos, tmp_path / "named", answers, **words)
     assert again == weights
-    monkeypatch.setattr(sys.modules[__name__], "RECIPE", without_teacher())
+    monkeypatch.setattr(runs, "RECIPE", without_teacher())
     unnamed, and_again = from_store(photos, tmp_path / "unnamed", answers)
     assert and_again == weights
     for found in (results, unnamed):
@@ -547,7 +504,7 @@ def test_holes_are_asked_again(stored, photos, tmp_path):
 
 def test_a_store_that_lacks_views_asks_for_the_teacher(stored, photos, tmp_path, monkeypatch):
     answers, _, _ = stored
-    monkeypatch.setattr(sys.modules[__name__], "RECIPE", without_teacher())
+    monkeypatch.setattr(runs, "RECIPE", without_teacher())
     with pytest.raises(InputError, match="has not all the views of this run.*--teacher_name_or_path"):
         from_store(photos, tmp_path / "longer", answers, num_train_epochs=5)
 
@@ -578,7 +535,7 @@ def test_a_teacher_that_sees_other_pixels_is_refused(stored, run, photos, tmp_pa
 def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
     answers, _, _ = stored
     data = load_image_data(train_dir=str(photos), validation_fraction=0.25)
-    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "erasing_prob": 0.0, "mixup_alpha": 0.2}
+    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "random_erasing_prob": 0.0, "mixup_alpha": 0.2}
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path), repeated_augmentation=1, per_device_train_batch_size=8, report_to="none", bf16=False
     )

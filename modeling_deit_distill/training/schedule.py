@@ -127,6 +127,24 @@ def check_optimisation(args, student: nn.Module):
         raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
 
 
+def resolve_warmup(args, num_steps: int, steps_per_epoch: int | None) -> str | None:
+    """Give `args` the steps that the epochs of warm-up are; a warning where the run is over before its warm-up is.
+
+    Args:
+        args: the arguments.
+        num_steps: updates of the whole run.
+        steps_per_epoch: updates of an epoch; None for a stream, which has no epochs.
+
+    Raises:
+        InputError: the rate is to change by epochs, of a stream.
+    """
+    if args.code_compatible and steps_per_epoch is None:
+        raise InputError("code_compatible changes the learning rate by epochs, which a stream has not; drop one")
+    if args.warmup_epochs > 0 and steps_per_epoch is not None:
+        args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+    return short_of_the_peak(num_steps, args.get_warmup_steps(num_steps))
+
+
 def short_of_the_peak(num_steps: int, num_warmup_steps: int) -> str | None:
     """A warning where the run is over before its warm-up is; None where it is not."""
     if num_warmup_steps <= num_steps:

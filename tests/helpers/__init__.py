@@ -1,0 +1,1 @@
+"""What test files share: models, trainers, runs of the script, and a small Hub."""
