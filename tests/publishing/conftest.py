@@ -1,4 +1,4 @@
-"""Runs of the script that push to a Hub on the loopback."""
+"""Runs of the script that push to a Hub on the loopback, and a run's folder for its card."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 import torch
+from helpers.cards import DECISIONS, NAMES, PROCESSOR, RECORD, RESULTS, STATE, classes
 from helpers.hub_server import HubServer, skip_waits, use_hub
 from helpers.published import COLOURS, RECIPE, STRATEGIES, TOKEN
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -140,3 +141,32 @@ def finished(tiny_model, tmp_path):
     (folder / "diary.txt").write_text("private")
     (folder / "teacher").mkdir()
     return folder
+
+
+@pytest.fixture
+def run(tmp_path, tiny_config):
+    """`run(file=content, ..., config={...})`: the folder of a finished run; a file given as None is not there."""
+
+    def make(config=None, **contents):
+        output_dir = tmp_path / "a-folder"
+        tiny_config(**{**classes(NAMES), **(config or {})}).save_pretrained(output_dir)
+        complete = {
+            "all_results": RESULTS,
+            "predictions": DECISIONS,
+            "run": RECORD,
+            "trainer_state": STATE,
+            "preprocessor_config": PROCESSOR,
+        }
+        for name, content in {**complete, **contents}.items():
+            if content is not None:
+                (output_dir / f"{name}.json").write_text(json.dumps(content))
+        return output_dir
+
+    return make
+
+
+@pytest.fixture
+def bare(run):
+    """`bare(**contents)`: a run that left a configuration and what is given, as older ones did."""
+    nothing = dict.fromkeys(("all_results", "predictions", "run", "trainer_state", "preprocessor_config"))
+    return lambda config=None, **contents: run(config, **{**nothing, **contents})
