@@ -39,3 +39,8 @@ def words_of(settings):
 
 def arguments(**changes):
     return words_of({**RECIPE, **changes})
+
+
+def without_teacher():
+    """What names no teacher in the command line."""
+    return {key: value for key, value in RECIPE.items() if "teacher" not in key}

@@ -1,10 +1,7 @@
 """A small teacher that knows the digits."""
 
 import torch
-from transformers import (
-    ResNetConfig,
-    ResNetForImageClassification,
-)
+from transformers import ResNetConfig, ResNetForImageClassification
 
 DIGITS = [str(digit) for digit in range(10)]
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}

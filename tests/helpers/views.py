@@ -7,10 +7,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from helpers.images import encode, picture, undecoded
-from modeling_deit_distill.data.datasets import (
-    ViewDataset,
-    collate,
-)
+from modeling_deit_distill.data.datasets import ViewDataset, collate
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler
 
 SETTINGS = AugmentationSettings(image_size=16)

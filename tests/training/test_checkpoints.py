@@ -1,30 +1,27 @@
 """Checkpoints: whole or not there, compared before they are gone on from, and without code in them."""
 
-import functools
 import json
 import os
 import pickle
 import resource
 import shlex
 import shutil
-import signal
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import rows, student, views_trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.training.checkpoints import (
     clear_leftovers,
-    commit,
     damage,
     disk_errors_explained,
     find_checkpoint,
@@ -32,35 +29,6 @@ from modeling_deit_distill.training.checkpoints import (
     rotate,
     write_manifest,
 )
-from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
-
-SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 3}
-
-
-def checkpoint(folder, step=1):
-    """A small folder that passes for a checkpoint."""
-    saved = folder / f"_saving-{step}" / f"checkpoint-{step}"
-    saved.mkdir(parents=True)
-    (saved / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    (saved / "model.safetensors").write_bytes(b"weights" * 100)
-    (saved / "optimizer.pt").write_bytes(b"moments" * 200)
-    (saved / "training_args.bin").write_bytes(b"a pickle")
-    commit(saved, folder / saved.name, {"seed": 42})
-    return folder / saved.name
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def evaluate_each(run, strategy, steps):
-    """Give a trainer an evaluation set, and its times; the metric `score` falls with every step."""
-    run.eval_dataset = [{"pixel_values": torch.zeros(3, 16, 16), "labels": 0}]
-    run.args.eval_strategy, run.args.eval_steps = IntervalStrategy(strategy), steps
-    run.compute_metrics = lambda evaluated: {"score": 1 / run.state.global_step}
-    noted, plain = run.compute_loss, functools.partial(type(run).compute_loss, run)
-    run.compute_loss = lambda model, inputs, **how: (noted if "epoch" in inputs else plain)(model, inputs, **how)
-
 
 BY_SCORE = {**SAVING, "metric_for_best_model": "score", "greater_is_better": True}
 
@@ -373,69 +341,6 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(trained, tmp_path, name
         with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
             run.train(resume_from_checkpoint=str(path))
         assert not (tmp_path / "executed").exists()
-
-
-class SignalAt(TrainerCallback):
-    """SIGTERM within a step, or within its evaluation."""
-
-    def __init__(self, step, in_evaluation=False):
-        self.step, self.in_evaluation = step, in_evaluation
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step and not self.in_evaluation:
-            signal.raise_signal(signal.SIGTERM)
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        if state.global_step == self.step and self.in_evaluation:
-            signal.raise_signal(signal.SIGTERM)
-
-
-@pytest.mark.parametrize(
-    ("step", "in_evaluation", "evaluated", "stopped", "evaluations"),
-    [
-        (1, False, ("no", None), 2, 0),
-        (1, False, ("steps", 2), 2, 1),  # what is due at that step is not lost
-        (5, False, ("epoch", None), 6, 1),  # nor at the end of an epoch
-        (2, True, ("steps", 2), 3, 1),
-        (7, False, ("no", None), 8, 0),  # the last step
-    ],
-)
-def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
-    tmp_path, step, in_evaluation, evaluated, stopped, evaluations
-):
-    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 8, "save_strategy": "no", "save_total_limit": 1})
-    evaluate_each(run, *evaluated)
-    run.add_callback(SignalAt(step, in_evaluation))
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=f"checkpoint-{stopped} is whole") as interrupted:
-        run.train()
-    assert interrupted.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert names(tmp_path) == [f"checkpoint-{stopped}", "interrupted.json"]
-    assert damage(tmp_path / f"checkpoint-{stopped}") is None
-    kept = {"signal": "SIGTERM", "global_step": stopped, "checkpoint": str(tmp_path / f"checkpoint-{stopped}")}
-    assert json.loads((tmp_path / "interrupted.json").read_text()) == kept
-    assert len(run.seen) == 4 * stopped
-    assert sum("eval_loss" in entry for entry in run.state.log_history) == evaluations
-
-
-def test_sigterm_outside_training_ends_at_once_and_names_the_last_checkpoint(tmp_path, capsys):
-    args = SimpleNamespace(process_index=0, output_dir=str(tmp_path / "out"), dry_run=False)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="no checkpoint was made yet"), ending_in_order(args):
-        signal.raise_signal(signal.SIGTERM)
-    kept = json.loads((tmp_path / "out" / "interrupted.json").read_text())
-    assert kept == {"signal": "SIGTERM", "global_step": None, "checkpoint": None}
-    checkpoint(tmp_path / "out", 7)
-    with pytest.raises(Interrupted, match="checkpoint-7 is whole"), ending_in_order(args):
-        assert not (tmp_path / "out" / "interrupted.json").exists()
-        signal.raise_signal(signal.SIGTERM)
-    assert json.loads((tmp_path / "out" / "interrupted.json").read_text())["global_step"] == 7
-    assert "--resume_from_checkpoint true goes on" in capsys.readouterr().out
-    with ending_in_order(args):
-        pass
-    assert names(tmp_path / "out") == ["checkpoint-7"]
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_job_script_is_bash_and_its_command_is_one_of_ours(tmp_path):
