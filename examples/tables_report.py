@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.analysis import Z_95, disagreement, wilson_interval
+from modeling_deit_distill.analysis import disagreement, wilson_interval
 from modeling_deit_distill.report import duration
 
 PAPER_NOISE = 0.2  # points; what the public code's README gives for two seeds of one run
@@ -284,7 +285,7 @@ class Difference:
         if self.seed_error is None:
             return None
         by_seed = float(student_t.ppf(0.975, self.freedom)) * self.seed_error
-        return math.hypot(by_seed, Z_95 * (self.image_error or 0.0))
+        return math.hypot(by_seed, float(norm.ppf(0.975)) * (self.image_error or 0.0))
 
     @property
     def is_clear(self) -> bool:
@@ -383,7 +384,8 @@ def describe_row(table: Table, place: int, left: dict[str, Left]) -> dict:
     if not runs:
         return described
     shares = [float(right(run, row.head).mean()) for run in runs.values()]
-    low, high = wilson_interval(float(np.mean(shares)), len(right(runs[min(runs)], row.head)))
+    num_images = len(right(runs[min(runs)], row.head))
+    low, high = wilson_interval(round(float(np.mean(shares)) * num_images), num_images)
     described |= {
         "top1": [100 * share for share in shares],
         "mean": 100 * float(np.mean(shares)),

@@ -372,7 +372,7 @@ def _percent(share: float) -> str:
 
 
 def _interval(share: float, num_images: int) -> str:
-    low, high = wilson_interval(share, num_images)
+    low, high = wilson_interval(round(share * num_images), num_images)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 

@@ -31,7 +31,7 @@ from transformers import (
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.conversion import checkpoint as checkpoint_module
 from modeling_deit_distill.conversion import saving
-from modeling_deit_distill.conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, build_model, load_checkpoint
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_native
 from modeling_deit_distill.data.evaluation import evaluation_processor
@@ -68,7 +68,7 @@ def test_a_public_checkpoint_answers_as_in_timm_and_goes_back_bit_for_bit(tmp_pa
 def test_a_native_export_answers_as_ours_and_comes_back_bit_for_bit(tmp_path, size, distilled):
     config = DeiTDistillConfig.from_size(size, use_distillation_token=distilled, num_labels=10)
     ours = randomise(DeiTDistillForImageClassification(config))
-    save_native(Checkpoint(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native")
+    save_native(PretrainedStudent(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native")
     native = AutoModelForImageClassification.from_pretrained(tmp_path / "native")
     assert type(native) is (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
     assert difference(ours, native, torch.randn(1, 3, 224, 224)) <= TOLERANCE
@@ -90,7 +90,7 @@ def test_the_epsilon_of_the_source_is_kept(tmp_path):
     ours, pixels = build_model(checkpoint), torch.randn(2, 3, 32, 32)
     assert difference(ours, native, pixels) <= TOLERANCE
     config = DeiTDistillConfig.from_dict({**checkpoint.config.to_dict(), "layer_norm_eps": 1e-6})
-    other = build_model(Checkpoint(config, checkpoint.state_dict, checkpoint.processor, "native"))
+    other = build_model(PretrainedStudent(config, checkpoint.state_dict, checkpoint.processor, "native"))
     assert difference(other, native, pixels) > 100 * TOLERANCE
 
 

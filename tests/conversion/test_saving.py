@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.conversion import saving
-from modeling_deit_distill.conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, build_model, load_checkpoint
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import why_not_native
 from modeling_deit_distill.data.evaluation import evaluation_processor
@@ -31,7 +31,7 @@ def test_only_what_transformers_computes_is_exported_to_it(tiny_config, tmp_path
 def test_half_precision_stays_half_precision(tiny_config, tmp_path):
     start = student(tiny_config)
     half = {name: tensor.bfloat16() for name, tensor in start.state_dict.items()}
-    save_native(Checkpoint(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
+    save_native(PretrainedStudent(start.config, half, start.processor, "deit_distill"), tmp_path / "there")
     assert build_model(load_checkpoint(str(tmp_path / "there"))).dtype == torch.bfloat16
 
 
@@ -58,7 +58,7 @@ def test_base_at_384_has_a_name_of_its_own_in_timm(tiny_config, tmp_path):
     # One block suffices for the name, which depends on width and image size.
     config = DeiTDistillConfig.from_size("base", image_size=384, num_hidden_layers=1, num_labels=2)
     model = DeiTDistillForImageClassification(config)
-    save_timm(Checkpoint(config, model.state_dict(), evaluation_processor(384), "deit_distill"), tmp_path)
+    save_timm(PretrainedStudent(config, model.state_dict(), evaluation_processor(384), "deit_distill"), tmp_path)
     description = json.loads((tmp_path / "config.json").read_text())
     assert description["architecture"] == "deit_base_distilled_patch16_384"
     assert description["model_args"] == {"depth": 1}

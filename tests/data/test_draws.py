@@ -216,14 +216,14 @@ def test_crops_of_all_or_half(uniforms):
 
 def test_flips_come_by_chance():
     for prob in (0.5, 0.2):
-        flips = draws(flip_prob=prob).flip
+        flips = draws(horizontal_flip_prob=prob).flip
         assert_share(flips, prob)
         assert_uncorrelated(flips[:-1], flips[1:])
 
 
 def test_flips_never_or_always():
-    assert not draws(2000, flip_prob=0.0).flip.any()
-    assert draws(2000, flip_prob=1.0).flip.all()
+    assert not draws(2000, horizontal_flip_prob=0.0).flip.any()
+    assert draws(2000, horizontal_flip_prob=1.0).flip.all()
 
 
 # ---- RandAugment ----
@@ -390,7 +390,7 @@ def timm_erased_boxes(prob: float, size: int, number: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [224, 32])
 def test_erased_boxes_follow_the_recipe(size):
-    ours = draws(image_size=size, erasing_prob=1.0).erased_box
+    ours = draws(image_size=size, random_erasing_prob=1.0).erased_box
     theirs = timm_erased_boxes(1.0, size, NUM_VIEWS // 2)
     assert (ours[:, 2] > 0).mean() > 0.999  # ten attempts all but always find a box
     ours, theirs = ours[ours[:, 2] > 0], theirs[theirs[:, 2] > 0]
@@ -410,7 +410,7 @@ def test_erased_boxes_follow_the_recipe(size):
 
 def test_erasing_comes_by_chance():
     for prob in (0.25, 0.1):
-        boxes = draws(erasing_prob=prob).erased_box
+        boxes = draws(random_erasing_prob=prob).erased_box
         erased = boxes[:, 2] > 0
         assert_share(erased, prob)
         assert (boxes[~erased] == 0).all()
@@ -424,7 +424,7 @@ def test_erasing_is_independent_of_flip_and_operations(drawn):
 
 
 def test_erasing_is_off_at_zero():
-    assert not draws(2000, erasing_prob=0.0).erased_box.any()
+    assert not draws(2000, random_erasing_prob=0.0).erased_box.any()
 
 
 def test_noise_seeds_are_in_range_and_distinct(drawn):

@@ -23,10 +23,11 @@ from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.data.evaluation import evaluation_processor
+from modeling_deit_distill.export import onnx as onnx_export
 
 REPOSITORY = ROOT
 SCRIPT = REPOSITORY / "examples" / "export_onnx.py"
-SNIPPET = re.search(r"AutoImageProcessor of transformers\):\n\n(.*?)\"\"\"", SCRIPT.read_text(), re.DOTALL)[1]
+SNIPPET = onnx_export.__doc__.partition("AutoImageProcessor of transformers):\n\n")[2]
 FILES = ["config.json", "model.onnx", "preprocessor_config.json"]
 ANIMALS = dict(enumerate(["ape", "bat", "cat", "dog", "elk"]))
 HEADS = ["logits", "cls_logits", "distillation_logits"]
@@ -34,7 +35,8 @@ HEADS = ["logits", "cls_logits", "distillation_logits"]
 
 @pytest.fixture(scope="module")
 def script():
-    return load_example("export_onnx")
+    """The code behind `examples/export_onnx.py`."""
+    return onnx_export
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +391,20 @@ def test_sizes_that_are_no_sizes_are_refused(script, tmp_path):
     for name, value in (("--image_size", "32x"), ("--image_size", "large"), ("--batch_size", "0")):
         with pytest.raises(InputError, match=f"{name} is {value}"):
             script.main(["no/source", str(tmp_path / "onnx"), name, value])
+
+
+@pytest.mark.slow
+def test_the_script_needs_no_onnx_until_it_exports():
+    """Its help and its error for a missing extra are for those who have not installed it."""
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in ("onnx", "onnxscript", "onnxruntime"))
+    code = f"import runpy, sys; {blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", code, str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    helped, refused = (
+        subprocess.run([*command, *words], capture_output=True, text=True, env=environment, timeout=300)
+        for words in (["--help"], ["no/source", "nowhere"])
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.startswith("usage: export_onnx.py") and SNIPPET in helped.stdout
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert re.fullmatch(r"error: exporting needs onnx .*pip install -e '\.\[onnx\]'\n", refused.stderr)

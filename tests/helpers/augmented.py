@@ -124,7 +124,7 @@ def idle(num_views: int, **changes) -> Draws:
 
 def recipe(num_views: int, **settings) -> Draws:
     """The recipe's draws, with erasing half the time so that a few views have it."""
-    settings = AugmentationSettings(**{"image_size": S, "erasing_prob": 0.5, **settings})
+    settings = AugmentationSettings(**{"image_size": S, "random_erasing_prob": 0.5, **settings})
     return draw(settings, 0, 0, range(num_views), draw_uniforms(0, 0, range(num_views)))
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.conversion.checkpoint import Checkpoint, load_checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, load_checkpoint
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
 TOLERANCE = 1e-5
@@ -26,14 +26,14 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def student(tiny_config, **overrides) -> Checkpoint:
+def student(tiny_config, **overrides) -> PretrainedStudent:
     config = tiny_config(**{**LABELS, "num_labels": 5, **overrides})
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     model = randomise(DeiTDistillForImageClassification(config))
     preprocessing = evaluation_processor(max(height, width)).to_dict()
     preprocessing["crop_size"] = {"height": height, "width": width}
     processor = type(evaluation_processor(8)).from_dict(preprocessing)
-    return Checkpoint(config, model.state_dict(), processor, format="deit_distill")
+    return PretrainedStudent(config, model.state_dict(), processor, format="deit_distill")
 
 
 def images(model) -> torch.Tensor:

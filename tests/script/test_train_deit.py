@@ -27,7 +27,7 @@ from modeling_deit_distill import (
     DeiTDistillForImageClassification,
     InputError,
 )
-from modeling_deit_distill.conversion.checkpoint import Checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent
 from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public
 from modeling_deit_distill.data.decoding import decode_image
@@ -226,7 +226,7 @@ def published(tmp_path_factory):
         initializer_range=0.2,
     )
     model = DeiTDistillForImageClassification(config)
-    checkpoint = Checkpoint(config, model.state_dict(), evaluation_processor(16), "deit_distill")
+    checkpoint = PretrainedStudent(config, model.state_dict(), evaluation_processor(16), "deit_distill")
     for save, name in ((save_checkpoint, "ours"), (save_native, "native"), (save_timm, "timm")):
         save(checkpoint, folder / name)
     torch.save({"model": ours_to_public(model.state_dict())}, folder / "public.pth")
