@@ -68,7 +68,9 @@ def test_a_public_checkpoint_answers_as_in_timm_and_goes_back_bit_for_bit(tmp_pa
 def test_a_native_export_answers_as_ours_and_comes_back_bit_for_bit(tmp_path, size, distilled):
     config = DeiTDistillConfig.from_size(size, use_distillation_token=distilled, num_labels=10)
     ours = randomise(DeiTDistillForImageClassification(config))
-    save_native(PretrainedStudent(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native")
+    save_native(
+        PretrainedStudent(config, ours.state_dict(), evaluation_processor(224), "deit_distill"), tmp_path / "native"
+    )
     native = AutoModelForImageClassification.from_pretrained(tmp_path / "native")
     assert type(native) is (DeiTForImageClassificationWithTeacher if distilled else ViTForImageClassification)
     assert difference(ours, native, torch.randn(1, 3, 224, 224)) <= TOLERANCE

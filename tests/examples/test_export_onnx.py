@@ -17,7 +17,6 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
-from helpers.examples import load_example
 from helpers.paths import ROOT
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 

@@ -1,7 +1,7 @@
 """Command lines and recipes on the digits."""
 
 from helpers.paths import ROOT
-from modeling_deit_distill.arguments import parse_arguments
+from modeling_deit_distill.recipes import parse_arguments
 
 RECIPE_FOLDER = ROOT / "examples" / "recipes"
 RECIPES = sorted(RECIPE_FOLDER.glob("*.yaml"))

@@ -6,7 +6,7 @@ import json
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_deit_distill.training.checkpoints import commit
+from modeling_deit_distill.output_folder import commit_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 3}
 
@@ -19,7 +19,7 @@ def checkpoint(folder, step=1):
     (saved / "model.safetensors").write_bytes(b"weights" * 100)
     (saved / "optimizer.pt").write_bytes(b"moments" * 200)
     (saved / "training_args.bin").write_bytes(b"a pickle")
-    commit(saved, folder / saved.name, {"seed": 42})
+    commit_checkpoint(saved, folder / saved.name, {"seed": 42})
     return folder / saved.name
 
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import settings
 
 from modeling_deit_distill.data.views import AugmentationSettings
-from modeling_deit_distill.teachers.store import TeacherStore, create_store, entry_dtype, fingerprint_of
+from modeling_deit_distill.teachers.agreement import of_views
+from modeling_deit_distill.teachers.store import TeacherStore, create_store, entry_dtype
 
 FORK = multiprocessing.get_context("fork")  # children only write; a spawned one would import torch for seconds
 DEADLINE = 30  # seconds, for what takes some hundredths
@@ -22,7 +23,7 @@ LAYOUTS = pytest.mark.parametrize("layout", [{}, SOFT], ids=["hard", "soft"])
 def fingerprint(**changes) -> dict:
     fields = {"augmentation_version": 1, "dataset": "d161", "num_images": 100, "num_classes": 10, "num_views": 100}
     fields |= {"data_seed": 0, "repeated_augmentation": 3, "distillation_type": "hard", "k": None, "temperature": 3.0}
-    return fingerprint_of(AugmentationSettings(16), **{**fields, **changes})
+    return of_views(AugmentationSettings(16), **{**fields, **changes})
 
 
 def make(folder, **changes) -> TeacherStore:

@@ -19,8 +19,8 @@ from helpers.cards import (
 from helpers.hub_server import HubServer, use_hub
 from huggingface_hub import ModelCard, RepoCard
 
+from modeling_deit_distill.output_folder import CURVES, PREDICTIONS
 from modeling_deit_distill.publishing.card import write_model_card
-from modeling_deit_distill.publishing.pictures import CURVES, PREDICTIONS
 
 # Metadata
 

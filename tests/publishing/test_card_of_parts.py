@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.output_folder import CURVES
 from modeling_deit_distill.publishing.card import main, write_model_card
-from modeling_deit_distill.publishing.pictures import CURVES, plot_training_curves
+from modeling_deit_distill.publishing.pictures import plot_training_curves
 
 # What is missing
 

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DeiTImageProcessor
 
+from modeling_deit_distill.output_folder import CURVES, PREDICTIONS
 from modeling_deit_distill.publishing import pictures as card_pictures
 from modeling_deit_distill.publishing.pictures import (
-    CURVES,
-    PREDICTIONS,
     choose_examples,
     draw_predictions,
     plot_predictions,

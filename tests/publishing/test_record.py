@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_deit_distill.output_folder import RUN_RECORD
 from modeling_deit_distill.publishing.record import (
-    RECORD,
     base_model,
     command,
     hub_id,
@@ -26,7 +26,7 @@ def written(tmp_path, *words, name="me/model"):
     facts = {key: text.format(folder=tmp_path / "photos") for key, text in FACTS.items()}
     words = ["--use_cpu", "true", *words]
     write_run_record(tmp_path / "run", facts, words, parse_arguments(words), name)
-    return json.loads((tmp_path / "run" / RECORD).read_text())
+    return json.loads((tmp_path / "run" / RUN_RECORD).read_text())
 
 
 @pytest.fixture
@@ -127,17 +127,17 @@ def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):
 def test_the_repository_is_noted(tmp_path, photos):
     record = written(tmp_path, "--train_dir", photos, name="run")
     note_repository(tmp_path / "run", "me/run", native=True, revision="trial")
-    noted = json.loads((tmp_path / "run" / RECORD).read_text())
+    noted = json.loads((tmp_path / "run" / RUN_RECORD).read_text())
     assert noted == {**record, "name": "me/run", "native": True, "revision": "trial"}
     note_repository(tmp_path / "run", "me/run", native=False)
-    assert json.loads((tmp_path / "run" / RECORD).read_text())["native"]  # the branch is still there
+    assert json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]  # the branch is still there
     note_repository(tmp_path / "run", "me/other", native=False)
-    assert not json.loads((tmp_path / "run" / RECORD).read_text())["native"]
+    assert not json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]
 
 
 def test_a_run_without_a_record_gets_a_small_one(tmp_path):
     note_repository(tmp_path, "me/mine", native=False)
-    record = json.loads((tmp_path / RECORD).read_text())
+    record = json.loads((tmp_path / RUN_RECORD).read_text())
     assert record["name"] == "me/mine" and "torch" in record["versions"]
 
 

@@ -9,9 +9,9 @@ from helpers.published import CODE, TOKEN, messages
 
 import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
+from modeling_deit_distill.output_folder import PUBLISHED
 from modeling_deit_distill.publishing.card import write_model_card
 from modeling_deit_distill.publishing.repository import (
-    PUBLISHED,
     open_repository,
     push,
     push_all,

@@ -6,10 +6,10 @@ import pytest
 from helpers.labelling import NUM_IMAGES, Run, save_teacher
 from helpers.teachers import DIGITS
 
-from modeling_deit_distill.arguments import parse_arguments
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings
+from modeling_deit_distill.recipes import parse_arguments
 
 
 @pytest.fixture(scope="module")

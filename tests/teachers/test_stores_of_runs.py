@@ -10,7 +10,8 @@ from helpers.teachers import SMALL
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.sources import load_image_data
-from modeling_deit_distill.teachers.labelling import describe_loaded, planned_views, prepare_teacher, store_for
+from modeling_deit_distill.teachers.agreement import of_teacher
+from modeling_deit_distill.teachers.labelling import planned_views, prepare_teacher, store_for
 from modeling_deit_distill.teachers.store import is_store
 from modeling_deit_distill.teachers.teacher import weights_checksum
 
@@ -154,7 +155,7 @@ def test_size_and_precision_are_the_stores_unless_given(run_of):
     run = run_of()
     teacher, store = run.prepare()
     assert (teacher.view.image_size, teacher.precision) == (24, "bf16")
-    assert describe_loaded(teacher).items() <= store.fingerprint.items()
+    assert of_teacher(teacher).items() <= store.fingerprint.items()
     with pytest.raises(InputError, match='teacher_precision "bf16", this run has "fp32"'):
         run_of("--teacher_precision", "fp32").find()
     with pytest.raises(InputError, match="teacher_image_size 24, this run has 16; pass --teacher_image_size 24"):

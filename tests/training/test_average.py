@@ -20,10 +20,10 @@ import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import decay_of_half_life
 from modeling_deit_distill.publishing.card import accuracy_table
-from modeling_deit_distill.publishing.record import average_in_words
 from modeling_deit_distill.publishing.run import read_run
 from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.report import results_table
+from modeling_deit_distill.summary import average_in_words
 from modeling_deit_distill.training.average import (
     AVERAGE_FILE,
     WeightAverage,

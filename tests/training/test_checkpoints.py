@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.recipes import parse_arguments
-from modeling_deit_distill.training.checkpoints import (
-    clear_leftovers,
+from modeling_deit_distill.output_folder import (
+    commit_checkpoint,
     damage,
     disk_errors_explained,
-    find_checkpoint,
     last_complete,
-    rotate,
-    write_manifest,
+    remove_old_checkpoints,
+    remove_unfinished_checkpoints,
 )
+from modeling_deit_distill.recipes import parse_arguments
+from modeling_deit_distill.training.checkpoints import find_checkpoint
 
 BY_SCORE = {**SAVING, "metric_for_best_model": "score", "greater_is_better": True}
 
@@ -121,7 +121,7 @@ def test_a_kill_between_writing_and_renaming_loses_nothing_and_half_a_checkpoint
     checkpoint(tmp_path / "_saving-4", 4)
     (tmp_path / "_saving-4" / "checkpoint-4" / "complete.json").unlink()
     checkpoint(tmp_path, 2).rename(tmp_path / "_removing-checkpoint-2")
-    clear_leftovers(tmp_path)
+    remove_unfinished_checkpoints(tmp_path)
     assert names(tmp_path) == ["checkpoint-3"]
 
 
@@ -136,13 +136,13 @@ def test_what_a_kill_left_of_a_run_is_no_checkpoint_of_the_next_one(tmp_path):
 def test_the_damaged_and_the_oldest_are_removed_and_never_the_last_or_best(tmp_path):
     paths = {step: checkpoint(tmp_path, step) for step in (2, 9, 10, 30)}
     (paths[30] / "optimizer.pt").unlink()
-    rotate(tmp_path, None, set())
+    remove_old_checkpoints(tmp_path, None, set())
     assert len(names(tmp_path)) == 4
-    rotate(tmp_path, 3, {paths[10]})
+    remove_old_checkpoints(tmp_path, 3, {paths[10]})
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-2", "checkpoint-9"]
-    rotate(tmp_path, 2, {paths[10], paths[2]})
+    remove_old_checkpoints(tmp_path, 2, {paths[10], paths[2]})
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-2"]
-    rotate(tmp_path, 1, {paths[10], paths[2]})
+    remove_old_checkpoints(tmp_path, 1, {paths[10], paths[2]})
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-2"]
 
 
@@ -337,7 +337,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(trained, tmp_path, name
     for save in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         save(Exploit(tmp_path / "executed"), path / name)
         assert name in damage(path)
-        write_manifest(path, json.loads((path / "complete.json").read_text())["facts"])  # by somebody who knows how
+        commit_checkpoint(path, json.loads((path / "complete.json").read_text())["facts"])  # by somebody who knows how
         with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
             run.train(resume_from_checkpoint=str(path))
         assert not (tmp_path / "executed").exists()

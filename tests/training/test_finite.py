@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.training.finite import FiniteGuard, check_finite_weights, shorten
+from modeling_deit_distill.training.finite import FiniteGuard, shorten
+from modeling_deit_distill.weights import check_finite_weights
 
 NAN = float("nan")
 

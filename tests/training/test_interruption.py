@@ -9,7 +9,7 @@ from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import rows, views_trainer
 from transformers import TrainerCallback
 
-from modeling_deit_distill.training.checkpoints import damage
+from modeling_deit_distill.output_folder import damage
 from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
 
 

@@ -19,8 +19,8 @@ from modeling_deit_distill import (
     soft_distillation_loss,
 )
 from modeling_deit_distill.data.views import ViewSampler
-from modeling_deit_distill.publishing.record import average_in_words, code_in_words
 from modeling_deit_distill.recipes import parse_arguments
+from modeling_deit_distill.summary import average_in_words, code_in_words
 from modeling_deit_distill.training.schedule import learning_rate_at, schedule, schedule_in_words, share_of_peak
 
 RECIPES = ROOT / "examples" / "recipes"
