@@ -81,10 +81,9 @@ class DistillationTrainer(Trainer):
             raise InputError(
                 f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
             )
-        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         dataset, num_classes = kwargs.get("train_dataset"), model.config.num_labels
         self.views = Views(args, dataset, kwargs.get("processing_class"), num_classes)
-        self.answers = Answers(args, self.teacher, teacher_store, dataset, num_classes)
+        self.answers = Answers(args, teacher, teacher_store, dataset, num_classes)
         gather = gather_object if args.world_size > 1 else list
         self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))

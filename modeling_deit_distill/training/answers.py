@@ -20,7 +20,7 @@ class Answers:
 
     Args:
         args: the [`DistillationTrainingArguments`].
-        teacher: frozen, on the device; from `pixel_values` to logits, or to an output that has `logits`.
+        teacher: is frozen and moved to the device; from `pixel_values` to logits, or to an output that has `logits`.
         store: for these views.
         dataset: the training set; a store is about a [`ViewDataset`].
         num_classes: of the student.
@@ -33,7 +33,8 @@ class Answers:
     """
 
     def __init__(self, args, teacher: nn.Module | None, store: TeacherStore | None, dataset, num_classes: int):
-        self.teacher, self.store, self.num_classes = teacher, store, num_classes
+        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
+        self.store, self.num_classes = store, num_classes
         self.is_needed = args.distillation_type != "none"
         self.is_hard, self.temperature = args.distillation_type == "hard", args.distillation_temperature
         self.num_asked = 0

@@ -135,6 +135,20 @@ def _reshard(model: nn.Module):
             module.reshard()
 
 
+def start_average(model: nn.Module, decay: float | None, checkpoint: str | Path | None = None) -> WeightAverage | None:
+    """The average at the start of training, or as a checkpoint kept it; None without a decay.
+
+    Raises:
+        InputError: as [`WeightAverage.load`].
+    """
+    if decay is None:
+        return None
+    average = WeightAverage(model, decay)
+    if checkpoint is not None:
+        average.load(checkpoint)
+    return average
+
+
 class AverageWeights(TrainerCallback):
     """Keeps the average of the weights through a training, and in its checkpoints.
 
@@ -224,9 +238,7 @@ class AverageWeights(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Start it: only here the weights are those to start from, on their device."""
-        self.average = None if self.decay is None else WeightAverage(model, self.decay)
-        if self.average is not None and self._resumed is not None:
-            self.average.load(self._resumed)
+        self.average = start_average(model, self.decay, self._resumed)
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         """Move it. A step that was left out has changed nothing, and does not count."""

@@ -52,7 +52,7 @@ def report(trainer, folder, **more):
     """Leave what the test looks at in `folder`."""
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        facts = {"losses": losses(trainer), "teacher": type(trainer.teacher).__name__}
+        facts = {"losses": losses(trainer), "teacher": type(trainer.answers.teacher).__name__}
         facts |= {"precision": trainer.args.precision, **more}
         Path(folder, "report.json").write_text(json.dumps(facts))
 
@@ -62,7 +62,7 @@ def train(folder, arguments: dict, resume: str | None = None):
     trainer = make(folder, **arguments)
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    seen = int(trainer.decisions["labels"].shape[0])
+    seen = int(trainer.metrics.decisions["labels"].shape[0])
     report(trainer, folder, accuracy=metrics["eval_accuracy"], num_evaluated=seen)
 
 
@@ -114,7 +114,7 @@ def sharded(folder, arguments: dict, resume: str | None = None):
     trainer = make(folder, prepare=shard_here, **arguments)
     trainer.train(resume_from_checkpoint=resume)
     sharded = {name for name, value in trainer.model.named_parameters() if isinstance(value, DTensor)}
-    whole = not any(isinstance(value, DTensor) for value in trainer.teacher.parameters())
+    whole = not any(isinstance(value, DTensor) for value in trainer.answers.teacher.parameters())
     everything = sharded == {name for name, _ in trainer.model.named_parameters()}
     report(trainer, folder, all_sharded=everything, teacher_is_whole=whole)
 
