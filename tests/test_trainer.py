@@ -316,7 +316,7 @@ def test_an_evaluation_counts_every_image_whatever_the_arguments_were_set_to(tmp
     args.set_dataloader(eval_batch_size=4, drop_last=True)
     run = DistillationTrainer(student(), args, CountingTeacher(), eval_dataset=Images(10))
     run.evaluate()
-    assert len(run.decisions["labels"]) == 10
+    assert len(run.metrics.decisions["labels"]) == 10
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -329,7 +329,7 @@ def test_an_epoch_is_whole_steps_and_evaluation_counts_every_image(tmp_path, dro
         assert teacher.asked == images
         right = (run.model.eval()(Images(length).pixel_values).logits.argmax(-1) == Images(length).labels).sum().item()
         assert run.evaluate()["eval_accuracy"] == pytest.approx(right / length)
-        assert len(run.decisions["labels"]) == length
+        assert len(run.metrics.decisions["labels"]) == length
 
 
 @pytest.mark.parametrize("average", [{}, {"ema_half_life": 1}])
@@ -362,10 +362,10 @@ def test_metrics_and_decisions_are_the_same_batch_by_batch(tmp_path, average):
     for argument in ({"eval_do_concat_batches": False}, {"batch_eval_metrics": True}):
         metrics, run = evaluated(tmp_path, **argument, **average)
         assert metrics == pytest.approx(expected, rel=1e-6)
-        assert run.decisions.keys() == whole.metrics.decisions.keys()
+        assert run.metrics.decisions.keys() == whole.metrics.decisions.keys()
         for name, decided in whole.metrics.decisions.items():
-            assert run.decisions[name].tolist() == decided.tolist()
-        assert len(run.decisions["labels"]) == 7
+            assert run.metrics.decisions[name].tolist() == decided.tolist()
+        assert len(run.metrics.decisions["labels"]) == 7
 
 
 def test_warm_up_epochs_become_steps(tmp_path):

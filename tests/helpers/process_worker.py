@@ -69,7 +69,7 @@ def train(folder, arguments: dict, resume: str | None = None):
 def poisoned(folder, arguments: dict, is_sharded: bool = False):
     """The last process's loss becomes NaN in the third step, and from the sixth on."""
     trainer = make(folder, prepare=shard_here if is_sharded else do_nothing, max_nonfinite_steps=3, **arguments)
-    original, calls = trainer._augment, []
+    original, calls = trainer.views, []
 
     def spoil(inputs):
         pixel_values, labels = original(inputs)
@@ -77,7 +77,8 @@ def poisoned(folder, arguments: dict, is_sharded: bool = False):
         spoilt = trainer.args.process_index == trainer.args.world_size - 1 and (len(calls) == 3 or len(calls) > 5)
         return (pixel_values * float("nan") if spoilt else pixel_values), labels
 
-    trainer._augment = spoil
+    spoil.bad_images = original.bad_images
+    trainer.views = spoil
     before, original_step = [], trainer.callback_handler.on_optimizer_step
 
     def remember(*rest):

@@ -22,11 +22,13 @@ LAYOUTS = pytest.mark.parametrize("layout", [{}, SOFT], ids=["hard", "soft"])
 
 def fingerprint(**changes) -> dict:
     fields = {"augmentation_version": 1, "dataset": "d161", "num_images": 100, "num_classes": 10, "num_views": 100}
-    fields |= {"data_seed": 0, "repeated_augmentation": 3, "distillation_type": "hard"}
+    fields |= {"data_seed": 0, "repeated_augmentation": 3, "distillation_type": "hard", "temperature": 3.0}
     fields |= dataclasses.asdict(AugmentationSettings(16)) | changes
-    return fields | (
-        {"temperature": 3.0} if fields["distillation_type"] == "soft" and "temperature" not in changes else {}
-    )
+    if fields["distillation_type"] == "hard":
+        fields = {name: value for name, value in fields.items() if name not in ("k", "temperature")}
+    elif fields.pop("k", None) is not None:
+        fields["k"] = min(changes["k"], fields["num_classes"])
+    return fields
 
 
 def make(folder, **changes) -> TeacherStore:

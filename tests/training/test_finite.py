@@ -125,14 +125,15 @@ def test_the_message_names_epoch_and_positions(tmp_path, caplog):
 
 
 def poison_images(run, calls):
-    original, run.calls = run._augment, 0
+    original, run.calls = run.views, 0
 
     def poisoned(inputs):
         pixel_values, labels = original(inputs)
         run.calls += 1
         return (pixel_values * NAN if run.calls in calls else pixel_values), labels
 
-    run._augment = poisoned
+    poisoned.bad_images = original.bad_images
+    run.views = poisoned
 
 
 def test_one_bad_batch_spoils_its_whole_accumulated_step_and_no_other(tmp_path):
