@@ -124,12 +124,16 @@ class Answers:
         return logits
 
 
-def check_teacher_given(model, args, teacher: nn.Module | None, store: TeacherStore | None):
-    """Refuse a teacher missing or superfluous, and a student with a distillation head that nothing would train.
+def check_objective(model, args, teacher: nn.Module | None, store: TeacherStore | None):
+    """Refuse a teacher missing or superfluous, and a student that the objective does not fit.
 
     Raises:
         InputError: with the remedy.
     """
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise InputError(
+            f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
+        )
     if args.distillation_type == "none":
         if teacher is not None or store is not None:
             raise InputError("distillation_type is 'none' but a teacher was given; choose soft or hard, or drop it")

@@ -185,7 +185,7 @@ class AverageWeights(TrainerCallback):
         """Evaluate a model, and its average beside it.
 
         Args:
-            evaluate: Trainer's `evaluation_loop`, called with the prefix of the metrics' names.
+            evaluate: Trainer's `evaluation_loop`, called with `metric_key_prefix`.
             model: the model; its weights come back to the bit.
             metrics: keeps the decisions of the model; those of the average are kept here.
             prefix: of the model's metrics; those of the average stand beside under `<prefix>_ema_`.
@@ -195,13 +195,13 @@ class AverageWeights(TrainerCallback):
         """
         metrics.start()
         with weights_kept(model):
-            output = evaluate(prefix)
+            output = evaluate(metric_key_prefix=prefix)
         if self.average is None:
             return output
         decisions = metrics.decisions
         # A loader draws a seed whenever it is read; training is to go on as it would without an average.
         with torch.random.fork_rng(devices=[]), self.average.swapped_in(model), weights_kept(model):
-            output.metrics.update(evaluate(f"{prefix}_ema").metrics)
+            output.metrics.update(evaluate(metric_key_prefix=f"{prefix}_ema").metrics)
         self.decisions, metrics.decisions = metrics.decisions, decisions
         return output
 

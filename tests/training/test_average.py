@@ -302,12 +302,12 @@ def test_the_better_weights_and_their_decisions_stay(tmp_path, better):
     metrics = run.evaluate()
     own, averaged = snapshot(run.model), dict(run.average.average.weights)
     metrics |= {"eval_accuracy": 0.5, "eval_ema_accuracy": 0.75 if better == "ema" else 0.25}
-    results = metrics | run.choose_final_weights(metrics)
+    results = metrics | run.average.choose(run.model, run.metrics, metrics)
     assert results["final_weights"] == better
     assert same(snapshot(run.model), averaged if better == "ema" else own)
     decided = run.model.eval()(run.eval_dataset.pixel_values).logits.argmax(-1)
     assert run.metrics.decisions["fused"].tolist() == decided.tolist()
-    assert run.average.average is None and run.choose_final_weights(metrics) == {}
+    assert run.average.average is None and run.average.choose(run.model, run.metrics, metrics) == {}
     assert "eval_ema_accuracy" not in run.evaluate()
 
 
