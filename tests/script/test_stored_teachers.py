@@ -131,7 +131,7 @@ def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
         views = ViewDataset(data.train, AugmentationSettings(**settings, cutmix_alpha=cutmix_alpha), seed)
         return DistillationTrainer(student, args, teacher_store=TeacherStore(answers), train_dataset=views)
 
-    assert trainer().teacher_store.num_views == 36
+    assert trainer().answers.store.num_views == 36
     with pytest.raises(InputError, match="data_seed 42, this run has 1"):
         trainer(seed=1)
     with pytest.raises(InputError, match="cutmix_alpha 0.0, this run has 1.0"):
