@@ -65,7 +65,7 @@ def distil(trainer: DistillationTrainer, checkpoint: str | None) -> dict[str, fl
     results = trainer.evaluate_teacher()
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     results |= trained.metrics | trainer.evaluate()
-    results |= trainer.choose_final_weights(results)
+    results |= trainer.average.choose(trainer.model, trainer.metrics, results)
     results |= {"num_parameters": trainer.model.num_parameters(), **trainer.progress.counts()}
     output_dir = trainer.args.output_dir
     with disk_errors_explained(output_dir, "the model"):

@@ -1,5 +1,6 @@
 """The arguments of `train_deit.py`: three dataclasses and their checks."""
 
+import copy
 import json
 import os
 from dataclasses import dataclass, fields
@@ -9,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from .errors import InputError, one_line
 from .fields import Choice, Group, Range, check_fields
@@ -351,6 +352,14 @@ class DistillationTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict:
         """What is pickled, into `training_args.bin` among others: all but the token."""
         return {**self.__dict__, "hub_token": None}
+
+    def for_trainer(self) -> "DistillationTrainingArguments":
+        """A copy in which Trainer itself is not asked for what [`DistillationTrainer`] does in its place."""
+        args = copy.copy(self)
+        args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
+        args.save_total_limit = None  # see `training.checkpoints.Checkpoints`
+        args.hub_strategy = HubStrategy.END  # see `publishing.publisher.Publisher`
+        return args
 
     @property
     def precision(self) -> str:

@@ -203,13 +203,19 @@ def unfinished_checkpoints(output_dir: str | Path) -> list[Path]:
     return [path for path in list_checkpoints(output_dir) if _is_unfinished(path)]
 
 
-def remove_unfinished_checkpoints(output_dir: str | Path):
-    """Remove what a kill left of checkpoints that were being written or removed."""
+def remove_unfinished_checkpoints(output_dir: str | Path, goes_on: bool = True):
+    """Remove what a kill left of checkpoints that were being written or removed.
+
+    Args:
+        output_dir: of the run.
+        goes_on: put back what was to be replaced by one of the same step; not for a run that starts again.
+    """
     leftovers = [path for prefix in (EARLIER_SAVING, REMOVING) for path in Path(output_dir).glob(f"{prefix}*")]
     for path in (*unfinished_checkpoints(output_dir), *leftovers):
         shutil.rmtree(path, ignore_errors=True)
     for replaced in Path(output_dir).glob(f"{REPLACED}*"):
-        if not (checkpoint := replaced.with_name(replaced.name.removeprefix(REPLACED))).exists():
+        checkpoint = replaced.with_name(replaced.name.removeprefix(REPLACED))
+        if goes_on and not checkpoint.exists():
             replaced.rename(checkpoint)
         shutil.rmtree(replaced, ignore_errors=True)
 

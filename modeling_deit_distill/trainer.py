@@ -1,8 +1,6 @@
 """`DistillationTrainer`: a `transformers.Trainer` whose loss is DeiT's (paper, section 4)."""
 
-import copy
 import functools
-from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -10,19 +8,16 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import HubStrategy, has_length
-from transformers.utils import logging
+from transformers.trainer_utils import has_length
 
 from .arguments import DistillationTrainingArguments
 from .data.datasets import collate
 from .data.evaluation import evaluation_view
 from .data.loaders import SetEpoch, training_loader, training_sampler, views_per_step
 from .data.views import ViewSampler
-from .errors import InputError
-from .output_folder import INTERRUPTED
 from .publishing.publisher import Publisher
 from .teachers.store import TeacherStore
-from .training.answers import Answers, check_teacher_given
+from .training.answers import Answers, check_objective
 from .training.average import AverageWeights
 from .training.checkpoints import Checkpoints
 from .training.finite import FiniteGuard, advice, gradient_norm
@@ -30,25 +25,16 @@ from .training.interruption import Interrupted, StopAtSignal, leaving_sigterm_to
 from .training.metrics import HeldOutMetrics, decide
 from .training.objective import Views, agreement_with_teacher, objective_terms
 from .training.progress import Progress, count_flops
-from .training.schedule import resolve_warmup, schedule
+from .training.schedule import decayed_names, resolve_warmup, schedule
 from .weights import check_finite_weights
-
-logger = logging.get_logger(__name__)
-
-# Not decayed besides biases and norms: what is learned per token or position. The public code decays the distillation
-# token, timm does not.
-UNDECAYED = ("cls_token", "position_embeddings")
 
 
 class DistillationTrainer(Trainer):
     """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
 
-    With the distillation token the label term reads the class head and the teacher's term the distillation head; a
-    student without it reads both from its one head ("usual distillation"). The teacher sees exactly the pixels that
-    the student sees. It is frozen, replicated on each process, and no part of what is saved.
-
-    What happens beside the loss is done by callbacks, in this order: `average`, `progress`, `checkpoints` (which makes
-    a saved folder a checkpoint), `publisher`, then the user's, then `interruption`.
+    The teacher sees exactly the pixels that the student sees. It is frozen, replicated on each process, and no part of
+    what is saved. What happens beside the loss is done by callbacks, in this order: `average`, `progress`,
+    `checkpoints` (which makes a saved folder a checkpoint), `publisher`, the user's, `interruption`.
 
     Args:
         model: a [`DeiTDistillForImageClassification`].
@@ -76,21 +62,17 @@ class DistillationTrainer(Trainer):
         callbacks: list | None = None,
         **kwargs,
     ):
-        check_teacher_given(model, args, teacher, teacher_store)
-        if model.config.problem_type not in (None, "single_label_classification"):
-            raise InputError(
-                f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
-            )
-        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
+        check_objective(model, args, teacher, teacher_store)
         dataset, num_classes = kwargs.get("train_dataset"), model.config.num_labels
         self.views = Views(args, dataset, kwargs.get("processing_class"), num_classes)
-        self.answers = Answers(args, self.teacher, teacher_store, dataset, num_classes)
+        self.answers = Answers(args, teacher, teacher_store, dataset, num_classes)
         gather = gather_object if args.world_size > 1 else list
         self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
         self.progress = Progress(self.answers, self.views.bad_images)
         self.checkpoints = Checkpoints(args.save_total_limit)
-        self.publisher = Publisher(args, model.config, self._announce_push)
+        announce = lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control)  # noqa: E731
+        self.publisher = Publisher(args, model.config, announce)
         self.interruption = StopAtSignal()
         self.metrics = HeldOutMetrics()
         self.view_sampler = self._steps_per_epoch = None
@@ -100,7 +82,7 @@ class DistillationTrainer(Trainer):
             kwargs["compute_metrics"] = self.metrics
             kwargs.setdefault("preprocess_logits_for_metrics", decide)
         own = [SetEpoch(lambda: self.view_sampler), self.average, self.progress, self.checkpoints, self.publisher]
-        super().__init__(model=model, args=_for_trainer(args), callbacks=[*own, *(callbacks or ())], **kwargs)
+        super().__init__(model=model, args=args.for_trainer(), callbacks=[*own, *(callbacks or ())], **kwargs)
         self.add_callback(self.interruption)
         self.average.check(self.accelerator)
 
@@ -111,12 +93,9 @@ class DistillationTrainer(Trainer):
             resume_from_checkpoint: a checkpoint's folder, or True for the last complete one.
 
         Raises:
-            InputError: no such checkpoint, or one of another run, or with a pickle that is more than numbers.
-            LocalInputError: the disk is full; the earlier checkpoints are intact.
+            InputError: a checkpoint that cannot be resumed from, or a full disk.
             Interrupted: SIGTERM came; a checkpoint was made.
         """
-        if self.is_world_process_zero():
-            Path(self.args.output_dir, INTERRUPTED).unlink(missing_ok=True)  # of the run that was interrupted
         settings = (self.args, self.train_dataset, self.model, self.is_fsdp_enabled)
         checkpoint = self.checkpoints.open(resume_from_checkpoint, *settings)
         self.finite.start()
@@ -125,7 +104,7 @@ class DistillationTrainer(Trainer):
         # Views are keyed by their own seed; what each process drops of its student should differ.
         set_seed(self.args.seed + (self.args.process_index if self.views.bad_images is not None else 0))
         try:
-            with self.interruption.listening(), self.checkpoints.errors_explained(self.args):
+            with self.interruption.listening(self.args), self.checkpoints.errors_explained(self.args):
                 output = super().train(checkpoint, *args, **kwargs)
         except Interrupted:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # close the logs
@@ -163,22 +142,10 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
-        """Ask the teacher, or its store, about the evaluation set; its answers make `eval_teacher_agreement`.
-
-        Returns:
-            `teacher_accuracy`, from 0 to 1; empty where neither knows.
-        """
+        """Ask the teacher, or its store, about the evaluation set: `teacher_accuracy`, empty where neither knows."""
         view = evaluation_view(self.processing_class)
         self.metrics.teacher = self.answers.about_held_out(self.get_eval_dataloader, view, self.accelerator)
         return {} if self.metrics.teacher is None else {"teacher_accuracy": self.metrics.teacher["accuracy"]}
-
-    def choose_final_weights(self, metrics: dict[str, float]) -> dict[str, float | str]:
-        """After training, put the average of the weights in their place if it is better: [`AverageWeights.choose`].
-
-        Args:
-            metrics: what `evaluate` returned last.
-        """
-        return self.average.choose(self.model, self.metrics, metrics)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of views in the order of [`ViewSampler`], or of samples in a random one."""
@@ -193,17 +160,13 @@ class DistillationTrainer(Trainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
-        names = super().get_decay_parameter_names(model)
-        undecayed = UNDECAYED if self.args.code_compatible else (*UNDECAYED, "distillation_token")
-        return [name for name in names if not name.rsplit(".", 1)[-1].startswith(undecayed)]
+        return decayed_names(super().get_decay_parameter_names(model), self.args.code_compatible)
 
     def set_initial_training_values(self, args, dataloader, *rest):
         """As in Trainer; here the number of steps of an epoch is first known, so `warmup_epochs` becomes steps."""
         epochs, steps_per_epoch, *between, steps = super().set_initial_training_values(args, dataloader, *rest)
         self._steps_per_epoch = steps_per_epoch
-        warning = resolve_warmup(args, steps, steps_per_epoch if has_length(dataloader) else None)
-        if warning is not None and self.is_world_process_zero():
-            logger.warning(warning)
+        resolve_warmup(args, steps, steps_per_epoch if has_length(dataloader) else None)
         return (self.checkpoints.epochs_left(epochs, steps), steps_per_epoch, *between, steps)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
@@ -223,21 +186,17 @@ class DistillationTrainer(Trainer):
             InputError: they are not, or too many steps in a row were not. Nothing was written.
         """
         self.finite.read()
-        anywhere = (lambda flag: any(gather_object([flag]))) if self.is_fsdp_enabled else bool
-        what = f"step {self.state.global_step}"
-        check_finite_weights(self.model.named_parameters(), what, advice(self.args), anywhere)
+        what, remedy = f"step {self.state.global_step}", advice(self.args)
+        check_finite_weights(self.model.named_parameters(), what, remedy, is_sharded=self.is_fsdp_enabled)
         if _internal_call and output_dir not in (None, self.args.output_dir):
             self.checkpoints.begin(output_dir, self.args)
         super().save_model(output_dir, _internal_call)
 
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         """As in Trainer; the metrics of the weights' average, if one is kept, stand beside under `<prefix>_ema_`."""
-        settings = (dataloader, description, prediction_loss_only, ignore_keys)
-        evaluate = functools.partial(super().evaluation_loop, *settings)
+        evaluate = functools.partial(super().evaluation_loop, dataloader, description, *args, **kwargs)
         if description != "Evaluation":
-            return evaluate(metric_key_prefix)
+            return evaluate(metric_key_prefix=metric_key_prefix)
         return self.average.evaluated_too(evaluate, self.model, self.metrics, metric_key_prefix)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
@@ -263,11 +222,7 @@ class DistillationTrainer(Trainer):
         self.hub_model_id = self.publisher.open(token, private)
 
     def create_model_card(self, results: dict[str, float] | None = None):
-        """Write our card, and the curves, from what lies in `output_dir`; what Trainer's takes is not asked.
-
-        Args:
-            results: what `all_results.json` is about to hold, if it does not yet.
-        """
+        """Write our card and the curves; see [`Publisher.write_card`]. What Trainer's takes is not asked."""
         self.publisher.write_card(self.state, results)
 
     def push_to_hub(
@@ -275,14 +230,8 @@ class DistillationTrainer(Trainer):
     ):
         """Save the model, write its card and push both, after the pushes that are under way; see [`Publisher.push`].
 
-        Args:
-            commit_message, blocking, token, revision, private: as in Trainer; the arguments' unless given.
-            kwargs: not used; Trainer's own card would take them.
-
-        Returns:
-            The commit's description; a future of it if not `blocking`; None on other processes than the main one.
+        The arguments are those of Trainer; `kwargs`, which its own card would take, are not used.
         """
-        self._announce_push()
         self.publisher.wait()
         if self.publisher.destination is None or token is not None:
             self.init_hf_repo(token, private)
@@ -296,18 +245,5 @@ class DistillationTrainer(Trainer):
             self.accelerator.unscale_gradients()
             grad_norm = gradient_norm(self.optimizer)  # Trainer would multiply all gradients by one
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        self.finite.decide(self.state.global_step + 1, model, optimizer, grad_norm, self.accelerator.scaler)
+        self.finite.decide(self.state.global_step + 1, model, self.optimizer, grad_norm, self.accelerator.scaler)
         return grad_norm
-
-    def _announce_push(self):
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-
-
-def _for_trainer(args: DistillationTrainingArguments) -> DistillationTrainingArguments:
-    """A copy of the arguments in which Trainer is not asked for what is done here."""
-    args = copy.copy(args)
-    args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
-    args.save_total_limit = None  # see `Checkpoints`
-    args.hub_strategy = HubStrategy.END  # see `Publisher`
-    return args

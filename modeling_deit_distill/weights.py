@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -22,14 +23,16 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
                 parameter.data = weight
 
 
-def check_finite_weights(named_tensors: Iterable[tuple[str, torch.Tensor]], what: str, remedy: str, anywhere=bool):
+def check_finite_weights(
+    named_tensors: Iterable[tuple[str, torch.Tensor]], what: str, remedy: str, is_sharded: bool = False
+):
     """Refuse to let go of weights that are not finite.
 
     Args:
         named_tensors: names and weights; of sharded ones this process's share is looked at.
         what: is refused, in words.
         remedy: for the message.
-        anywhere: from a flag of this process to whether it is set in any; where weights are sharded, asks the others.
+        is_sharded: ask the other processes about their shares.
 
     Raises:
         InputError: NaN or infinity among them.
@@ -38,6 +41,6 @@ def check_finite_weights(named_tensors: Iterable[tuple[str, torch.Tensor]], what
     flags = [~value.detach().isfinite().all() for value in local.values()]
     bad = torch.stack(flags).tolist() if flags else []  # one wait for all
     names = [name for name, is_bad in zip(local, bad, strict=True) if is_bad]
-    if anywhere(bool(names)):
+    if any(gather_object([bool(names)])) if is_sharded else names:
         found = f"{names[0]} and {len(names) - 1} more" if names else "those of another process"
         raise InputError(f"{what}: the weights are not finite ({found}), so they were not saved; {remedy}")

@@ -159,7 +159,7 @@ def test_the_loss_is_the_papers(runs_by_kind, token, kind, alpha, temperature, s
     run.args.distillation_alpha, run.args.distillation_temperature = alpha, temperature
     run.args.label_smoothing_factor = smoothing
     run.model.train()
-    outputs, answers = run.model(inputs["pixel_values"]), run.teacher.net(inputs["pixel_values"]).detach()
+    outputs, answers = run.model(inputs["pixel_values"]), run.answers.teacher.net(inputs["pixel_values"]).detach()
     expected = papers_loss(outputs, inputs["labels"], answers, kind, alpha, temperature, smoothing)
     torch.testing.assert_close(run.compute_loss(run.model, inputs), expected, rtol=1e-4, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_student_and_teacher_see_the_same_augmented_and_mixed_views(tmp_path):
     run, seen = views_trainer(tmp_path, rows()), {}
     batch = collate(run.train_dataset.__getitems__([View(image, 0, image) for image in range(4)]))
     expected = augment(batch["pixel_values"], batch["draws"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    run.teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
+    run.answers.teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
     run.model.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0].clone()))
     run.model.train()
     loss = DistillationTrainer.compute_loss(run, run.model, batch)
@@ -238,7 +238,7 @@ def test_bad_images_are_counted_and_do_not_stop_the_run(tmp_path):
     run = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, max_bad_image_fraction=0.2)
     run.train()
     assert run.seen[-1] == (1, 23)
-    assert run.count_bad_images() == 2
+    assert run.progress.counts()["bad_images"] == 2
     stopping = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, on_bad_image="error")
     with pytest.raises(InputError, match=r"row (3 \(3.png\)|11 \(11.png\)) is a bad image"):
         stopping.train()
@@ -316,7 +316,7 @@ def test_an_evaluation_counts_every_image_whatever_the_arguments_were_set_to(tmp
     args.set_dataloader(eval_batch_size=4, drop_last=True)
     run = DistillationTrainer(student(), args, CountingTeacher(), eval_dataset=Images(10))
     run.evaluate()
-    assert len(run.decisions["labels"]) == 10
+    assert len(run.metrics.decisions["labels"]) == 10
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -329,19 +329,19 @@ def test_an_epoch_is_whole_steps_and_evaluation_counts_every_image(tmp_path, dro
         assert teacher.asked == images
         right = (run.model.eval()(Images(length).pixel_values).logits.argmax(-1) == Images(length).labels).sum().item()
         assert run.evaluate()["eval_accuracy"] == pytest.approx(right / length)
-        assert len(run.decisions["labels"]) == length
+        assert len(run.metrics.decisions["labels"]) == length
 
 
 @pytest.mark.parametrize("average", [{}, {"ema_half_life": 1}])
 def test_an_evaluation_in_bf16_leaves_the_weights_in_fp32_with_the_same_bits(tmp_path, average):
     run = trainer(tmp_path, teacher=CountingTeacher(), bf16_full_eval=True, **average)
     run.train()
-    before, averaged = snapshot(run.model), dict(run.ema.weights) if average else {}
+    before, averaged = snapshot(run.model), dict(run.average.average.weights) if average else {}
     metrics = run.evaluate()
     after = run.model.state_dict()
     assert {value.dtype for value in after.values()} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
-    assert all(torch.equal(value, run.ema.weights[name]) for name, value in averaged.items())
+    assert all(torch.equal(value, run.average.average.weights[name]) for name, value in averaged.items())
     assert {f"eval_{name}" for name in ("loss", "accuracy", "accuracy_cls", "top5_accuracy")} <= metrics.keys()
     assert ("eval_ema_accuracy" in metrics) == bool(average)
 
@@ -362,10 +362,10 @@ def test_metrics_and_decisions_are_the_same_batch_by_batch(tmp_path, average):
     for argument in ({"eval_do_concat_batches": False}, {"batch_eval_metrics": True}):
         metrics, run = evaluated(tmp_path, **argument, **average)
         assert metrics == pytest.approx(expected, rel=1e-6)
-        assert run.decisions.keys() == whole.decisions.keys()
-        for name, decided in whole.decisions.items():
-            assert run.decisions[name].tolist() == decided.tolist()
-        assert len(run.decisions["labels"]) == 7
+        assert run.metrics.decisions.keys() == whole.metrics.decisions.keys()
+        for name, decided in whole.metrics.decisions.items():
+            assert run.metrics.decisions[name].tolist() == decided.tolist()
+        assert len(run.metrics.decisions["labels"]) == 7
 
 
 def test_warm_up_epochs_become_steps(tmp_path):

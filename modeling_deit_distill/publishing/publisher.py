@@ -102,7 +102,8 @@ class Publisher(TrainerCallback):
         return self._pending[0]
 
     def wait(self):
-        """Wait for the pushes under way; what failed has been said."""
+        """Before a push of the whole run: wait for those under way; what failed has been said."""
+        self._announce()
         for push in self._pending:
             push.exception()
 

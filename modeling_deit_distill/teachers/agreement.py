@@ -69,7 +69,8 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[st
         agreed["temperature"] = args.distillation_temperature
     if data is not None:
         num_classes, order = len(data.class_names), ViewSampler.from_arguments(args, views)
-        agreed |= {"dataset": data.fingerprint(), "num_classes": num_classes, "num_views": max(len(views), len(order))}
+        num_views = max(len(views), len(order))
+        agreed = {"dataset": data.fingerprint(), "num_classes": num_classes, "num_views": num_views, **agreed}
         if args.distillation_type == "soft" and args.teacher_store_top_k is not None:
             agreed["k"] = min(args.teacher_store_top_k, num_classes)
     return agreed

@@ -48,7 +48,7 @@ class TeacherStore:
         path = self.directory / DESCRIPTION
         try:
             description = json.loads(path.read_text())
-            self.fingerprint = with_current_names(description["fingerprint"])
+            self.fingerprint = with_current_names(dict(description["fingerprint"]))
             self.about = dict(description["about"])
             self.check({"format": FORMAT})
             self.dtype = entry_dtype(self.fingerprint)

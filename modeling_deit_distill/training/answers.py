@@ -20,7 +20,7 @@ class Answers:
 
     Args:
         args: the [`DistillationTrainingArguments`].
-        teacher: frozen, on the device; from `pixel_values` to logits, or to an output that has `logits`.
+        teacher: is frozen and moved to the device; from `pixel_values` to logits, or to an output that has `logits`.
         store: for these views.
         dataset: the training set; a store is about a [`ViewDataset`].
         num_classes: of the student.
@@ -33,7 +33,8 @@ class Answers:
     """
 
     def __init__(self, args, teacher: nn.Module | None, store: TeacherStore | None, dataset, num_classes: int):
-        self.teacher, self.store, self.num_classes = teacher, store, num_classes
+        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
+        self.store, self.num_classes = store, num_classes
         self.is_needed = args.distillation_type != "none"
         self.is_hard, self.temperature = args.distillation_type == "hard", args.distillation_temperature
         self.num_asked = 0
@@ -123,12 +124,16 @@ class Answers:
         return logits
 
 
-def check_teacher_given(model, args, teacher: nn.Module | None, store: TeacherStore | None):
-    """Refuse a teacher missing or superfluous, and a student with a distillation head that nothing would train.
+def check_objective(model, args, teacher: nn.Module | None, store: TeacherStore | None):
+    """Refuse a teacher missing or superfluous, and a student that the objective does not fit.
 
     Raises:
         InputError: with the remedy.
     """
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise InputError(
+            f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
+        )
     if args.distillation_type == "none":
         if teacher is not None or store is not None:
             raise InputError("distillation_type is 'none' but a teacher was given; choose soft or hard, or drop it")

@@ -135,6 +135,20 @@ def _reshard(model: nn.Module):
             module.reshard()
 
 
+def start_average(model: nn.Module, decay: float | None, checkpoint: str | Path | None = None) -> WeightAverage | None:
+    """The average at the start of training, or as a checkpoint kept it; None without a decay.
+
+    Raises:
+        InputError: as [`WeightAverage.load`].
+    """
+    if decay is None:
+        return None
+    average = WeightAverage(model, decay)
+    if checkpoint is not None:
+        average.load(checkpoint)
+    return average
+
+
 class AverageWeights(TrainerCallback):
     """Keeps the average of the weights through a training, and in its checkpoints.
 
@@ -171,7 +185,7 @@ class AverageWeights(TrainerCallback):
         """Evaluate a model, and its average beside it.
 
         Args:
-            evaluate: Trainer's `evaluation_loop`, called with the prefix of the metrics' names.
+            evaluate: Trainer's `evaluation_loop`, called with `metric_key_prefix`.
             model: the model; its weights come back to the bit.
             metrics: keeps the decisions of the model; those of the average are kept here.
             prefix: of the model's metrics; those of the average stand beside under `<prefix>_ema_`.
@@ -181,13 +195,13 @@ class AverageWeights(TrainerCallback):
         """
         metrics.start()
         with weights_kept(model):
-            output = evaluate(prefix)
+            output = evaluate(metric_key_prefix=prefix)
         if self.average is None:
             return output
         decisions = metrics.decisions
         # A loader draws a seed whenever it is read; training is to go on as it would without an average.
         with torch.random.fork_rng(devices=[]), self.average.swapped_in(model), weights_kept(model):
-            output.metrics.update(evaluate(f"{prefix}_ema").metrics)
+            output.metrics.update(evaluate(metric_key_prefix=f"{prefix}_ema").metrics)
         self.decisions, metrics.decisions = metrics.decisions, decisions
         return output
 
@@ -224,9 +238,7 @@ class AverageWeights(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Start it: only here the weights are those to start from, on their device."""
-        self.average = None if self.decay is None else WeightAverage(model, self.decay)
-        if self.average is not None and self._resumed is not None:
-            self.average.load(self._resumed)
+        self.average = start_average(model, self.decay, self._resumed)
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         """Move it. A step that was left out has changed nothing, and does not count."""

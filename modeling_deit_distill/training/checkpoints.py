@@ -125,7 +125,7 @@ class Checkpoints(TrainerCallback):
             InputError: no such checkpoint, or one of another run.
         """
         if args.should_save:
-            remove_unfinished_checkpoints(args.output_dir)
+            remove_unfinished_checkpoints(args.output_dir, goes_on=bool(wanted))
         PartialState().wait_for_everyone()
         self.resumed = self._resumed_step = self._planned_steps = None
         self._agreed = agreement(args, dataset)

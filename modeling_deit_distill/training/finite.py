@@ -95,13 +95,14 @@ class FiniteGuard:
         Args:
             number: of the step, for messages.
             model: whose gradients are dropped where the optimiser takes no verdict.
-            optimizer: torch's, not Accelerate's wrapper.
+            optimizer: torch's, or Accelerate's wrapper of it.
             grad_norm: of the gradient over all processes.
             scaler: the `GradScaler`, if there is one.
 
         Raises:
             InputError: too many steps in a row.
         """
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         parts, self._parts = self._parts, []
         norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else torch.as_tensor(grad_norm)
         norm = norm.detach().float()

@@ -68,8 +68,10 @@ class StopAtSignal(TrainerCallback):
         self._is_noted = self._is_agreed = False
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, args) -> Iterator[None]:
         """Around training. A signal that comes after the last step is passed on to whoever listened before."""
+        if args.process_index == 0:
+            Path(args.output_dir, INTERRUPTED).unlink(missing_ok=True)  # of the run that was interrupted
         self._is_noted = self._is_agreed = False
         with _handling(self._note):
             yield

@@ -10,20 +10,14 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from helpers.teachers import DIGITS, SMALL
-from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
+from modeling_deit_distill.arguments import DistillationTrainingArguments
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
-from modeling_deit_distill.teachers.labelling import (
-    fill,
-    find_store,
-    prepare_teacher,
-    sampler_of,
-    store_for,
-    teacher_description,
-    verify,
-)
+from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.recipes import Arguments
+from modeling_deit_distill.teachers.labelling import fill, verify
 from modeling_deit_distill.teachers.store import TeacherStore
 from modeling_deit_distill.teachers.teacher import Teacher
 
@@ -55,28 +49,38 @@ def save_teacher(folder: Path, seed: int, class_names=DIGITS) -> str:
 
 @dataclass
 class Run:
-    """What `train_deit.py` has before it needs a teacher."""
+    """The part of a run that labels; each question is asked of a new plan."""
 
-    model_args: ModelArguments
-    data_args: DataArguments
-    args: DistillationTrainingArguments
+    arguments: Arguments
     data: ImageData
-    views: ViewDataset
+
+    @property
+    def args(self) -> DistillationTrainingArguments:
+        return self.arguments[2]
+
+    def plan(self) -> Plan:
+        plan = Plan(self.arguments, [])
+        plan.data = self.data
+        return plan
+
+    @functools.cached_property
+    def views(self) -> ViewDataset:
+        return self.plan().views
 
     @property
     def sampler(self) -> ViewSampler:
-        return sampler_of(self.args, self.views)
+        return ViewSampler.from_arguments(self.args, self.views)
 
     def describe(self):
-        return teacher_description(self.model_args, self.args, self.data)
+        return self.plan().teacher_config
 
     def find(self) -> TeacherStore | None:
-        return find_store(self.model_args, self.args, self.data, self.describe(), self.views)
+        return self.plan().store
 
     def prepare(self) -> tuple[Teacher, TeacherStore]:
-        config, store = self.describe(), self.find()
-        teacher = prepare_teacher(self.model_args, self.data_args, self.args, self.data, config, self.views, store)
-        return teacher, store_for(self.data_args, self.args, self.data, self.views, teacher, store)
+        plan = self.plan()
+        teacher = plan.live_teacher()
+        return teacher, plan.store
 
     def fill(self, store, teacher, epochs=(0,), batch_size=8, **share) -> list[tuple[int, int]]:
         return list(fill(store, teacher, self.views, self.sampler, epochs, batch_size=batch_size, **share))

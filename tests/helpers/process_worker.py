@@ -52,7 +52,7 @@ def report(trainer, folder, **more):
     """Leave what the test looks at in `folder`."""
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        facts = {"losses": losses(trainer), "teacher": type(trainer.teacher).__name__}
+        facts = {"losses": losses(trainer), "teacher": type(trainer.answers.teacher).__name__}
         facts |= {"precision": trainer.args.precision, **more}
         Path(folder, "report.json").write_text(json.dumps(facts))
 
@@ -62,14 +62,14 @@ def train(folder, arguments: dict, resume: str | None = None):
     trainer = make(folder, **arguments)
     trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
-    seen = int(trainer.decisions["labels"].shape[0])
+    seen = int(trainer.metrics.decisions["labels"].shape[0])
     report(trainer, folder, accuracy=metrics["eval_accuracy"], num_evaluated=seen)
 
 
 def poisoned(folder, arguments: dict, is_sharded: bool = False):
     """The last process's loss becomes NaN in the third step, and from the sixth on."""
     trainer = make(folder, prepare=shard_here if is_sharded else do_nothing, max_nonfinite_steps=3, **arguments)
-    original, calls = trainer._augment, []
+    original, calls = trainer.views, []
 
     def spoil(inputs):
         pixel_values, labels = original(inputs)
@@ -77,7 +77,8 @@ def poisoned(folder, arguments: dict, is_sharded: bool = False):
         spoilt = trainer.args.process_index == trainer.args.world_size - 1 and (len(calls) == 3 or len(calls) > 5)
         return (pixel_values * float("nan") if spoilt else pixel_values), labels
 
-    trainer._augment = spoil
+    spoil.bad_images = original.bad_images
+    trainer.views = spoil
     before, original_step = [], trainer.callback_handler.on_optimizer_step
 
     def remember(*rest):
@@ -114,7 +115,7 @@ def sharded(folder, arguments: dict, resume: str | None = None):
     trainer = make(folder, prepare=shard_here, **arguments)
     trainer.train(resume_from_checkpoint=resume)
     sharded = {name for name, value in trainer.model.named_parameters() if isinstance(value, DTensor)}
-    whole = not any(isinstance(value, DTensor) for value in trainer.teacher.parameters())
+    whole = not any(isinstance(value, DTensor) for value in trainer.answers.teacher.parameters())
     everything = sharded == {name for name, _ in trainer.model.named_parameters()}
     report(trainer, folder, all_sharded=everything, teacher_is_whole=whole)
 

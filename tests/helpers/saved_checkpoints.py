@@ -6,21 +6,21 @@ import json
 import torch
 from transformers.trainer_utils import IntervalStrategy
 
-from modeling_deit_distill.output_folder import commit_checkpoint
+from modeling_deit_distill.output_folder import begin_checkpoint, commit_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "num_train_epochs": 3}
 
 
 def checkpoint(folder, step=1):
     """A small folder that passes for a checkpoint."""
-    saved = folder / f"_saving-{step}" / f"checkpoint-{step}"
-    saved.mkdir(parents=True)
+    saved = folder / f"checkpoint-{step}"
+    begin_checkpoint(saved)
     (saved / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     (saved / "model.safetensors").write_bytes(b"weights" * 100)
     (saved / "optimizer.pt").write_bytes(b"moments" * 200)
     (saved / "training_args.bin").write_bytes(b"a pickle")
-    commit_checkpoint(saved, folder / saved.name, {"seed": 42})
-    return folder / saved.name
+    commit_checkpoint(saved, {"seed": 42})
+    return saved
 
 
 def names(folder):

@@ -1,5 +1,6 @@
 """Stores of made-up answers."""
 
+import dataclasses
 import multiprocessing
 import time
 
@@ -9,7 +10,6 @@ import torch
 from hypothesis import settings
 
 from modeling_deit_distill.data.views import AugmentationSettings
-from modeling_deit_distill.teachers.agreement import of_views
 from modeling_deit_distill.teachers.store import TeacherStore, create_store, entry_dtype
 
 FORK = multiprocessing.get_context("fork")  # children only write; a spawned one would import torch for seconds
@@ -22,8 +22,13 @@ LAYOUTS = pytest.mark.parametrize("layout", [{}, SOFT], ids=["hard", "soft"])
 
 def fingerprint(**changes) -> dict:
     fields = {"augmentation_version": 1, "dataset": "d161", "num_images": 100, "num_classes": 10, "num_views": 100}
-    fields |= {"data_seed": 0, "repeated_augmentation": 3, "distillation_type": "hard", "k": None, "temperature": 3.0}
-    return of_views(AugmentationSettings(16), **{**fields, **changes})
+    fields |= {"data_seed": 0, "repeated_augmentation": 3, "distillation_type": "hard", "temperature": 3.0}
+    fields |= dataclasses.asdict(AugmentationSettings(16)) | changes
+    if fields["distillation_type"] == "hard":
+        fields = {name: value for name, value in fields.items() if name not in ("k", "temperature")}
+    elif fields.pop("k", None) is not None:
+        fields["k"] = min(changes["k"], fields["num_classes"])
+    return fields
 
 
 def make(folder, **changes) -> TeacherStore:

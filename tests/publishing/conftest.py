@@ -18,7 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import train_deit
 from modeling_deit_distill import hub
 from modeling_deit_distill.data.evaluation import evaluation_processor
-from modeling_deit_distill.publishing import publishing_trainer, repository
+from modeling_deit_distill.publishing import inside, publisher, repository
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def blank_pictures():
         PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(train_deit, "draw_predictions", draw)
-        for module in (repository, publishing_trainer):
+        monkeypatch.setattr(inside, "draw_predictions", draw)
+        for module in (repository, publisher):
             monkeypatch.setattr(module, "plot_training_curves", draw)
         yield
 

@@ -1,6 +1,7 @@
 """What is kept of how a model was made: enough to do it again, nothing that is nobody's business."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill.output_folder import RUN_RECORD
+from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.record import (
     base_model,
     command,
@@ -21,12 +23,14 @@ from modeling_deit_distill.recipes import parse_arguments
 FACTS = {"data": "{folder}: 12 images", "held out": "4 images, a tenth of {folder}", "device": "cpu", "output": "here"}
 
 
-def written(tmp_path, *words, name="me/model"):
+def written(tmp_path, *words, name="me/model", summary=FACTS, store=None):
     """The record of a run with these arguments."""
-    facts = {key: text.format(folder=tmp_path / "photos") for key, text in FACTS.items()}
     words = ["--use_cpu", "true", *words]
-    write_run_record(tmp_path / "run", facts, words, parse_arguments(words), name)
-    return json.loads((tmp_path / "run" / RUN_RECORD).read_text())
+    plan = Plan(parse_arguments(words), words)
+    plan.args.output_dir = str(tmp_path / "run")
+    summary = {key: text.format(folder=tmp_path / "photos") for key, text in summary.items()}
+    plan.summary, plan.store = lambda: summary, store
+    return json.loads(write_run_record(plan, name).read_text())
 
 
 @pytest.fixture
@@ -118,10 +122,10 @@ def test_of_any_absolute_path_the_last_name_is_left(parents, name, is_joined):
 
 
 def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):
-    facts = {"held out": "4 images", "teacher": "/home/you/convnet"}
-    words = ["--dataset_name", "digits", "--use_cpu", "true"]
-    path = write_run_record(tmp_path, facts, words, parse_arguments(words), "run", ["/home/you/convnet", None])
-    assert json.loads(path.read_text())["facts"]["teacher"] == "convnet"
+    summary = {"held out": "4 images", "teacher": "/home/you/convnet"}
+    store = SimpleNamespace(about={"teacher": "/home/you/convnet"})
+    record = written(tmp_path, "--dataset_name", "digits", summary=summary, store=store)
+    assert record["facts"]["teacher"] == "convnet"
 
 
 def test_the_repository_is_noted(tmp_path, photos):

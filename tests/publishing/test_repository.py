@@ -7,9 +7,9 @@ import pytest
 from helpers.hub_server import HubServer, use_hub
 from helpers.published import CODE, TOKEN, messages
 
-import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.output_folder import PUBLISHED
+from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.card import write_model_card
 from modeling_deit_distill.publishing.repository import (
     open_repository,
@@ -109,7 +109,7 @@ def test_a_push_that_fails_during_training_is_named_and_does_not_stop_it(server,
 
 
 def test_a_wrong_token_is_found_before_any_training(server, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_deit, "prepare_teacher", lambda *_: pytest.fail("a teacher may take hours"))
+    monkeypatch.setattr(Plan, "teacher", lambda *_: pytest.fail("a teacher may take hours"))
     with pytest.raises(InputError, match="hf auth login"):
         train(hub_token="hf_wrong")
     assert not list((tmp_path / "colours").glob("checkpoint-*"))

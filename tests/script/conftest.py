@@ -7,7 +7,7 @@ import pytest
 from helpers.runs import arguments
 
 import train_deit
-from modeling_deit_distill.publishing import publishing_trainer
+from modeling_deit_distill.publishing import inside, publisher
 
 
 @pytest.fixture(scope="module")
@@ -25,5 +25,5 @@ def blank_pictures(monkeypatch):
     def draw(*arguments):
         PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
 
-    monkeypatch.setattr(train_deit, "draw_predictions", draw)
-    monkeypatch.setattr(publishing_trainer, "plot_training_curves", draw)
+    monkeypatch.setattr(inside, "draw_predictions", draw)
+    monkeypatch.setattr(publisher, "plot_training_curves", draw)

@@ -6,9 +6,7 @@ import pytest
 from helpers.labelling import NUM_IMAGES, Run, save_teacher
 from helpers.teachers import DIGITS
 
-from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.sources import ImageData, load_image_data
-from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.recipes import parse_arguments
 
 
@@ -43,10 +41,7 @@ def run_of(tmp_path, teachers, digits):
         if teacher:
             base["teacher_name_or_path"] = teachers[teacher]
         words = [word for key, value in base.items() for word in (f"--{key}", str(value))]
-        model_args, data_args, args = parse_arguments([*words, *arguments])
-        augmentation = AugmentationSettings.from_arguments(args, model_args.image_size)
-        views = ViewDataset(data.train, augmentation, args.seed if args.data_seed is None else args.data_seed)
-        return Run(model_args, data_args, args, data, views)
+        return Run(parse_arguments([*words, *arguments]), data)
 
     return make
 

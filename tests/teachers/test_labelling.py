@@ -13,10 +13,10 @@ from modeling_deit_distill.teachers.labelling import (
     decisions,
     fill,
     planned_views,
-    teacher_schedule,
 )
 from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
 from modeling_deit_distill.teachers.teacher import load_teacher
+from modeling_deit_distill.teachers.training import teacher_schedule
 
 # The examples of a property share its fixtures; each makes anew what it changes.
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,9 +28,9 @@ FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
     words = ["--train_teacher", "true", "--teacher_image_size", "24"]
     new = run_of(*words, "--teacher_config_name", "resnet", teacher=None)
-    assert teacher_schedule(new.model_args, new.views)["image_size"] == 24
+    assert teacher_schedule(new.arguments.model, 16)["image_size"] == 24
     fine_tuned = run_of(*words, teacher="mine")
-    assert teacher_schedule(fine_tuned.model_args, fine_tuned.views)["image_size"] == 16
+    assert teacher_schedule(fine_tuned.arguments.model, 16)["image_size"] == 16
 
 
 # ---- which views a run needs ----

@@ -11,7 +11,7 @@ from helpers.teachers import SMALL
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.agreement import of_teacher
-from modeling_deit_distill.teachers.labelling import planned_views, prepare_teacher, store_for
+from modeling_deit_distill.teachers.labelling import planned_views
 from modeling_deit_distill.teachers.store import is_store
 from modeling_deit_distill.teachers.teacher import weights_checksum
 
@@ -137,11 +137,11 @@ def test_the_same_teacher_elsewhere_is_the_same(filled, run_of, teachers, tmp_pa
 
 def test_a_teacher_changed_since_it_was_described_is_refused(filled, run_of, tmp_path):
     run, _, store = filled
-    config = run.describe()
-    run.model_args.teacher_name_or_path = save_teacher(tmp_path / "late", 9)
-    teacher = prepare_teacher(run.model_args, run.data_args, run.args, run.data, config, run.views, store)
+    plan = run.plan()
+    assert plan.store is not None and plan.teacher_config is not None
+    run.arguments.model.teacher_name_or_path = save_teacher(tmp_path / "late", 9)
     with pytest.raises(InputError, match="teacher_weights"):
-        store_for(run.data_args, run.args, run.data, run.views, teacher, store)
+        plan.live_teacher()
 
 
 def test_no_store_is_looked_for_without_distillation(filled, run_of):

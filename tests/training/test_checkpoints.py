@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import (
+    begin_checkpoint,
     commit_checkpoint,
     damage,
     disk_errors_explained,
@@ -113,22 +114,22 @@ def test_the_one_of_the_same_step_is_replaced(tmp_path):
     assert names(tmp_path) == ["checkpoint-1"] and not (first / "only_here").exists()
 
 
-def test_a_kill_between_writing_and_renaming_loses_nothing_and_half_a_checkpoint_goes(tmp_path):
-    path = checkpoint(tmp_path, 3)
-    for step in (3, 4):
-        (tmp_path / f"_saving-{step}").mkdir()
-    path.rename(tmp_path / "_saving-3" / "checkpoint-3")
-    checkpoint(tmp_path / "_saving-4", 4)
-    (tmp_path / "_saving-4" / "checkpoint-4" / "complete.json").unlink()
+def test_a_kill_while_one_is_written_loses_nothing_and_half_a_checkpoint_goes(tmp_path):
+    checkpoint(tmp_path, 3)
+    begin_checkpoint(tmp_path / "checkpoint-3")  # again, of the same step
+    begin_checkpoint(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-4" / "model.safetensors").write_bytes(b"weig")
     checkpoint(tmp_path, 2).rename(tmp_path / "_removing-checkpoint-2")
+    (tmp_path / "_saving-5" / "checkpoint-5").mkdir(parents=True)  # of an earlier version
+    assert damage(tmp_path / "checkpoint-4") == "its saving was interrupted"
+    assert last_complete(tmp_path)[0] is None
     remove_unfinished_checkpoints(tmp_path)
-    assert names(tmp_path) == ["checkpoint-3"]
+    assert names(tmp_path) == ["checkpoint-3"] and damage(tmp_path / "checkpoint-3") is None
 
 
 def test_what_a_kill_left_of_a_run_is_no_checkpoint_of_the_next_one(tmp_path):
     checkpoint(tmp_path, 3)
-    (tmp_path / "_saving-3").mkdir()
-    (tmp_path / "checkpoint-3").rename(tmp_path / "_saving-3" / "checkpoint-3")  # whole, but not yet renamed
+    begin_checkpoint(tmp_path / "checkpoint-3")
     views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 1}).train()
     assert names(tmp_path) == ["checkpoint-1"]
 

@@ -26,7 +26,12 @@ def follow(run):
     run.history, original = [], run.callback_handler.on_optimizer_step
 
     def after(args, state, control):
-        seen = (snapshot(run.model), optimiser_state(run), bool(run.step_was_skipped), run._get_learning_rate())
+        seen = (
+            snapshot(run.model),
+            optimiser_state(run),
+            bool(run.finite.step_was_skipped(run.accelerator)),
+            run._get_learning_rate(),
+        )
         run.history.append(seen)
         return original(args, state, control)
 
@@ -54,7 +59,7 @@ def poison_pixels(run, calls):
 
 
 def poison_teacher(run, calls):
-    original, run.calls = run.teacher.forward, 0
+    original, run.calls = run.answers.teacher.forward, 0
 
     def poisoned(pixel_values):
         answered = original(pixel_values)
@@ -63,7 +68,7 @@ def poison_teacher(run, calls):
             answered.logits[1, 2] = NAN
         return answered
 
-    run.teacher.forward = poisoned
+    run.answers.teacher.forward = poisoned
 
 
 def poison_gradient(run, calls):
@@ -120,14 +125,15 @@ def test_the_message_names_epoch_and_positions(tmp_path, caplog):
 
 
 def poison_images(run, calls):
-    original, run.calls = run._augment, 0
+    original, run.calls = run.views, 0
 
     def poisoned(inputs):
         pixel_values, labels = original(inputs)
         run.calls += 1
         return (pixel_values * NAN if run.calls in calls else pixel_values), labels
 
-    run._augment = poisoned
+    poisoned.bad_images = original.bad_images
+    run.views = poisoned
 
 
 def test_one_bad_batch_spoils_its_whole_accumulated_step_and_no_other(tmp_path):
@@ -205,10 +211,8 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_pushed(tmp_path, monkeypatch):
     run = trainer(tmp_path, teacher=CountingTeacher(), max_steps=1)
-    run._destination = object()
-    monkeypatch.setattr(
-        "modeling_deit_distill.publishing.publishing_trainer.push_all", lambda *_: pytest.fail("pushed")
-    )
+    run.publisher.destination = object()
+    monkeypatch.setattr("modeling_deit_distill.publishing.publisher.push_all", lambda *_: pytest.fail("pushed"))
     run.model.cls_classifier.bias.data[2] = NAN
     with pytest.raises(InputError, match="not finite"):
         run.push_to_hub()

@@ -18,7 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import train_deit
 from modeling_deit_distill import InputError
 from modeling_deit_distill.precision import multiplies_bf16
-from modeling_deit_distill.publishing import publishing_trainer
+from modeling_deit_distill.publishing import inside, publisher
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STEPS, NUM_KILLS = 14, 20
@@ -62,8 +62,8 @@ def blank_pictures(monkeypatch):
     def draw(*arguments):
         PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
 
-    monkeypatch.setattr(train_deit, "draw_predictions", draw)
-    monkeypatch.setattr(publishing_trainer, "plot_training_curves", draw)
+    monkeypatch.setattr(inside, "draw_predictions", draw)
+    monkeypatch.setattr(publisher, "plot_training_curves", draw)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from modeling_deit_distill import (
     InputError,
 )
 from modeling_deit_distill.data.evaluation import evaluation_processor
-from modeling_deit_distill.publishing import publishing_trainer
+from modeling_deit_distill.publishing import publisher
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -110,13 +110,13 @@ def test_a_library_user_gets_a_card_that_names_the_repository(library_user, serv
 
 
 def test_pushes_of_training_follow_one_another(library_user, server, monkeypatch):
-    push_checkpoint, threads = publishing_trainer.push_checkpoint, []
+    push_checkpoint, threads = publisher.push_checkpoint, []
 
     def remember_thread(*arguments):
         threads.append(threading.current_thread())
         return push_checkpoint(*arguments)
 
-    monkeypatch.setattr(publishing_trainer, "push_checkpoint", remember_thread)
+    monkeypatch.setattr(publisher, "push_checkpoint", remember_thread)
     library_user(save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True).train()
     assert len(threads) == 2
     assert threads[0] is threads[1]  # which has one push at a time
