@@ -23,7 +23,9 @@ from modeling_deit_distill.student import student_config
 sys.path.insert(0, str(ROOT / "examples"))  # the scripts and new processes import by name
 
 reproduce_tables = importlib.import_module("reproduce_tables")
-tables_report = importlib.import_module("tables_report")
+tables_figures, tables_paper, tables_report = map(
+    importlib.import_module, ("tables_figures", "tables_paper", "tables_report")
+)
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -79,9 +81,9 @@ def test_runs_come_after_what_they_need_and_every_row_has_its_runs(name):
         assert set(run.needs) <= set(planned), run.name
         planned.append(run.name)
     assert len(set(planned)) == len(planned)
-    rows = {row.runs for table in tables_report.TABLES for row in table.rows}
+    rows = {row.runs for table in tables_paper.TABLES for row in table.rows}
     assert {run.rpartition("-")[0] for run in planned} == rows
-    table3 = {row.runs for row in tables_report.TABLES[0].rows}
+    table3 = {row.runs for row in tables_paper.TABLES[0].rows}
     assert all(f"{row}-{seed}" in planned for row in table3 for seed in range(3))
 
 
@@ -264,7 +266,7 @@ def test_the_rows_are_trained_for_real(tmp_path, profile):
 
 def test_a_difference_has_an_error_by_seed_and_one_by_image():
     first, second = np.array([[1.0, 1, 1, 0]]), np.array([[1.0, 0, 0, 0], [1, 0, 1, 0]])
-    found = tables_report.difference(first, second, tables_report.Deviation(0.02, 5))
+    found = tables_figures.difference(first, second, tables_figures.Deviation(0.02, 5))
     # 3/4 - 3/8; by image 0, 1, 1/2, 0 apart: variance (2·(3/8)² + (5/8)² + (1/8)²) / 3
     assert found.value == pytest.approx(37.5)
     assert found.seed_error == pytest.approx(2 * (1 + 1 / 2) ** 0.5)
@@ -276,20 +278,20 @@ def test_a_difference_has_an_error_by_seed_and_one_by_image():
 
 def test_paired_seeds_err_by_their_differences():
     first, second = np.array([[1.0, 1], [1, 0]]), np.array([[1.0, 0], [0, 0]])
-    pooled = tables_report.Deviation(0.5, 7)
-    found = tables_report.difference(first, second, pooled, paired=True)
+    pooled = tables_figures.Deviation(0.5, 7)
+    found = tables_figures.difference(first, second, pooled, paired=True)
     assert (found.value, found.seed_error, found.freedom) == (50.0, 0.0, 1)  # both seeds gain one half
-    alone = tables_report.difference(first[:1], second[:1], pooled, paired=True)
+    alone = tables_figures.difference(first[:1], second[:1], pooled, paired=True)
     assert alone.seed_error == pytest.approx(100 * 0.5 * 2**0.5) and alone.freedom == 7  # one seed says nothing: lent
-    unknown = tables_report.difference(first[:1], second[:1], None, paired=True)
+    unknown = tables_figures.difference(first[:1], second[:1], None, paired=True)
     assert (unknown.seed_error, unknown.margin, unknown.is_clear) == (None, None, False)
-    assert tables_report.verdict(unknown, 2.3) == tables_report.verdict(unknown, 0.0) == "not decided"
+    assert tables_figures.verdict(unknown, 2.3) == tables_figures.verdict(unknown, 0.0) == "not decided"
 
 
 def test_the_pooled_deviation_is_about_each_kinds_own_mean():
-    pooled = tables_report.pooled_deviation([[1, 3], [10, 10, 13], [7]])
+    pooled = tables_figures.pooled_deviation([[1, 3], [10, 10, 13], [7]])
     assert pooled.value == pytest.approx(((2 + 6) / 3) ** 0.5) and pooled.freedom == 3
-    assert tables_report.pooled_deviation([[1], [2]]) is None
+    assert tables_figures.pooled_deviation([[1], [2]]) is None
 
 
 VERDICTS = [  # a difference, the paper's, and what is said
@@ -314,22 +316,22 @@ VERDICTS = [  # a difference, the paper's, and what is said
 def test_verdicts():
     for value, paper, expected in VERDICTS:
         # t of 2.2281, so 0.3342 by seed, 0.3920 by image
-        found = tables_report.Difference(value, 0.15, 0.2, freedom=10)
+        found = tables_figures.Difference(value, 0.15, 0.2, freedom=10)
         assert found.margin == pytest.approx(0.5151, abs=1e-4)
-        assert tables_report.verdict(found, paper) == expected, (value, paper)
+        assert tables_figures.verdict(found, paper) == expected, (value, paper)
 
 
 @given(st.floats(-5, 5), st.floats(0.25, 5), st.sampled_from([-1, 1]))
 def test_the_other_sign_of_both_gives_the_same_verdict(value, size, sign):
     verdicts = [
-        tables_report.verdict(tables_report.Difference(factor * value, 0.15, 0.2, freedom=10), factor * sign * size)
+        tables_figures.verdict(tables_figures.Difference(factor * value, 0.15, 0.2, freedom=10), factor * sign * size)
         for factor in (1, -1)
     ]
     assert verdicts[0] == verdicts[1]
 
 
 def test_an_error_of_many_images_does_not_make_no_difference_of_an_unknown_one():
-    assert tables_report.verdict(tables_report.Difference(0.2, 1.0, 1.0, freedom=10), 0.0) == "not decided"
+    assert tables_figures.verdict(tables_figures.Difference(0.2, 1.0, 1.0, freedom=10), 0.0) == "not decided"
 
 
 # The tables
@@ -358,11 +360,11 @@ def finished(tmp_path):
 
 def left_in(folder) -> dict:
     names = [path.name for path in folder.iterdir() if (path / "all_results.json").exists()]
-    return {name: tables_report.read(folder / name) for name in names}
+    return {name: tables_figures.read(folder / name) for name in names}
 
 
 def test_rows_are_means_over_seeds_of_the_stored_decisions(finished):
-    tables = tables_report.figures(left_in(finished))["tables"]
+    tables = tables_figures.figures(left_in(finished))["tables"]
     none, soft, hard, cls, distillation, both = tables["table3"]["rows"]
     assert (none["mean"], none["deviation"], none["runs"]) == (50.0, 0.0, ["none-0", "none-1"])
     assert soft == {"row": "usual distillation, soft", "runs": [], "paper": 72.2}  # not run, not left out
@@ -373,7 +375,7 @@ def test_rows_are_means_over_seeds_of_the_stored_decisions(finished):
 
 
 def test_claims_are_judged_from_the_decisions(finished):
-    tables = tables_report.figures(left_in(finished))["tables"]
+    tables = tables_figures.figures(left_in(finished))["tables"]
     claims = {claim["claim"]: claim for claim in tables["table3"]["claims"]}
     assert claims["soft distillation against none"] == {
         "claim": "soft distillation against none",
@@ -394,7 +396,7 @@ def test_claims_are_judged_from_the_decisions(finished):
 
 
 def test_the_disagreement_is_the_mean_over_seeds(finished):
-    table = tables_report.figures(left_in(finished))["tables"]["table4"]
+    table = tables_figures.figures(left_in(finished))["tables"]["table4"]
     matrix = table["disagreement"]
     assert matrix["truth"] == {
         "truth": 0.0,
@@ -411,20 +413,20 @@ def test_the_disagreement_is_the_mean_over_seeds(finished):
 
 
 def test_the_cosine_rises_or_it_does_not(finished, tmp_path):
-    table = tables_report.figures(left_in(finished))["tables"]["tokens"]
+    table = tables_figures.figures(left_in(finished))["tables"]["tokens"]
     assert table["cosines"] == [[0.1, 0.5, 0.9]] * 2
     (claim,) = table["claims"]
     assert (claim["difference"], claim["verdict"]) == (pytest.approx(0.8), "agrees in sign")
     assert (claim["seed_error"], claim["image_error"]) == (0.0, None)
     left = left_in(finished)
     falling = dataclasses.replace(left["token-0"], tokens={**TOKENS, "cosine_by_block": [0.5, 0.0]})
-    (claim,) = tables_report.token_table({"token-0": falling, "token-1": falling})["claims"]
+    (claim,) = tables_figures.token_table({"token-0": falling, "token-1": falling})["claims"]
     assert claim["verdict"] == "disagrees in sign"
 
 
 def test_one_seed_has_no_error_by_seed_and_decides_nothing(finished):
     left = {name: run for name, run in left_in(finished).items() if name.endswith("-0")}
-    content = tables_report.figures(left)
+    content = tables_figures.figures(left)
     assert content["seed_deviation"] is None
     tables = content["tables"]
     claims = [claim for key in ("table3", "table4", "tokens") for claim in tables[key]["claims"] if len(claim) > 3]
@@ -437,21 +439,21 @@ def test_one_seed_has_no_error_by_seed_and_decides_nothing(finished):
 
 def test_the_two_heads_are_compared_with_the_one_that_is_nearer_to_the_convnet(finished):
     left = left_in(finished)
-    claim = tables_report.disagreement_table(left)["claims"][2]
+    claim = tables_figures.disagreement_table(left)["claims"][2]
     # teacher wrong on 7; class head on 0 and 1, distillation head on 0 and 7: three and one apart, two from each other
     assert claim["claim"].endswith("(the nearer: distillation head)") and claim["difference"] == 12.5 - 25.0
     swapped = {
         name: dataclasses.replace(run, decisions={**run.decisions, "cls": wrong(7), "distillation": wrong(0, 1)})
         for name, run in left.items()
     }
-    claim = tables_report.disagreement_table(swapped)["claims"][2]
+    claim = tables_figures.disagreement_table(swapped)["claims"][2]
     assert claim["claim"].endswith("(the nearer: class head)") and claim["difference"] == 0.0 - 37.5
 
 
 def test_decisions_that_do_not_give_the_reported_accuracy_are_refused(tmp_path):
     finish(tmp_path, "none-0", truth=TRUTH, fused=wrong(0), eval_accuracy=0.75)
     with pytest.raises(InputError, match=r"none-0: predictions.json has a top-1 of 0.8750, all_results.json of 0.7500"):
-        tables_report.read(tmp_path / "none-0")
+        tables_figures.read(tmp_path / "none-0")
 
 
 def test_every_machine_and_version_is_told_and_the_time_of_students_whose_teacher_is_silent(finished):
