@@ -7,13 +7,11 @@ from pathlib import Path
 
 from modeling_deit_distill import DistillationTrainer
 from modeling_deit_distill.files import write_json
-from modeling_deit_distill.output_folder import DECISIONS, RESULTS, disk_errors_explained
+from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained
 from modeling_deit_distill.plan import Plan
-from modeling_deit_distill.publishing.finished import is_finished, push_finished
-from modeling_deit_distill.publishing.inside import look_inside
-from modeling_deit_distill.publishing.record import write_run_record
-from modeling_deit_distill.publishing.repository import clear_earlier_run, open_repository_of
-from modeling_deit_distill.report import results_table, say, summary_table
+from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
+from modeling_deit_distill.publishing.repository import open_repository_of
+from modeling_deit_distill.report import say
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.training.interruption import ending_in_order
 
@@ -31,7 +29,6 @@ def run(plan: Plan):
     """What the paper describes, step by step."""
     # What will run
     plan.check()
-    say(plan.args, "What will run", summary_table(plan.summary()))
 
     # Student: what may be wrong with it shows before the teacher's training
     student = plan.student()
@@ -52,12 +49,14 @@ def run(plan: Plan):
         train_dataset=plan.views,
         eval_dataset=plan.held_out,
     )
-    clear_earlier_run(plan.args)
-    record(plan, trainer)
+    begin_run(plan, trainer.hub_model_id)
     results = distil(trainer, plan.checkpoint)
 
     # Publish
-    publish(plan, trainer, results)
+    finish_run(plan, trainer, results)
+    if plan.args.push_to_hub:
+        trainer.push_to_hub()
+        say(plan.args, f"pushed to {trainer.hub_model_id}")
 
 
 def distil(trainer: DistillationTrainer, checkpoint: str | None) -> dict[str, float]:
@@ -74,29 +73,6 @@ def distil(trainer: DistillationTrainer, checkpoint: str | None) -> dict[str, fl
     if trainer.is_world_process_zero():
         write_json(Path(output_dir, DECISIONS), trainer.metrics.kept_decisions())
     return results
-
-
-def record(plan: Plan, trainer: DistillationTrainer):
-    """Keep what the card tells of how the model was made."""
-    if trainer.is_world_process_zero():
-        with disk_errors_explained(plan.args.output_dir, "the run's record"):
-            write_run_record(plan, trainer.hub_model_id)
-
-
-def publish(plan: Plan, trainer: DistillationTrainer, results: dict[str, float]):
-    """Write the card, then the results, whose presence says that the run is complete; push if asked for."""
-    output_dir = plan.args.output_dir
-    with disk_errors_explained(output_dir, "the card"):
-        record(plan, trainer)  # again, with the day it was finished
-        if trainer.is_world_process_zero():
-            look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
-        trainer.create_model_card(results)
-        if trainer.is_world_process_zero():
-            write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
-    say(plan.args, f"Results, kept in {output_dir}", results_table(results))
-    if plan.args.push_to_hub:
-        trainer.push_to_hub()
-        say(plan.args, f"pushed to {trainer.hub_model_id}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .errors import InputError
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .output_folder import TEACHER
 from .recipes import Arguments, parse_arguments
-from .report import say
+from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
 from .summary import summary
 from .teachers import agreement
@@ -122,11 +122,10 @@ class Plan:
         return store
 
     def check(self):
-        """Ask for all of it, so that whatever is wrong shows before anything is loaded or trained."""
-        checkpoint = self.checkpoint
-        check_fits(checkpoint, checkpoint_agreement(self.args, self.views), self.config)
+        """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         check_metric(self.args, self.config)
-        self.summary()
+        check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views), self.config)
+        say(self.args, "What will run", summary_table(self.summary()))
 
     def summary(self) -> dict[str, str]:
         """What will run, in words: for the screen and the card. It is made once: a run changes its store."""

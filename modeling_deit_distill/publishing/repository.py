@@ -23,8 +23,6 @@ from ..output_folder import (
     PUBLISHED,
     RUN_RECORD,
     STATE,
-    list_checkpoints,
-    remove_checkpoint,
 )
 from .card import write_model_card
 from .pictures import plot_training_curves
@@ -178,22 +176,6 @@ def push(commit: Commit, destination: Destination) -> CommitInfo:
             ),
             f"push to {destination.repo_id!r}",
         )
-
-
-def clear_earlier_run(args: DistillationTrainingArguments):
-    """Remove what an earlier run left, if the user said so: its checkpoints and all that a card is made of.
-
-    The teacher stays, it is used again where it fits.
-    """
-    if not args.overwrite_output_dir or args.resume_from_checkpoint:
-        return
-    with args.main_process_first(desc="clearing the earlier run"):
-        if args.process_index == 0:
-            for pattern in PUBLISHED:
-                for path in Path(args.output_dir).glob(pattern):
-                    path.unlink()
-            for checkpoint in list_checkpoints(args.output_dir):
-                remove_checkpoint(checkpoint)
 
 
 def clear_stages(output_dir: str | Path):
