@@ -90,6 +90,7 @@ class Publisher(TrainerCallback):
         Raises:
             InputError: the Hub refuses, or five tries failed. What was saved is whole, and the push can be repeated.
         """
+        self._announce()
         if self.args.process_index != 0:
             return None
         destination = self.destination
@@ -102,8 +103,7 @@ class Publisher(TrainerCallback):
         return self._pending[0]
 
     def wait(self):
-        """Before a push of the whole run: wait for those under way; what failed has been said."""
-        self._announce()
+        """Wait for the pushes under way; what failed has been said."""
         for push in self._pending:
             push.exception()
 
