@@ -5,6 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
+TEST = [
+    "hypothesis>=6.100",
+    "import-linter>=2.0",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.14",
+    "setuptools>=77",  # a slow test builds a wheel; environments from Python 3.12 on have none
+]
 
 setup(
     name="modeling-deit-distill",
@@ -33,7 +41,7 @@ setup(
         "safetensors>=0.8",
         "matplotlib>=3.9",
     ],
-    extras_require={"onnx": ONNX, "test": [*ONNX, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"]},
+    extras_require={"onnx": ONNX, "test": [*ONNX, *TEST]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

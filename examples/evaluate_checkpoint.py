@@ -32,7 +32,8 @@ from modeling_deit_distill.arguments import DataArguments
 from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.sources import ImageData, load_image_data
-from modeling_deit_distill.errors import one_line, run_command
+from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.classes import match_classes
 
 METRICS = Path(__file__).parent / "metrics"
@@ -297,4 +298,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_script(main)

@@ -452,11 +452,11 @@ def train(arguments: list[str], log: str, num_threads: int | None):
     import torch
 
     import train_deit
-    from modeling_deit_distill.errors import run_command
+    from modeling_deit_distill.script import run_script
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    run_command(train_deit.main, arguments)
+    run_script(train_deit.main, arguments)
 
 
 @contextlib.contextmanager
@@ -478,6 +478,6 @@ def terminating(processes: dict):
 
 
 if __name__ == "__main__":
-    from modeling_deit_distill.errors import run_command
+    from modeling_deit_distill.script import run_script
 
-    sys.exit(run_command(main))
+    run_script(main)

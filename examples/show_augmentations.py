@@ -7,22 +7,18 @@ its views, and a view mixed with its partner's.
 """
 
 import dataclasses
-import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
 
-from modeling_deit_distill import DeiTDistillConfig
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import decode_image
-from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler
-from modeling_deit_distill.errors import run_command
-from modeling_deit_distill.recipes import parse_arguments
+from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.script import run_script
 
 NUM_IMAGES = 6
 # Pixels stay in 0 ... 1; erased boxes hold the noise that the normalised image would.
@@ -31,19 +27,16 @@ TILE, GAP = 160, 4
 
 
 def main(arguments: list[str]):
-    model_args, data_args, args = parse_arguments(arguments)
-    sources = asdict(data_args)
-    del sources["crop_pct"]
-    rows = load_image_data(**{**sources, "streaming": False}).train
-    settings = AugmentationSettings.from_arguments(args, model_args.image_size or DeiTDistillConfig().image_size)
-    seed = args.views_seed
+    plan = Plan.from_arguments(arguments)
+    plan.data_args.streaming = False  # a few images are looked at, again and again
+    rows, settings, seed = plan.data.train, plan.views.settings, plan.args.views_seed
     images = [view.image for view in ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed)][:NUM_IMAGES]
     columns = [[decode_image(rows[image]["image"]) for image in images]]
     unmixed = dataclasses.replace(settings, mixup_alpha=0.0, cutmix_alpha=0.0)
     columns += [views_of(rows, unmixed, seed, epoch, images) for epoch in range(3)]
     if settings.mixes:
         columns.append(views_of(rows, settings, seed, 3, images))
-    path = Path(args.output_dir, "augmentations.png")
+    path = Path(plan.args.output_dir, "augmentations.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(columns).save(path)
     print(path)
@@ -73,4 +66,4 @@ def draw_grid(columns: list[list[PIL.Image.Image]]) -> PIL.Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_script(main)

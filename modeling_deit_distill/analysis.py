@@ -4,7 +4,6 @@ Disagreement is the paper's Table 4 and the tokens' cosine its section 4 (Touvro
 attention distance that of Dosovitskiy et al. 2020 (arXiv 2010.11929, figure 7); the rest is what a model card needs.
 """
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-Z_95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 # Images of one forward with all attentions, which are large: 24 blocks of 12 heads and 578² pairs are 190 MB an image.
 IMAGES_AT_ONCE = 8
 
@@ -171,13 +169,15 @@ def confusion_matrix(labels: np.ndarray, decisions: np.ndarray, num_classes: int
     Raises:
         ValueError: arrays of different length, no images, or a class index outside of `num_classes`.
     """
+    from sklearn import metrics
+
     labels, decisions = np.asarray(labels), np.asarray(decisions)
     _check_lengths({"labels": labels, "decisions": decisions})
+    # scikit-learn would leave out images of other classes, and say nothing.
     for name, indices in (("labels", labels), ("decisions", decisions)):
         if indices.min() < 0 or indices.max() >= num_classes:
             raise ValueError(f"{name} go from {indices.min()} to {indices.max()}, but there are {num_classes} classes")
-    counts = np.bincount(labels * num_classes + decisions, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes)
+    return metrics.confusion_matrix(labels, decisions, labels=range(num_classes))
 
 
 def worst_classes(confusion: np.ndarray, count: int = 10) -> list[ClassRecall]:
@@ -210,22 +210,15 @@ def worst_confusions(confusion: np.ndarray, count: int = 10) -> list[Confusion]:
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.share, pair.label, pair.answer))[:count]
 
 
-def wilson_interval(share: float, num_images: int) -> tuple[float, float]:
-    """95 % interval of a share that was measured on so many images (Wilson 1927, the score interval).
+def wilson_interval(num_right: int, num_images: int) -> tuple[float, float]:
+    """95 % interval of the share of right answers (Wilson 1927, the score interval): (low, high), from 0 to 1.
 
     Unlike share ± 1.96 standard errors it keeps within 0 and 1, and is not empty where all answers are right.
-
-    Args:
-        share: hits / images, from 0 to 1.
-        num_images: at least 1.
-
-    Returns:
-        (low, high), from 0 to 1.
     """
-    spread = Z_95**2 / num_images
-    centre = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    from scipy.stats import binomtest  # here: who only trains or loads a model need not wait for it
+
+    low, high = binomtest(num_right, num_images).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
 
 
 def _check_tokens(weights: torch.Tensor, grid: tuple[int, int], num_prefix_tokens: int):

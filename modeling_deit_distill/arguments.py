@@ -1,15 +1,16 @@
 """The arguments of `train_deit.py`: three dataclasses and their checks."""
 
+import copy
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import torch
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from .errors import InputError, one_line
 from .fields import Choice, Group, Range, check_fields
@@ -176,6 +177,11 @@ class DataArguments:
             raise InputError("no data: give --dataset_name (e.g. digits) or --train_dir with one folder per class")
         if self.validation_dir and not self.train_dir:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
+
+    @property
+    def sources(self) -> dict[str, object]:
+        """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
 
 
 @dataclass
@@ -346,6 +352,14 @@ class DistillationTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict:
         """What is pickled, into `training_args.bin` among others: all but the token."""
         return {**self.__dict__, "hub_token": None}
+
+    def for_trainer(self) -> "DistillationTrainingArguments":
+        """A copy in which Trainer itself is not asked for what [`DistillationTrainer`] does in its place."""
+        args = copy.copy(self)
+        args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
+        args.save_total_limit = None  # see `training.checkpoints.Checkpoints`
+        args.hub_strategy = HubStrategy.END  # see `publishing.publisher.Publisher`
+        return args
 
     @property
     def precision(self) -> str:

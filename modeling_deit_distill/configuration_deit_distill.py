@@ -51,6 +51,8 @@ class DeiTDistillConfig(PreTrainedConfig):
     model_type = "deit_distill"
     # `logits` alone is a classifier's answer to strangers; the heads stay visible to our own trainer's metrics.
     keys_to_ignore_at_inference = ["hidden_states", "attentions"]
+    # What must not change between a checkpoint and the model it is loaded into.
+    position_fields = ("patch_size", "hidden_size", "use_distillation_token")
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -89,6 +91,22 @@ class DeiTDistillConfig(PreTrainedConfig):
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}; choose one of {', '.join(SIZES)}")
         return cls(**{**SIZES[size], **overrides})
+
+    def check_positions_fit(self, wanted: PreTrainedConfig):
+        """Refuse to load a checkpoint of this configuration into a model whose position embeddings have another form.
+
+        Raises:
+            ValueError: the first field that differs.
+        """
+        for name in self.position_fields:
+            own, asked = getattr(self, name), getattr(wanted, name)
+            if name == "patch_size":
+                own, asked = as_pair(own), as_pair(asked)  # 8, (8, 8) and JSON's [8, 8] are one size
+            if own != asked:
+                raise ValueError(
+                    f"the checkpoint has {name}={own}, but {name}={asked} was asked for; position embeddings cannot be "
+                    f"carried over, so leave {name} as it is or train from scratch"
+                )
 
     def _check_sizes(self):
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"):

@@ -1,8 +1,7 @@
-"""Talking to the Hub: tries again where that helps, one clear line where it does not, and tells no folder of ours."""
+"""Talking to the Hub: tries again where that helps, one clear line where it does not."""
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -82,14 +81,3 @@ def hub_errors(action: str):
         elif isinstance(error, OfflineModeIsEnabled):
             remedy = "unset HF_HUB_OFFLINE"
         raise InputError(f"{action} failed ({one_line(error)}); {remedy}") from error
-
-
-def without_folders(value):
-    """A value from JSON, whatever its depth, with the last part alone of every path on this machine."""
-    if isinstance(value, dict):
-        return {key: without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_folders(each) for each in value]
-    path = os.path.expanduser(value) if isinstance(value, str) else ""
-    is_local = os.path.isabs(path) or path.startswith(".") or os.path.exists(path)
-    return os.path.basename(os.path.normpath(path)) if is_local else value

@@ -1,7 +1,7 @@
 """`python -m modeling_deit_distill.model_card OUTPUT_DIR`: the card of a run, written again."""
 
-from .errors import run_command
 from .publishing.card import main
+from .script import run_script
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    run_script(main)

@@ -123,22 +123,6 @@ def sdpa_attention_forward(module, query, key, value, attention_mask=None, scali
     return context.transpose(1, 2), None  # (B, N, H, D/H)
 
 
-class DeiTDistillDropPath(nn.Module):
-    """`drop_path` as a module, with a rate of its own for each block."""
-
-    def __init__(self, drop_prob: float):
-        super().__init__()
-        self.drop_prob = drop_prob
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The branch (batch, ...), with whole samples dropped in training."""
-        return drop_path(hidden_states, self.drop_prob, self.training)
-
-    def extra_repr(self) -> str:
-        """The rate, for `print(model)`."""
-        return f"drop_prob={self.drop_prob:.3f}"
-
-
 class DeiTDistillEmbeddings(nn.Module):
     """Class token, distillation token and patches, each plus its learned position."""
 
@@ -149,11 +133,9 @@ class DeiTDistillEmbeddings(nn.Module):
         self.num_channels = config.num_channels
         self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.distillation_token = (
-            nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_distillation_token else None
-        )
-        height, width = self.grid(self.image_size)
-        num_prefix_tokens = 2 if config.use_distillation_token else 1
+        has_two, (height, width) = config.use_distillation_token, self.grid(self.image_size)
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if has_two else None
+        num_prefix_tokens = 2 if has_two else 1
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_prefix_tokens + height * width, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -176,9 +158,7 @@ class DeiTDistillEmbeddings(nn.Module):
 
     def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         if pixel_values.dim() != 4:
-            raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}, not (batch, channels, height, width)"
-            )
+            raise ValueError(f"pixel_values are {tuple(pixel_values.shape)}, not (batch, channels, height, width)")
         channels, height, width = pixel_values.shape[1:]
         if channels != self.num_channels:
             raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")
@@ -217,15 +197,8 @@ class DeiTDistillAttention(nn.Module):
         query, key, value = (part.view(by_head).transpose(1, 2) for part in parts)  # each (B, H, N, D/H)
         if num_queries is not None:
             query = query[:, :, :num_queries]
-        context, weights = self._attention_function(output_attentions)(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-        )
+        settings = {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
+        context, weights = self._attention_function(output_attentions)(self, query, key, value, None, **settings)
         return self.proj(context.flatten(2)), weights  # (B, N, D), (B, H, N, N) or None
 
     def _attention_function(self, output_attentions: bool):
@@ -261,7 +234,7 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = DeiTDistillMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob) if config.hidden_dropout_prob > 0 else nn.Identity()
-        self.drop_path = DeiTDistillDropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False, num_queries: int | None = None):
         """The residual stream (batch, tokens, hidden) after both branches, and the attention's weights or None.
@@ -271,10 +244,14 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         branch, attention_weights = self.attention(self.norm1(hidden_states), output_attentions, num_queries)
         if num_queries is not None:
             hidden_states = hidden_states[:, :num_queries]
-        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        hidden_states = hidden_states + drop_path(self.dropout(branch), self.drop_path_rate, self.training)
         branch = self.mlp(self.norm2(hidden_states))
-        hidden_states = hidden_states + self.drop_path(self.dropout(branch))
+        hidden_states = hidden_states + drop_path(self.dropout(branch), self.drop_path_rate, self.training)
         return hidden_states, attention_weights
+
+
+# What a checkpoint's own configuration is found by.
+_HUB_KWARGS = {"cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder"}
 
 
 class DeiTDistillPreTrainedModel(PreTrainedModel):
@@ -316,12 +293,11 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
         Otherwise as in [`~transformers.PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: a patch size or a set of tokens other than the checkpoint's: its position embeddings would fit
-                nowhere, and must never be drawn anew in silence.
+            ValueError: a patch size or tokens other than the checkpoint's, whose position embeddings would fit nowhere.
         """
         if pretrained_model_name_or_path is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
-        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
+        hub_kwargs = {name: value for name, value in kwargs.items() if name in (*_HUB_KWARGS, "_commit_hash")}
         own = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         # Our configuration class may exist twice, where code is loaded remotely.
         if isinstance(config, PreTrainedConfig):
@@ -329,10 +305,10 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
             config.image_size = own.image_size  # the size at which the checkpoint's tensors fit
         else:
             base = own if config is None else cls.config_class.from_pretrained(config, **hub_kwargs)
-            asked = {name: kwargs[name] for name in ("image_size", *_POSITION_FIELDS) if name in kwargs}
+            asked = {name: kwargs[name] for name in ("image_size", *base.position_fields) if name in kwargs}
             wanted = cls.config_class.from_dict({**base.to_dict(), **asked})
             kwargs["image_size"] = own.image_size
-        _check_positions_fit(own, wanted)
+        own.check_positions_fit(wanted)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.resize_position_embeddings(wanted.image_size)
@@ -375,42 +351,8 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
             self.__class__ = sharded
 
 
-# What a checkpoint's own configuration is found by.
-_HUB_KWARGS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "token",
-    "revision",
-    "subfolder",
-    "_commit_hash",
-)
-
-
-# What must not change between a checkpoint and the model it is loaded into.
-_POSITION_FIELDS = ("patch_size", "hidden_size", "use_distillation_token")
-
-
-def _check_positions_fit(own: DeiTDistillConfig, wanted: DeiTDistillConfig):
-    for name in _POSITION_FIELDS:
-        if name == "patch_size" and as_pair(own.patch_size) == as_pair(wanted.patch_size):
-            continue  # 8, (8, 8) and JSON's [8, 8] are one size
-        if getattr(own, name) != getattr(wanted, name):
-            raise ValueError(
-                f"the checkpoint has {name}={getattr(own, name)}, but {name}={getattr(wanted, name)} was asked for; "
-                f"position embeddings cannot be carried over, so leave {name} as it is or train from scratch"
-            )
-
-
 class DeiTDistillModel(DeiTDistillPreTrainedModel):
-    """The transformer without heads.
-
-    Example:
-        >>> model = DeiTDistillModel(DeiTDistillConfig.from_size("tiny"))
-        >>> model(torch.zeros(1, 3, 224, 224)).last_hidden_state.shape
-        torch.Size([1, 198, 192])
-    """
+    """The transformer without heads."""
 
     _keys_to_ignore_on_load_unexpected = [r"^(cls|distillation)_classifier\."]
 
@@ -473,9 +415,8 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
 class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
     """DeiT with a class head and, with the distillation token, a distillation head (paper, section 4).
 
-    `config.fusion` is read at each forward, so it can be changed on a loaded model.
+    `config.fusion` is read at each forward, so it can be changed on a loaded model. For example:
 
-    Example:
         >>> model = DeiTDistillForImageClassification(DeiTDistillConfig.from_size("tiny", num_labels=10))
         >>> model(torch.zeros(1, 3, 224, 224)).distillation_logits.shape
         torch.Size([1, 10])
@@ -486,9 +427,9 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         self.num_labels = config.num_labels
         self.deit = DeiTDistillModel(config)
         self.cls_classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.distillation_classifier = (
-            nn.Linear(config.hidden_size, config.num_labels) if config.use_distillation_token else None
-        )
+        self.distillation_classifier = None
+        if config.use_distillation_token:
+            self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     # No **kwargs: Trainer would take them as a sign that the loss is already divided by the accumulation steps.
@@ -510,7 +451,7 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
                 the binary cross-entropy; with `"regression"`, the default for one class, (batch,) or
                 (batch, classes) values, and the mean squared error. (Training with distillation has its own loss:
                 see `trainer.py`.)
-            interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: as for the base model.
+            interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: as in [`DeiTDistillModel`].
 
         Raises:
             ValueError: as the base model; and fusion `"softmax_mean"` with labels of a problem type without a softmax.

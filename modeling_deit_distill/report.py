@@ -27,10 +27,10 @@ def say(args: TrainingArguments, title: str, text: str = ""):
         print(f"\n{title}\n{text}" if text else title, flush=True)
 
 
-def summary(facts: Mapping[str, object]) -> str:
-    """`facts` as aligned lines, `name   value`."""
-    width = max(len(name) for name in facts)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in facts.items())
+def summary_table(summary: Mapping[str, object]) -> str:
+    """A summary as aligned lines, `name   value`."""
+    width = max(len(name) for name in summary)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in summary.items())
 
 
 def results_table(results: Mapping[str, float]) -> str:

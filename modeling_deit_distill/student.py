@@ -3,7 +3,7 @@
 import torch
 
 from .arguments import DistillationTrainingArguments, ModelArguments
-from .conversion.checkpoint import Checkpoint, build_model, load_checkpoint
+from .conversion.checkpoint import PretrainedStudent, build_model, load_checkpoint
 from .conversion.weight_names import why_not_native
 from .data.evaluation import DEFAULT_CROP_PCT, evaluation_processor
 from .errors import InputError, one_line
@@ -15,7 +15,7 @@ FREE_FIELDS = ("image_size", "drop_path_rate", "hidden_dropout_prob", "attention
 HEADS = ("cls_classifier", "distillation_classifier")
 
 
-def load_start(model_args: ModelArguments) -> Checkpoint | None:
+def load_start(model_args: ModelArguments) -> PretrainedStudent | None:
     """The checkpoint that the student starts from, of whatever kind; None for a new student.
 
     Raises:
@@ -30,7 +30,7 @@ def student_config(
     model_args: ModelArguments,
     args: DistillationTrainingArguments,
     class_names: list[str],
-    start: Checkpoint | None = None,
+    start: PretrainedStudent | None = None,
 ) -> DeiTDistillConfig:
     """The student's configuration: a named size or a checkpoint's own, the arguments over it, the data's classes.
 
@@ -59,7 +59,7 @@ def student_config(
 
 
 def build_student(
-    config: DeiTDistillConfig, start: Checkpoint | None = None, attn_implementation: str | None = None
+    config: DeiTDistillConfig, start: PretrainedStudent | None = None, attn_implementation: str | None = None
 ) -> DeiTDistillForImageClassification:
     """A new student, or the checkpoint's weights fitted to `config`: positions resized, heads matched by class name.
 
@@ -79,7 +79,7 @@ def build_student(
 
 
 @torch.no_grad()
-def carry_over(start: Checkpoint, student: DeiTDistillForImageClassification):
+def carry_over(start: PretrainedStudent, student: DeiTDistillForImageClassification):
     """Copy a checkpoint's weights into a student that may differ in image size and classes (paper, section 5.1)."""
     source = build_model(start).float()  # before the resizing, which half precision would round
     source.resize_position_embeddings(student.config.image_size)
@@ -103,7 +103,7 @@ def head_rows(own: DeiTDistillConfig, wanted: DeiTDistillConfig) -> list[int] | 
         return None
 
 
-def what_is_kept(start: Checkpoint, config: DeiTDistillConfig) -> str:
+def what_is_kept(start: PretrainedStudent, config: DeiTDistillConfig) -> str:
     """What a student takes over from a checkpoint and what is new, in words, for the log and the card."""
     own, count = start.config, len(start.config.id2label)
     rows = head_rows(own, config)
@@ -122,7 +122,7 @@ def what_is_kept(start: Checkpoint, config: DeiTDistillConfig) -> str:
     return "; ".join(words)
 
 
-def student_processor(config: DeiTDistillConfig, crop_pct: float | None, start: Checkpoint | None = None):
+def student_processor(config: DeiTDistillConfig, crop_pct: float | None, start: PretrainedStudent | None = None):
     """The evaluation transform: normalised as the checkpoint's, cropped as it unless `crop_pct` is given."""
     if start is None:
         return evaluation_processor(config.image_size, crop_pct or DEFAULT_CROP_PCT)

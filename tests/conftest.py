@@ -6,7 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, on tensors too small for two threads
 
 import gc
-import importlib.util
 import sysconfig
 import venv
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -16,7 +15,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from hub_server import HubServer, use_hub
+from helpers.hub_server import HubServer, use_hub
+from helpers.runs import COLOURS
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -76,6 +76,12 @@ def save_photos(tmp_path_factory):
     return save
 
 
+@pytest.fixture(scope="module")
+def photos(save_photos):
+    """Sixteen noisy pictures of each of three colours, wider than high."""
+    return save_photos(COLOURS, 16)
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A Hub on the loopback, to which this process's client talks."""
@@ -110,26 +116,3 @@ def _with_all_it_requires(*names: str) -> list[Distribution]:
         needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
         wanted += {canonicalize_name(each.name) for each in needed} - found.keys()
     return list(found.values())
-
-
-def load_example(name: str):
-    """The module of a script in `examples`, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-# What a new process runs first that is to be a stranger's, who has not this package.
-WITHOUT_THE_PACKAGE = """
-import sys
-
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "modeling_deit_distill":
-            raise ImportError("the package is not here")
-
-
-sys.meta_path.insert(0, Blocked())
-"""

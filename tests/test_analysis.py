@@ -233,17 +233,19 @@ def test_the_worst_confusions_are_the_pairs_with_the_most_images():
 
 
 def test_the_interval_has_wilsons_textbook_values():
-    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
     # all right: 1 / (1 + z² / n), with z² = 3.8415
-    assert wilson_interval(1.0, 100) == pytest.approx((100 / 103.8415, 1.0), abs=1e-6)
-    assert wilson_interval(0.0, 100) == pytest.approx((0.0, 3.8415 / 103.8415), abs=1e-6)
+    assert wilson_interval(100, 100) == pytest.approx((100 / 103.8415, 1.0), abs=1e-6)
+    assert wilson_interval(0, 100) == pytest.approx((0.0, 3.8415 / 103.8415), abs=1e-6)
 
 
 @settings(max_examples=100, deadline=None)
-@given(num_images=st.integers(1, 10**6), share=st.floats(0, 1))
-def test_the_interval_holds_the_share_and_its_mirror_image(num_images, share):
-    low, high = wilson_interval(share, num_images)
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_the_interval_holds_the_share_and_its_mirror_image(num_right, num_wrong):
+    num_images = max(num_right + num_wrong, 1)
+    share = num_right / num_images
+    low, high = wilson_interval(num_right, num_images)
     assert 0.0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1.0  # but for rounding at the ends
-    assert wilson_interval(1 - share, num_images) == pytest.approx((1 - high, 1 - low), abs=1e-9)
-    closer_low, closer_high = wilson_interval(share, 4 * num_images)
+    assert wilson_interval(num_images - num_right, num_images) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+    closer_low, closer_high = wilson_interval(4 * num_right, 4 * num_images)
     assert closer_high - closer_low < high - low  # more images tell more

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import load_example
+from helpers.examples import load_example
+from helpers.paths import ROOT
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
 from modeling_deit_distill.precision import multiplies_bf16
 
-ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 PRECISIONS = [
     pytest.param("false", id="fp32"),
@@ -81,7 +81,7 @@ def test_live_answers_and_stored_ones_train_the_same_student(words, tmp_path, bf
 
 def test_each_test_that_the_page_names_exists():
     page = (ROOT / "docs" / "exactness.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(test_\w+)::(test_\w+)`", page)
+    named = re.findall(r"`([\w/]+)::(test_\w+)`", page)
     assert len(named) > 10
     for module, name in named:
         path = ROOT / "tests" / f"{module}.py"

@@ -4,8 +4,8 @@ import traceback
 
 import pytest
 import torch
-from process_worker import make
-from test_trainer import CountingTeacher, student
+from helpers.process_worker import make
+from helpers.trainers import CountingTeacher, student
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -78,7 +78,7 @@ def test_a_step_is_sent_to_the_device_without_waiting(tmp_path, kind):
     batch = next(iter(run.get_train_dataloader()))
     model, teacher = student(drop_path_rate=0.1).train(), CountingTeacher().eval().requires_grad_(False)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        run.model, run.teacher = on_fake_gpu(model), on_fake_gpu(teacher)
+        run.model, run.answers.teacher = on_fake_gpu(model), on_fake_gpu(teacher)
         tensors = {
             name: torch.empty_like(value, device="cuda") for name, value in batch.items() if torch.is_tensor(value)
         }

@@ -3,12 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
-from hub_server import skip_waits
+from helpers.hub_server import skip_waits
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from modeling_deit_distill import InputError, hub
-from modeling_deit_distill.hub import may_pass, with_retries, without_folders
+from modeling_deit_distill.hub import may_pass, with_retries
 
 
 @pytest.fixture
@@ -85,8 +85,3 @@ def test_the_real_client_creates_a_repository_in_the_third_try(server, waits):
 def test_a_wrong_token_says_so(server, waits):
     with pytest.raises(InputError, match=r"Invalid credentials.*hf auth login"):
         with_retries(lambda: HfApi(token="hf_wrong").create_repo("me/model"), "creation of 'me/model'")
-
-
-def test_only_the_last_part_of_a_path_is_told(tmp_path):
-    told = without_folders({"path": str(tmp_path / "cats"), "list": ["~/dogs", "me/model", 3], "text": "two words"})
-    assert told == {"path": "cats", "list": ["dogs", "me/model", 3], "text": "two words"}

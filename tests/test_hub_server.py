@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from hub_server import ATTRIBUTES, HubServer, lfs_oid, skip_waits, use_hub
+from helpers.hub_repositories import ATTRIBUTES, lfs_oid
+from helpers.hub_server import HubServer, skip_waits, use_hub
 from huggingface_hub import (
     CommitOperationDelete,
     HfApi,

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 import modeling_deit_distill
 
 PACKAGE = Path(modeling_deit_distill.__file__).parent
 REMOTE_CODE = {"configuration_deit_distill", "modeling_deit_distill"}
 LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+
 
 def imports(source: str) -> set[str]:
     """Every module that `source` imports, wherever in the file: `.name` for one of the package, else its full name."""
@@ -76,3 +78,16 @@ def test_the_reader_sees_every_form_of_import():
         ("import torch, data\nfrom transformers.data import x\nimport modeling_deit_distill_other", set()),
     ]:
         assert own_imports(source) == expected, source
+
+
+def test_no_test_file_is_imported():
+    """What several of them need is in `tests/helpers`, or a fixture of a conftest.py."""
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    stems = {path.stem for path in paths if path.stem.startswith("test_")} | {"conftest"}
+    assert len(stems) > 40
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                origin = getattr(node, "module", None) or ""
+                parts = {part for alias in node.names for part in f"{origin}.{alias.name}".split(".")}
+                assert not parts & stems, f"{path.relative_to(ROOT)}, line {node.lineno}"

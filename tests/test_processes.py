@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import process_worker
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from helpers import process_worker
+from helpers.paths import PYTHONPATH, ROOT
 from safetensors.torch import load_file
 
 from modeling_deit_distill import DeiTDistillForImageClassification, DistillationTrainingArguments, InputError
@@ -17,7 +17,6 @@ from modeling_deit_distill.modeling_deit_distill import DeiTDistillLayer
 from modeling_deit_distill.precision import BF16_VARIABLE, multiplies_bf16
 from modeling_deit_distill.training.checkpoints import check_sharding
 
-ROOT = Path(__file__).parent.parent
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 AVERAGED = {"ema_half_life": 3, "eval_strategy": "steps", "eval_steps": 7}
 EIGHT, SAVING = {"per_device_train_batch_size": 8}, {"save_strategy": "steps", "save_steps": 7, **AVERAGED}
@@ -46,10 +45,10 @@ def launch(*scenarios):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [
         *launcher,
-        str(ROOT / "tests" / "process_worker.py"),
+        *("-m", "helpers.process_worker"),
         *(json.dumps(line, default=str) for line in scenarios),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
 

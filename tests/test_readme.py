@@ -1,9 +1,9 @@
 """The README: its commands and links hold, and nothing in it is left to fill in."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers.paths import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

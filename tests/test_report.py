@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table, summary
+from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table, summary_table
 
 
 def test_duration():
@@ -61,6 +61,6 @@ def test_the_table_takes_one_hundred_per_cent():
 
 
 def test_summary_is_aligned():
-    first, second = summary({"data": "digits", "learning rate": 0.001}).splitlines()
+    first, second = summary_table({"data": "digits", "learning rate": 0.001}).splitlines()
     assert first.split() == ["data", "digits"] and second.split() == ["learning", "rate", "0.001"]
     assert first.index("digits") == second.index("0.001")

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from helpers.paths import ROOT
 from transformers import AutoConfig, AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 from modeling_deit_distill import (
@@ -29,8 +30,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.teacher import load_teacher
 
-ROOT = Path(__file__).parent.parent
-SOURCES = [*ROOT.glob("modeling_deit_distill/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
+SOURCES = [*ROOT.glob("modeling_deit_distill/**/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
 NAMES = ["a", "b"]
 
 

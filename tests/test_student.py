@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.conversion.checkpoint import Checkpoint, load_checkpoint
+from modeling_deit_distill.conversion.checkpoint import PretrainedStudent, load_checkpoint
 from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.student import (
@@ -42,7 +42,7 @@ def configured(start, classes, *words):
 def start(tiny_model):
     """A checkpoint of five animals at 32 pixels."""
     model = tiny_model(**names(CLASSES))
-    return Checkpoint(model.config, model.state_dict(), evaluation_processor(32), "deit_distill")
+    return PretrainedStudent(model.config, model.state_dict(), evaluation_processor(32), "deit_distill")
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_a_checkpoint_in_half_precision_is_trained_in_full(start):
 
 def test_a_checkpoint_without_the_token_has_one_head(tiny_model):
     model = tiny_model(use_distillation_token=False, **names(CLASSES))
-    start = Checkpoint(model.config, model.state_dict(), evaluation_processor(32), "deit_distill")
+    start = PretrainedStudent(model.config, model.state_dict(), evaluation_processor(32), "deit_distill")
     student = build_student(configured(start, ["bee"], "--image_size", "64"), start)
     assert student.distillation_classifier is None
     assert torch.equal(student.cls_classifier.weight, start.state_dict["cls_classifier.weight"][[1]])

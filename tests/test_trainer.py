@@ -1,116 +1,25 @@
 """The trainer: what is learned, from whom, and what evaluation says."""
 
-import io
 import math
-from types import SimpleNamespace
 
-import datasets
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.trainers import CLASSES, SETTINGS, CountingTeacher, Images, rows, snapshot, student, trainer, views_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainerCallback
 
 from modeling_deit_distill import (
-    DeiTDistillConfig,
     DeiTDistillForImageClassification,
     DistillationTrainer,
     DistillationTrainingArguments,
     InputError,
 )
 from modeling_deit_distill.augmentation.augment import augment, mix_labels
-from modeling_deit_distill.data.datasets import ViewDataset, collate
-from modeling_deit_distill.data.views import AugmentationSettings, View
-
-CLASSES = 7
-# What a trainer of these tests is told unless a test says otherwise. The precision is always said: where nobody says
-# it, the processor decides, and bits would differ from machine to machine.
-SETTINGS = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "bf16": False}
-SETTINGS |= {"save_strategy": "no", "learning_rate": 1e-2}
-
-
-class Images(torch.utils.data.Dataset):
-    """Fixed random images with fixed labels."""
-
-    def __init__(self, length=32):
-        generator = torch.Generator().manual_seed(1)
-        self.pixel_values = torch.randn(length, 3, 16, 16, generator=generator)
-        self.labels = torch.randint(CLASSES, (length,), generator=generator)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return {"pixel_values": self.pixel_values[index], "labels": int(self.labels[index])}
-
-
-class CountingTeacher(torch.nn.Module):
-    """A convnet with batch statistics and dropout, so that a mistake in freezing shows; counts the images it sees."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(5)
-        self.net = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 4, 4),
-            torch.nn.BatchNorm2d(8),
-            torch.nn.ReLU(),
-            torch.nn.Dropout(0.5),
-            torch.nn.Flatten(),
-            torch.nn.Linear(8 * 16, CLASSES),
-        )
-        self.asked = 0
-
-    def forward(self, pixel_values):
-        self.asked += len(pixel_values)
-        return SimpleNamespace(logits=self.net(pixel_values))
-
-
-def student(**overrides):
-    torch.manual_seed(3)
-    settings = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    settings |= {"image_size": 16, "patch_size": 8, "num_labels": CLASSES, "drop_path_rate": 0.0}
-    return DeiTDistillForImageClassification(DeiTDistillConfig(**{**settings, **overrides}))
-
-
-def trainer(tmp_path, model=None, teacher=None, length=32, **arguments):
-    settings = {**SETTINGS, "output_dir": str(tmp_path), "per_device_train_batch_size": 8, "max_steps": 2}
-    settings |= {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "logging_steps": 1}
-    args = DistillationTrainingArguments(**{**settings, **arguments})
-    data = Images(length)
-    return DistillationTrainer(model or student(), args, teacher, train_dataset=data, eval_dataset=data)
-
-
-def rows(length=64, bad=()):
-    """Encoded random images with labels; those in `bad` cannot be read."""
-    draws, encoded = np.random.default_rng(4), []
-    for row in range(length):
-        buffer = io.BytesIO()
-        PIL.Image.fromarray(draws.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(buffer, "PNG")
-        encoded.append({"bytes": b"no image" if row in bad else buffer.getvalue(), "path": f"{row}.png"})
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(CLASSES)})
-    labels = draws.integers(CLASSES, size=length).tolist()
-    return datasets.Dataset.from_dict({"image": encoded, "label": labels}, features=features)
-
-
-def views_trainer(tmp_path, rows, **arguments):
-    """A trainer on views, with what `compute_loss` was given kept under `seen`."""
-    settings = {**SETTINGS, "output_dir": str(tmp_path), "per_device_train_batch_size": 4, "num_train_epochs": 2}
-    args = DistillationTrainingArguments(**{**settings, **arguments})
-    views = AugmentationSettings(16, mixup_alpha=args.mixup_alpha, cutmix_alpha=args.cutmix_alpha)
-    dataset = ViewDataset(rows, views, args.seed)
-    run = DistillationTrainer(student(drop_path_rate=0.2), args, CountingTeacher(), train_dataset=dataset)
-    run.seen = []
-    original = run.compute_loss
-
-    def remember(model, inputs, **kwargs):
-        run.seen += [(int(epoch), int(place)) for epoch, place in zip(inputs["epoch"], inputs["position"], strict=True)]
-        return original(model, inputs, **kwargs)
-
-    run.compute_loss = remember
-    return run
+from modeling_deit_distill.data.datasets import collate
+from modeling_deit_distill.data.views import View
 
 
 class Gradients(TrainerCallback):
@@ -173,10 +82,6 @@ def test_the_figures_of_a_resumed_run_are_those_of_the_whole_run(resumed):
     seconds = result.metrics["train_runtime"]
     assert result.metrics["train_steps_per_second"] * seconds == pytest.approx(4, rel=1e-2)
     assert result.metrics["train_samples_per_second"] * seconds == pytest.approx(4 * 8, rel=1e-2)
-
-
-def snapshot(module):
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def batch(size=6):
@@ -254,7 +159,7 @@ def test_the_loss_is_the_papers(runs_by_kind, token, kind, alpha, temperature, s
     run.args.distillation_alpha, run.args.distillation_temperature = alpha, temperature
     run.args.label_smoothing_factor = smoothing
     run.model.train()
-    outputs, answers = run.model(inputs["pixel_values"]), run.teacher.net(inputs["pixel_values"]).detach()
+    outputs, answers = run.model(inputs["pixel_values"]), run.answers.teacher.net(inputs["pixel_values"]).detach()
     expected = papers_loss(outputs, inputs["labels"], answers, kind, alpha, temperature, smoothing)
     torch.testing.assert_close(run.compute_loss(run.model, inputs), expected, rtol=1e-4, atol=1e-5)
 
@@ -280,7 +185,7 @@ def test_student_and_teacher_see_the_same_augmented_and_mixed_views(tmp_path):
     run, seen = views_trainer(tmp_path, rows()), {}
     batch = collate(run.train_dataset.__getitems__([View(image, 0, image) for image in range(4)]))
     expected = augment(batch["pixel_values"], batch["draws"], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    run.teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
+    run.answers.teacher.register_forward_pre_hook(lambda module, inputs: seen.update(teacher=inputs[0].clone()))
     run.model.register_forward_pre_hook(lambda module, inputs: seen.update(student=inputs[0].clone()))
     run.model.train()
     loss = DistillationTrainer.compute_loss(run, run.model, batch)
@@ -333,7 +238,7 @@ def test_bad_images_are_counted_and_do_not_stop_the_run(tmp_path):
     run = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, max_bad_image_fraction=0.2)
     run.train()
     assert run.seen[-1] == (1, 23)
-    assert run.count_bad_images() == 2
+    assert run.progress.counts()["bad_images"] == 2
     stopping = views_trainer(tmp_path, rows(26, bad=(3, 11)), repeated_augmentation=1, on_bad_image="error")
     with pytest.raises(InputError, match=r"row (3 \(3.png\)|11 \(11.png\)) is a bad image"):
         stopping.train()
@@ -411,7 +316,7 @@ def test_an_evaluation_counts_every_image_whatever_the_arguments_were_set_to(tmp
     args.set_dataloader(eval_batch_size=4, drop_last=True)
     run = DistillationTrainer(student(), args, CountingTeacher(), eval_dataset=Images(10))
     run.evaluate()
-    assert len(run.decisions["labels"]) == 10
+    assert len(run.metrics.decisions["labels"]) == 10
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -424,19 +329,19 @@ def test_an_epoch_is_whole_steps_and_evaluation_counts_every_image(tmp_path, dro
         assert teacher.asked == images
         right = (run.model.eval()(Images(length).pixel_values).logits.argmax(-1) == Images(length).labels).sum().item()
         assert run.evaluate()["eval_accuracy"] == pytest.approx(right / length)
-        assert len(run.decisions["labels"]) == length
+        assert len(run.metrics.decisions["labels"]) == length
 
 
 @pytest.mark.parametrize("average", [{}, {"ema_half_life": 1}])
 def test_an_evaluation_in_bf16_leaves_the_weights_in_fp32_with_the_same_bits(tmp_path, average):
     run = trainer(tmp_path, teacher=CountingTeacher(), bf16_full_eval=True, **average)
     run.train()
-    before, averaged = snapshot(run.model), dict(run.ema.weights) if average else {}
+    before, averaged = snapshot(run.model), dict(run.average.average.weights) if average else {}
     metrics = run.evaluate()
     after = run.model.state_dict()
     assert {value.dtype for value in after.values()} == {torch.float32}
     assert all(torch.equal(value, before[name]) for name, value in after.items())
-    assert all(torch.equal(value, run.ema.weights[name]) for name, value in averaged.items())
+    assert all(torch.equal(value, run.average.average.weights[name]) for name, value in averaged.items())
     assert {f"eval_{name}" for name in ("loss", "accuracy", "accuracy_cls", "top5_accuracy")} <= metrics.keys()
     assert ("eval_ema_accuracy" in metrics) == bool(average)
 
@@ -457,10 +362,10 @@ def test_metrics_and_decisions_are_the_same_batch_by_batch(tmp_path, average):
     for argument in ({"eval_do_concat_batches": False}, {"batch_eval_metrics": True}):
         metrics, run = evaluated(tmp_path, **argument, **average)
         assert metrics == pytest.approx(expected, rel=1e-6)
-        assert run.decisions.keys() == whole.decisions.keys()
-        for name, decided in whole.decisions.items():
-            assert run.decisions[name].tolist() == decided.tolist()
-        assert len(run.decisions["labels"]) == 7
+        assert run.metrics.decisions.keys() == whole.metrics.decisions.keys()
+        for name, decided in whole.metrics.decisions.items():
+            assert run.metrics.decisions[name].tolist() == decided.tolist()
+        assert len(run.metrics.decisions["labels"]) == 7
 
 
 def test_warm_up_epochs_become_steps(tmp_path):

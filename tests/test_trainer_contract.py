@@ -1,6 +1,9 @@
 """What we rely on in transformers' own Trainer. After an update of transformers this file tells what has changed."""
 
+import ast
 import inspect
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,10 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
+import modeling_deit_distill
 from modeling_deit_distill import DistillationTrainer
+
+PACKAGE = Path(modeling_deit_distill.__file__).parent
 
 # Methods that a class of ours overrides, with the parameters that Trainer calls them with.
 OVERRIDDEN = {
@@ -18,6 +24,7 @@ OVERRIDDEN = {
     "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
     "floating_point_ops": ["inputs"],
     "get_decay_parameter_names": ["model"],
+    "get_eval_dataloader": ["eval_dataset"],
     "get_train_dataloader": [],
     "init_hf_repo": ["token"],
     "log": ["logs", "start_time"],
@@ -26,32 +33,21 @@ OVERRIDDEN = {
     "set_initial_training_values": ["args", "dataloader"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "training_step": ["model", "inputs", "num_items_in_batch"],
-    "_get_dataloader": ["dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"],
     "_get_grad_norm": ["model", "grad_norm"],
-    "_get_output_dir": ["trial"],
-    "_get_train_sampler": ["train_dataset"],
-    "_init_training_state": [
-        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs"),
-        *("resume_from_checkpoint", "trial"),
-    ],
-    "_load_best_model": [],
-    "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
-    "_push_from_checkpoint": ["checkpoint_folder"],
-    "_save_checkpoint": ["model", "trial"],
-    "_save_rng_state": ["output_dir"],
 }
 # A run of two steps, each with a log, an evaluation and a checkpoint; the first checkpoint is the best.
 STEP = ["on_step_begin", "training_step", "_get_grad_norm", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
-AFTER_A_STEP = ["log", "on_log", "evaluation_loop", "log", "on_log", "on_evaluate", "_save_checkpoint"]
-SAVING = ["_get_output_dir", "save_model", "_save_rng_state", "on_save"]  # pushes come from `_save_checkpoint` too
+AFTER_A_STEP = ["log", "on_log", "get_eval_dataloader", "evaluation_loop", "log", "on_log", "on_evaluate"]
+SAVING = ["save_model", "on_save"]  # by now all files are written, but for ours
 EVENTS = [
-    *["train", "get_train_dataloader", "_get_dataloader", "_get_train_sampler", "set_initial_training_values"],
-    *["_init_training_state", "_prepare_for_training", "create_scheduler", "on_train_begin", "on_epoch_begin"],
-    *[*STEP, *AFTER_A_STEP, *SAVING, *STEP, *AFTER_A_STEP, *SAVING],
-    *["on_epoch_end", "log", "on_log", "_load_best_model", "_get_output_dir", "on_train_end"],
+    *["train", "get_train_dataloader", "set_initial_training_values", "create_scheduler"],
+    *["on_train_begin", "on_epoch_begin", *[*STEP, *AFTER_A_STEP, *SAVING, *STEP, *AFTER_A_STEP, *SAVING]],
+    *["on_epoch_end", "log", "on_log", "on_train_end"],
 ]
 # Asked so often that their place in the order means nothing.
-NOT_RECORDED = {"compute_loss", "floating_point_ops", "get_decay_parameter_names", "_get_dataloader"}
+NOT_RECORDED = {"compute_loss", "floating_point_ops", "get_decay_parameter_names"}
+OURS = [PACKAGE / "trainer.py", *PACKAGE.glob("training/*.py"), PACKAGE / "publishing" / "publisher.py"]
+OURS += [PACKAGE / "teachers" / "training.py"]
 
 
 class Images(torch.utils.data.Dataset):
@@ -79,15 +75,26 @@ class Linear(torch.nn.Module):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the names of events."""
+    """Keeps the names of events, and what a checkpoint holds when it is saved."""
 
-    def __init__(self, events):
+    def __init__(self, events, saved):
+        self.events, self.saved = events, saved
         for name in dir(TrainerCallback):
-            if name.startswith("on_") and name not in ("on_init_end", "on_prediction_step", "on_substep_end"):
+            if name.startswith("on_") and name not in (
+                "on_init_end",
+                "on_prediction_step",
+                "on_save",
+                "on_substep_end",
+            ):
                 setattr(self, name, lambda *args, _name=name, **kwargs: events.append(_name))
 
+    def on_save(self, args, state, control, **kwargs):
+        self.events.append("on_save")
+        names = {path.name for path in Path(args.output_dir, f"checkpoint-{state.global_step}").iterdir()}
+        self.saved.append(sorted(names - {"training_args.bin"}))
 
-def recorded_trainer(folder, events, **arguments):
+
+def recorded_trainer(folder, events, saved, **arguments):
     """Transformers' own Trainer, whose overridden methods and events are written to `events`."""
     args = TrainingArguments(
         **{"output_dir": str(folder), "max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True},
@@ -102,7 +109,7 @@ def recorded_trainer(folder, events, **arguments):
         train_dataset=data,
         eval_dataset=data,
         compute_metrics=lambda evaluated: {"score": next(scores)},
-        callbacks=[Recorder(events)],
+        callbacks=[Recorder(events, saved)],
     )
     for name in OVERRIDDEN.keys() - NOT_RECORDED:
         setattr(trainer, name, recording(getattr(trainer, name), name, events))
@@ -120,10 +127,10 @@ def recording(method, name, events):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run of two steps: the trainer, and what happened."""
-    events = []
-    trainer = recorded_trainer(tmp_path_factory.mktemp("run"), events)
+    events, saved = [], []
+    trainer = recorded_trainer(tmp_path_factory.mktemp("run"), events, saved)
     trainer.train()
-    return SimpleNamespace(trainer=trainer, events=events)
+    return SimpleNamespace(trainer=trainer, events=events, saved=saved)
 
 
 def test_all_that_is_overridden_is_listed():
@@ -146,15 +153,31 @@ def test_the_order_of_events(run):
     assert run.events == [name for name in EVENTS if name not in NOT_RECORDED]
 
 
-def test_the_attributes_that_we_read(run):
-    trainer, state = run.trainer, run.trainer.state
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-    assert trainer._total_loss_scalar == pytest.approx(sum(losses), rel=1e-3)  # what is logged is rounded
-    assert isinstance(trainer._tr_loss, torch.Tensor)
-    assert trainer._created_lr_scheduler is True
+def test_at_most_one_private_name_of_trainer_is_overridden_or_read():
+    theirs = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
+    theirs |= set(re.findall(r"self\.(_[a-z]\w*)", inspect.getsource(Trainer)))
+    used = set()
+    for path in OURS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and path.name in ("trainer.py", "training.py"):
+                used.add(node.name)
+            # `super()._x`, `self._x` in a trainer, `trainer._x` anywhere
+            if isinstance(node, ast.Attribute) and (path.name == "trainer.py" or "trainer" in ast.unparse(node.value)):
+                used.add(node.attr)
+    assert used & theirs == {"_get_grad_norm"}
+
+
+def test_what_the_state_and_the_summary_hold(run):
+    state = run.trainer.state
     assert state.best_global_step == 1 and state.best_model_checkpoint.endswith("checkpoint-1")
     summary = state.log_history[-1]
     assert {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"} <= summary.keys()
+
+
+def test_a_checkpoint_has_all_its_files_when_on_save_is_called(run):
+    assert (
+        run.saved == [["model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"]] * 2
+    )
 
 
 def test_the_best_weights_are_the_final_ones(run):
@@ -165,7 +188,7 @@ def test_the_best_weights_are_the_final_ones(run):
 
 
 def test_set_initial_training_values_gives_epochs_steps_and_length(tmp_path):
-    trainer = recorded_trainer(tmp_path, [])
+    trainer = recorded_trainer(tmp_path, [], [])
     values = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     assert values[0] == 1  # epochs
     assert values[1] == 2  # steps of an epoch

@@ -19,7 +19,6 @@ batch; `..._compiled` where compiled), and our peak memory over that of the thri
 
 import argparse
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -216,18 +215,16 @@ def measure_shipped(options) -> dict[str, dict[str, float]]:
 
 def onnx_steps(model, pixel_values: torch.Tensor) -> dict:
     """The files that `export_onnx.py` writes, in onnxruntime, each image on a core of its own."""
-    path = Path(__file__).parent.parent / "export_onnx.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    export = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(export)
+    from modeling_deit_distill.export import onnx
+
     steps = {}
     with tempfile.TemporaryDirectory() as folder:
-        for precision in export.PRECISIONS:
+        for precision in onnx.PRECISIONS:
             file = Path(folder, f"{precision}.onnx")
-            export.write_onnx(model, file)
+            onnx.write_onnx(model, file)
             if precision == "int8":
-                export.quantize(file)
-            steps[f"onnx_{precision}"] = functools.partial(export.answer_by_core(file), pixel_values.numpy())
+                onnx.quantize(file)
+            steps[f"onnx_{precision}"] = functools.partial(onnx.answer_by_core(file), pixel_values.numpy())
     return steps
 
 

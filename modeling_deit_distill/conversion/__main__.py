@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..configuration_deit_distill import as_pair
-from ..errors import InputError, one_line, run_command
-from .checkpoint import Checkpoint, load_checkpoint
+from ..errors import InputError, one_line
+from ..script import run_script
+from .checkpoint import PretrainedStudent, load_checkpoint
 from .saving import save_checkpoint, save_native, save_timm
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]):
     print(f"{options.source} ({describe(checkpoint)}) -> {options.destination} ({options.to})")
 
 
-def describe(checkpoint: Checkpoint) -> str:
+def describe(checkpoint: PretrainedStudent) -> str:
     """Origin and size of a checkpoint in words."""
     config = checkpoint.config
     height, width = as_pair(config.image_size)
@@ -57,7 +58,9 @@ def _parse_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _save_beside_and_rename(save: Callable[[Checkpoint, Path], None], checkpoint: Checkpoint, destination: Path):
+def _save_beside_and_rename(
+    save: Callable[[PretrainedStudent, Path], None], checkpoint: PretrainedStudent, destination: Path
+):
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".conversion-", dir=destination.parent) as beside:
@@ -71,4 +74,4 @@ def _save_beside_and_rename(save: Callable[[Checkpoint, Path], None], checkpoint
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main))
+    run_script(main)

@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class PretrainedStudent:
     """A student's weights from anywhere, in our names.
 
     Attributes:
@@ -35,7 +35,7 @@ class Checkpoint:
     format: str
 
 
-def load_checkpoint(source: str) -> Checkpoint:
+def load_checkpoint(source: str) -> PretrainedStudent:
     """Read a student from a file, a folder, a Hub repository or timm; what lies on the disk goes before names.
 
     No code that comes with weights is run. What the files beside the weights do not say is read off the shapes; heads
@@ -61,7 +61,7 @@ def load_checkpoint(source: str) -> Checkpoint:
     return _assemble(source, kind, read_all_weights(place, source), described, preprocessing)
 
 
-def build_model(checkpoint: Checkpoint) -> DeiTDistillForImageClassification:
+def build_model(checkpoint: PretrainedStudent) -> DeiTDistillForImageClassification:
     """The model of a checkpoint, in eval mode, in the dtype of its weights."""
     with torch.device("meta"):  # nothing is drawn
         model = DeiTDistillForImageClassification(copy.deepcopy(checkpoint.config))  # a model may change its own
@@ -81,7 +81,7 @@ def _to_ours(weights: State, source: str) -> tuple[State, str]:
     raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
 
 
-def _assemble(source: str, kind: str | None, weights: State, described: dict, preprocessing: dict) -> Checkpoint:
+def _assemble(source: str, kind: str | None, weights: State, described: dict, preprocessing: dict) -> PretrainedStudent:
     state, layout = _to_ours(weights, source)
     _check_essential(state, source)
     fields = {}
@@ -95,7 +95,7 @@ def _assemble(source: str, kind: str | None, weights: State, described: dict, pr
     config = config_of(source, kind, described, state, fields)
     _check_tensors(state, config, source)
     origin = "timm" if kind == "timm" and layout == "public" else layout
-    return Checkpoint(config, state, processor_of(config, kind, described, preprocessing), origin)
+    return PretrainedStudent(config, state, processor_of(config, kind, described, preprocessing), origin)
 
 
 def _zero_distillation_head(state: State) -> State:

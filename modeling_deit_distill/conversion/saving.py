@@ -1,7 +1,5 @@
 """A student written as ours, as transformers' own class, or as timm's."""
 
-import json
-import os
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -10,7 +8,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from ..errors import InputError
-from .checkpoint import Checkpoint, build_model
+from ..files import write_json, written_whole
+from .checkpoint import PretrainedStudent, build_model
 from .configuration import (
     CROP_PCT,
     NATIVE_CONFIGS,
@@ -26,13 +25,13 @@ from .weight_names import State, ours_to_native, ours_to_public, why_not_native
 logger = logging.get_logger(__name__)
 
 
-def save_checkpoint(checkpoint: Checkpoint, directory):
+def save_checkpoint(checkpoint: PretrainedStudent, directory):
     """Save in our format: weights, configuration, code and processor, for every Auto class."""
     build_model(checkpoint).save_pretrained(directory)
     checkpoint.processor.save_pretrained(directory)
 
 
-def save_native(checkpoint: Checkpoint, directory):
+def save_native(checkpoint: PretrainedStudent, directory):
     """Save for transformers' own classes, which need none of our code.
 
     Two heads whose logits are averaged become `DeiTForImageClassificationWithTeacher`; fusion `"cls"` becomes
@@ -61,7 +60,7 @@ def save_native(checkpoint: Checkpoint, directory):
     CLIPImageProcessor(**settings).save_pretrained(directory)
 
 
-def save_timm(checkpoint: Checkpoint, directory):
+def save_timm(checkpoint: PretrainedStudent, directory):
     """Save in timm's format for the Hub: `timm.create_model("local-dir:DIRECTORY", pretrained=True)` reads it.
 
     Raises:
@@ -69,10 +68,8 @@ def save_timm(checkpoint: Checkpoint, directory):
     """
     config = checkpoint.config
     _check_timm(config)
-    os.makedirs(directory, exist_ok=True)
     _save_weights(ours_to_public(checkpoint.state_dict), directory)
-    description = json.dumps(_timm_description(config, checkpoint.processor), indent=2)
-    Path(directory, CONFIG_NAME).write_text(description + "\n", encoding="utf-8")
+    write_json(Path(directory, CONFIG_NAME), _timm_description(config, checkpoint.processor))
 
 
 # Writing
@@ -88,7 +85,8 @@ def _native_architecture(config: DeiTDistillConfig) -> str:
 
 
 def _save_weights(state: State, directory):
-    save_file({name: t.contiguous() for name, t in state.items()}, Path(directory, SAFE_WEIGHTS_NAME), {"format": "pt"})
+    with written_whole(Path(directory, SAFE_WEIGHTS_NAME)) as partial:
+        save_file({name: t.contiguous() for name, t in state.items()}, partial, {"format": "pt"})
 
 
 def _check_timm(config: DeiTDistillConfig):

@@ -151,7 +151,7 @@ def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, p
     pixel_values = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as the resizing leaves it
     labels = []
     for slot, (pixels, label) in enumerate(images):
-        box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.crop_scale)
+        box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.random_crop_scale)
         crop_and_resize(pixels, box, pixel_values[slot])
         labels.append(label)
     return {

@@ -5,8 +5,9 @@ number of workers or of processes. All draws are a pure function of (seed, epoch
 eight processes sees the same pixels, a resumed run continues exactly, and a teacher's answer can be stored.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -58,6 +59,14 @@ _NUM_PAIR_UNIFORMS = 4
 _NUM_REPLACEMENT_COUNTS = 16
 
 
+# Names of settings in stores and checkpoints of earlier versions.
+_EARLIER_NAMES = {
+    "crop_scale": "random_crop_scale",
+    "flip_prob": "horizontal_flip_prob",
+    "erasing_prob": "random_erasing_prob",
+}
+
+
 class View(NamedTuple):
     """One look at one image: row in the dataset, epoch, place in the epoch's global order."""
 
@@ -68,42 +77,41 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """What is drawn, from which distributions (paper, Table 9).
+    """What is drawn, from which distributions (paper, Table 9); named as the arguments of a run.
 
     Attributes:
         image_size: side of a crop in pixels.
-        crop_scale: range of a crop's share of the image's area.
-        flip_prob: chance of a mirrored view.
+        random_crop_scale: range of a crop's share of the image's area.
+        horizontal_flip_prob: chance of a mirrored view.
         rand_augment_magnitude: mean strength of RandAugment, 0 (off) to 10.
-        erasing_prob: chance of an erased box.
+        random_erasing_prob: chance of an erased box.
         mixup_alpha, cutmix_alpha: Beta parameters; 0 is off.
     """
 
     image_size: int
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    flip_prob: float = 0.5
+    random_crop_scale: tuple[float, float] = (0.08, 1.0)
+    horizontal_flip_prob: float = 0.5
     rand_augment_magnitude: float = 9.0
-    erasing_prob: float = 0.25
+    random_erasing_prob: float = 0.25
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
 
     @classmethod
     def from_arguments(cls, args, image_size: int) -> "AugmentationSettings":
         """The settings that a run's arguments ask for."""
-        return cls(
-            image_size=image_size,
-            crop_scale=tuple(args.random_crop_scale),
-            flip_prob=args.horizontal_flip_prob,
-            rand_augment_magnitude=args.rand_augment_magnitude,
-            erasing_prob=args.random_erasing_prob,
-            mixup_alpha=args.mixup_alpha,
-            cutmix_alpha=args.cutmix_alpha,
-        )
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "image_size"]
+        values = {name: getattr(args, name) for name in names}
+        return cls(image_size, **{**values, "random_crop_scale": tuple(args.random_crop_scale)})
 
     @property
     def mixes(self) -> bool:
         """Whether views are mixed in pairs."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
+    """What a store or a checkpoint says of its settings, under the names of [`AugmentationSettings`]."""
+    return {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
 
 
 @dataclass
@@ -168,6 +176,13 @@ class ViewSampler(Sampler[View]):
         self.epoch = 0
         self.start = 0
         self.length = max(num_images // global_batch_size, 1) * global_batch_size
+
+    @classmethod
+    def from_arguments(cls, args, dataset) -> "ViewSampler":
+        """The order of a run's views, of a [`ViewDataset`]."""
+        settings, size = dataset.settings, args.effective_batch_size
+        repeats, seed = args.repeated_augmentation, dataset.seed
+        return cls(len(dataset), size, repeats, seed, args.train_batch_size, settings.mixes)
 
     def __len__(self) -> int:
         return self.length - self.start
@@ -244,10 +259,10 @@ def draw(
     """
     operations, arguments = _draw_operations(uniforms, settings.rand_augment_magnitude)
     draws = Draws(
-        flip=uniforms[:, _FLIP] < settings.flip_prob,
+        flip=uniforms[:, _FLIP] < settings.horizontal_flip_prob,
         operations=operations,
         arguments=arguments,
-        erased_box=_draw_erased_boxes(uniforms, settings.image_size, settings.erasing_prob),
+        erased_box=_draw_erased_boxes(uniforms, settings.image_size, settings.random_erasing_prob),
         noise_seed=(uniforms[:, _NOISE_SEED] * 2**31).astype(np.int64),
     )
     if settings.mixes:

@@ -18,12 +18,13 @@ from transformers import PreTrainedConfig
 
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
 from ..conversion.weight_names import why_not_native
+from ..files import written_whole
+from ..output_folder import CARD, CURVES, PREDICTIONS
 from ..report import ACCURACY_NAMES, duration
-from .pictures import CURVES, HOW_CHOSEN, PREDICTIONS, plot_training_curves
+from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-CARD = "README.md"
 MAX_CLASSES = 20  # that are listed; of more, the first ten
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"
@@ -52,9 +53,8 @@ def write_model_card(output_dir: str | Path, results: dict[str, float] | None = 
     run = read_run(Path(output_dir), results)
     card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
     path = run.folder / CARD
-    partial = path.with_suffix(".partial")  # written beside and renamed: a kill leaves no half of a card
-    card.save(partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        card.save(partial)
     return path
 
 
@@ -372,7 +372,7 @@ def _percent(share: float) -> str:
 
 
 def _interval(share: float, num_images: int) -> str:
-    low, high = wilson_interval(share, num_images)
+    low, high = wilson_interval(round(share * num_images), num_images)
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from ..analysis import attention_maps
+from ..files import written_whole
 
-CURVES, PREDICTIONS = "training_curves.png", "predictions.png"  # their names in a run's folder
 MAX_EXAMPLES = 8
 # The rule of `choose_examples`, for the reader of the picture.
 HOW_CHOSEN = (
@@ -231,11 +231,8 @@ def _short(name: str) -> str:
 
 
 def _save(figure, path: str | Path) -> Path:
-    """Write beside and rename: a kill leaves no half of a picture. Without the library's version: always the same."""
-    path = Path(path)
-    partial = path.with_suffix(".partial")
-    with warnings.catch_warnings():
+    """Write a PNG without the library's version, so that the same figure gives the same file."""
+    with warnings.catch_warnings(), written_whole(path) as partial:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a caption, no line for each
         figure.savefig(partial, format="png", dpi=120, metadata={"Software": None})
-    partial.replace(path)
-    return path
+    return Path(path)

@@ -15,32 +15,18 @@ from ..arguments import NATIVE_REVISION, DistillationTrainingArguments
 from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
 from ..hub import with_retries
-from ..training.checkpoints import MANIFEST, list_checkpoints, remove
-from .card import CARD, write_model_card
-from .pictures import CURVES, PREDICTIONS, plot_training_curves
-from .record import RECORD
-from .run import TOKENS
-
-STATE = "trainer_state.json"
-# What a repository is made of, by name, since whatever else lies in a run's folder may be anything; `training_args.bin`
-# above all, which is a pickle. Of an earlier commit none of these stays that a later one does not bring along.
-PUBLISHED = (
-    "config.json",
-    "configuration_deit_distill.py",
-    "modeling_deit_distill.py",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "preprocessor_config.json",
+from ..output_folder import (
     CARD,
     CURVES,
+    MANIFEST,
     PREDICTIONS,
-    RECORD,
+    PUBLISHED,
+    RUN_RECORD,
     STATE,
-    "all_results.json",
-    "predictions.json",
-    TOKENS,
 )
+from .card import write_model_card
+from .pictures import plot_training_curves
+
 NEVER_PUBLISHED = ("training_args.bin",)
 STAGE_PREFIX = "_push-"
 
@@ -81,6 +67,18 @@ def open_repository(
     if revision is not None:
         _make_branch(api, url.repo_id, revision)
     return Destination(url.repo_id, token, revision)
+
+
+def open_repository_of(args: DistillationTrainingArguments) -> Destination | None:
+    """The repository that a run is to be pushed to; on the main process, if any push is asked for.
+
+    Raises:
+        InputError: the Hub refuses, or five tries failed: a wrong name or token shows before any training.
+    """
+    if not args.push_to_hub or args.process_index != 0:
+        return None
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    return open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
 
 
 def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
@@ -128,8 +126,8 @@ def stage_checkpoint(
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     with _new_stage(output_dir) as stage:
         _stage_published(checkpoint, stage, copy=_link)
-        if (output_dir / RECORD).exists():
-            shutil.copy(output_dir / RECORD, stage)
+        if (output_dir / RUN_RECORD).exists():
+            shutil.copy(output_dir / RUN_RECORD, stage)
         if path_in_repo is None:
             return Commit(stage, message)
         ignored = shutil.ignore_patterns(*NEVER_PUBLISHED)
@@ -178,22 +176,6 @@ def push(commit: Commit, destination: Destination) -> CommitInfo:
             ),
             f"push to {destination.repo_id!r}",
         )
-
-
-def clear_earlier_run(args: DistillationTrainingArguments):
-    """Remove what an earlier run left, if the user said so: its checkpoints and all that a card is made of.
-
-    The teacher stays, it is used again where it fits.
-    """
-    if not args.overwrite_output_dir or args.resume_from_checkpoint:
-        return
-    with args.main_process_first(desc="clearing the earlier run"):
-        if args.process_index == 0:
-            for pattern in PUBLISHED:
-                for path in Path(args.output_dir).glob(pattern):
-                    path.unlink()
-            for checkpoint in list_checkpoints(args.output_dir):
-                remove(checkpoint)
 
 
 def clear_stages(output_dir: str | Path):

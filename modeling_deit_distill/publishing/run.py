@@ -1,6 +1,5 @@
 """What a run left in its folder, as its card needs it."""
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..analysis import confusion_matrix
 from ..errors import InputError, one_line
+from ..output_folder import DECISIONS, RESULTS, RUN_RECORD, STATE, TOKENS, read_json
 from .pictures import distinct_names
 
-TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
 # Sets of decisions in `predictions.json`, in the order of the paper's Table 4.
 DECISION_NAMES = {
     "labels": "truth",
@@ -103,39 +102,24 @@ def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
         raise InputError(f"config.json in {str(folder)!r} does not describe a model: {one_line(error)}") from error
     if config.model_type != "deit_distill":
         raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
-    state, results = _read_json(folder / "trainer_state.json"), results or _read_json(folder / "all_results.json")
+    state, results = read_json(folder / STATE), results or read_json(folder / RESULTS)
     evaluations = [entry for entry in state.get("log_history", []) if "eval_accuracy" in entry]
     return Run(
         folder,
         config,
         results or (evaluations[-1] if evaluations else {}),
         state,
-        _read_decisions(folder / "predictions.json", len(config.id2label)),
-        _read_json(folder / "run.json"),
-        _read_json(folder / "preprocessor_config.json"),
-        _read_json(folder / TOKENS),
+        _read_decisions(folder / DECISIONS, len(config.id2label)),
+        read_json(folder / RUN_RECORD),
+        read_json(folder / "preprocessor_config.json"),
+        read_json(folder / TOKENS),
         is_finished=bool(results),
     )
 
 
-def _read_json(path: Path) -> dict:
-    """The content of a file, or {} if there is none."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{str(path)!r} is no JSON ({one_line(error)}); remove it or run the training again"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds a {type(content).__name__}, not names with values; remove it")
-    return content
-
-
 def _read_decisions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
     """Class indices (images,) by name; {} without the file, or without images."""
-    decisions = {name: np.asarray(indices) for name, indices in _read_json(path).items() if name in DECISION_NAMES}
+    decisions = {name: np.asarray(indices) for name, indices in read_json(path).items() if name in DECISION_NAMES}
     if not any(len(indices) for indices in decisions.values()):
         return {}
     lengths = {name: len(indices) for name, indices in decisions.items()}

@@ -7,7 +7,6 @@ pull REPOSITORY STORE     from there
 """
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -20,10 +19,12 @@ from ..data.datasets import ViewDataset
 from ..data.sources import load_image_data
 from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line
-from ..hub import hub_errors, without_folders
-from ..report import summary
+from ..files import sha256, without_folders
+from ..hub import hub_errors
+from ..report import summary_table
+from .agreement import of_teacher
 from .classes import read_label_map
-from .labelling import describe_loaded, verify, whole_sampler
+from .labelling import verify, whole_sampler
 from .store import DESCRIPTION, VALIDATION, TeacherStore
 from .teacher import load_teacher
 
@@ -72,7 +73,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 def show(options: argparse.Namespace):
     """Print fingerprint, coverage and size."""
     store = TeacherStore(options.store)
-    print(summary(describe(store, store.about)))
+    print(summary_table(describe(store, store.about)))
 
 
 def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]:
@@ -104,17 +105,16 @@ def check_answers(options: argparse.Namespace) -> int:
     name_or_path = options.teacher_name_or_path or store.about.get("teacher")
     if name_or_path is None:
         raise InputError(f"{options.store} does not say what its teacher is called; give --teacher_name_or_path")
-    label_map = read_label_map(options.teacher_label_map) if options.teacher_label_map else None
     teacher = load_teacher(
         name_or_path,
         class_names,
         views.settings.image_size,
         trust_remote_code=options.trust_remote_code,
-        label_map=label_map,
+        label_map=read_label_map(options.teacher_label_map),
         image_size=store.fingerprint["teacher_image_size"],
         precision=store.fingerprint["teacher_precision"],
     )
-    store.check(describe_loaded(teacher))
+    store.check(of_teacher(teacher))
     try:
         teacher.to(options.device)
     except (AssertionError, RuntimeError) as error:
@@ -143,9 +143,8 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
         sources |= moved
     data = load_image_data(**sources)
     store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
-    fields = AugmentationSettings.__dataclass_fields__
-    settings = {name: store.fingerprint[name] for name in fields}
-    settings["crop_scale"] = tuple(settings["crop_scale"])
+    settings = {name: store.fingerprint[name] for name in AugmentationSettings.__dataclass_fields__}
+    settings["random_crop_scale"] = tuple(settings["random_crop_scale"])
     return ViewDataset(data.train, AugmentationSettings(**settings), store.fingerprint["data_seed"]), data.class_names
 
 
@@ -175,7 +174,7 @@ def public_files(store: TeacherStore, repository: str) -> dict[str, Path | bytes
     contents = {path.name: path for path in paths if path.exists()}
     description = public_description(store)
     contents[DESCRIPTION] = json.dumps(description, indent=2).encode()
-    checksums = {name: _checksum(content) for name, content in contents.items()}
+    checksums = {name: sha256(content) for name, content in contents.items()}
     contents[CHECKSUMS] = json.dumps(checksums, indent=2).encode()
     contents["README.md"] = card(store, description["about"], repository).encode()
     return contents
@@ -231,7 +230,7 @@ def files_to_fetch(target: Path, fetched: Path, checksums: dict[str, str], repos
     elif strangers := sorted(kept - checksums.keys() - {".cache"}):  # the client's own
         raise InputError(f"{target} exists and is no store (it has {strangers[0]}); pull into a new folder")
     for name in sorted(kept & checksums.keys() - {DESCRIPTION, VALIDATION}):
-        if _checksum(target / name) != checksums[name]:
+        if sha256(target / name) != checksums[name]:
             raise InputError(f"{target / name} differs from that of {repository!r}; pull into a new folder")
     return sorted(checksums.keys() - kept)
 
@@ -288,19 +287,9 @@ def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
     return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
 
 
-def _checksum(content: Path | bytes) -> str:
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
-    with open(content, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_checksums(target: Path, checksums: dict[str, str]):
     paths = {target / name: expected for name, expected in checksums.items()}
-    damaged = [path for path, expected in paths.items() if not path.exists() or _checksum(path) != expected]
+    damaged = [path for path, expected in paths.items() if not path.exists() or sha256(path) != expected]
     for path in damaged:
         path.unlink(missing_ok=True)
     if damaged:

@@ -4,40 +4,38 @@
 verifies what lies in one.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..arguments import DistillationTrainingArguments, ModelArguments
-from ..augmentation.augment import AUGMENTATION_VERSION, augment
+from ..augmentation.augment import augment
 from ..data.datasets import ViewDataset, collate
-from ..data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset
-from ..data.sources import ImageData
+from ..data.evaluation import EvaluationDataset
 from ..data.views import ViewSampler
 from ..errors import InputError
 from .classes import read_label_map
-from .description import describe_teacher, teacher_classes
-from .store import TeacherStore, create_store, fingerprint_of, is_store
-from .teacher import Teacher, decisions_of, load_teacher, teacher_view, weights_checksum
-from .training import TRAINING_RECORD, find_or_train_teacher, training_record
+from .description import describe_teacher
+from .store import TeacherStore, is_store
+from .teacher import Teacher, decisions_of
 
 
-def teacher_description(model_args: ModelArguments, args: DistillationTrainingArguments, data: ImageData):
-    """The teacher's configuration, checked against the data's classes; None without distillation.
+def describe_teacher_of(
+    model_args: ModelArguments, args: DistillationTrainingArguments, class_names: list[str]
+) -> PreTrainedConfig | None:
+    """The configuration of the teacher that a run names, checked against the data's classes; None if there is none.
 
     None also where a store is to answer in the place of a teacher that nobody named.
 
     Raises:
-        InputError: a label map that cannot be read, wherever it would be used; a teacher that is not found or does not
-            fit; a store that is none.
+        InputError: as [`describe_teacher`]; no teacher, and no store in its place; a label map that cannot be read.
     """
     label_map = read_label_map(model_args.teacher_label_map)
     named = model_args.teacher_name_or_path or model_args.teacher_config_name
@@ -50,7 +48,7 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
         return None
     try:
         return describe_teacher(
-            data.class_names,
+            class_names,
             model_args.teacher_name_or_path,
             model_args.teacher_config_name,
             model_args.teacher_config_overrides,
@@ -66,168 +64,6 @@ def teacher_description(model_args: ModelArguments, args: DistillationTrainingAr
         raise InputError(f"{error}; bring it back, or name a copy of it (a full --teacher_store asks none)") from error
 
 
-def find_store(model_args, args, data: ImageData, teacher_config, views: ViewDataset) -> TeacherStore | None:
-    """The store that the user named, if it exists; it must fit what will run."""
-    if args.distillation_type == "none" or not is_store(args.teacher_store):
-        return None
-    store = TeacherStore(args.teacher_store)
-    store.check(wanted_of_views(args, data, views))
-    record = None
-    if teacher_config is not None and model_args.train_teacher:
-        record = training_record(teacher_config, data, **teacher_schedule(model_args, views))
-    store.check(wanted_of_teacher(model_args, teacher_config, data.class_names, views.settings.image_size, record))
-    return store
-
-
-def teacher_schedule(model_args: ModelArguments, views: ViewDataset) -> dict:
-    """How the teacher is trained, if it is trained here: a new one at the size at which it will be asked."""
-    is_new = model_args.teacher_name_or_path is None
-    return {
-        "image_size": (is_new and model_args.teacher_image_size) or views.settings.image_size,
-        "num_train_epochs": model_args.teacher_num_train_epochs,
-        "learning_rate": model_args.teacher_learning_rate,
-        "name_or_path": model_args.teacher_name_or_path,
-    }
-
-
-def prepare_teacher(
-    model_args, data_args, args, data: ImageData, teacher_config, views, store: TeacherStore | None
-) -> Teacher:
-    """The frozen teacher, trained first where the user asked for it."""
-    if teacher_config is None:
-        missing = store.missing(planned_views(args, views))
-        gone = model_args.teacher_name_or_path
-        nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
-        raise InputError(
-            f"teacher_store {args.teacher_store!r} has not all the views of this run: it lacks "
-            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and {nobody} give "
-            f"--teacher_name_or_path (the store was made with {store.about.get('teacher')}), or train for fewer epochs"
-        )
-    name_or_path = model_args.teacher_name_or_path
-    if model_args.train_teacher:
-        name_or_path = find_or_train_teacher(
-            teacher_config,
-            data,
-            Path(args.output_dir, "teacher"),
-            args,
-            crop_pct=data_args.crop_pct or DEFAULT_CROP_PCT,
-            trust_remote_code=model_args.trust_remote_code,
-            **teacher_schedule(model_args, views),
-        )
-    return load_teacher(
-        str(name_or_path),
-        data.class_names,
-        views.settings.image_size,
-        trust_remote_code=model_args.trust_remote_code,
-        label_map=read_label_map(model_args.teacher_label_map),
-        compile=model_args.teacher_compile,
-        **teacher_numerics(model_args, args, store),
-    ).to(args.device)
-
-
-def store_for(data_args, args, data: ImageData, views, teacher: Teacher, store: TeacherStore | None):
-    """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""
-    if args.teacher_store is None:
-        return None
-    described, name_or_path = describe_loaded(teacher), teacher.model.name_or_path
-    if store is None:
-        wanted = wanted_of_views(args, data, views) | described
-        wanted["teacher_training"] = _training_record(name_or_path)
-        store = create_store(args.teacher_store, wanted, {"teacher": name_or_path, "data": asdict(data_args)})
-    store.check(described)
-    return store
-
-
-def check_teacher_remains(model_args: ModelArguments, args: DistillationTrainingArguments, checkpoint: str | None):
-    """Refuse to go on with another teacher than the one a run trained before, which is gone.
-
-    Raises:
-        InputError: with the folder, and the remedy.
-    """
-    directory = Path(args.output_dir, "teacher")
-    if checkpoint is not None and model_args.train_teacher and not (directory / TRAINING_RECORD).exists():
-        raise InputError(
-            f"{directory} is gone, where this run keeps the teacher that it trained; bring it back to go on from "
-            f"{checkpoint}, or start again with --overwrite_output_dir true and without --resume_from_checkpoint"
-        )
-
-
-def teacher_numerics(model_args: ModelArguments, args: DistillationTrainingArguments, store: TeacherStore | None):
-    """The teacher's input size and precision: the user's word, else the store's, else its own and the run's."""
-    kept = store.fingerprint if store else {}
-    return {
-        "image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
-        "precision": model_args.teacher_precision or kept.get("teacher_precision") or args.precision,
-    }
-
-
-def wanted_of_views(args: DistillationTrainingArguments, data: ImageData, views: ViewDataset) -> dict[str, object]:
-    """What a store must agree to about the views of a run; see `teacher_store.fingerprint_of`."""
-    return fingerprint_of(
-        views.settings,
-        augmentation_version=AUGMENTATION_VERSION,
-        dataset=data.fingerprint(),
-        num_images=len(data.train),
-        num_classes=len(data.class_names),
-        num_views=max(len(data.train), len(sampler_of(args, views))),
-        data_seed=views.seed,
-        repeated_augmentation=args.repeated_augmentation,
-        distillation_type=args.distillation_type,
-        k=args.teacher_store_top_k,
-        temperature=args.distillation_temperature,
-    )
-
-
-def wanted_of_teacher(
-    model_args: ModelArguments, teacher_config, class_names: list[str], image_size: int, record: dict | None
-) -> dict[str, object]:
-    """What a store must agree to about the teacher that a run names, as far as its arguments say.
-
-    Args:
-        teacher_config: from `teacher.describe_teacher`; None if the run names no teacher.
-        class_names: of the dataset.
-        image_size: of the student.
-        record: of a teacher that the run trains itself, from `teacher.training_record`.
-    """
-    if teacher_config is None:
-        return {}
-    given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
-    wanted = {name: value for name, value in given.items() if value is not None}
-    if model_args.train_teacher:
-        return wanted | {"teacher_training": record, "label_map": None}
-    view = teacher_view(model_args.teacher_name_or_path, image_size, trust_remote_code=model_args.trust_remote_code)
-    return wanted | {
-        "teacher_weights": weights_checksum(model_args.teacher_name_or_path),
-        "teacher_mean": list(view.mean),
-        "teacher_std": list(view.std),
-        "label_map": teacher_classes(teacher_config, class_names, read_label_map(model_args.teacher_label_map)),
-    }
-
-
-def describe_loaded(teacher: Teacher) -> dict[str, object]:
-    """What a store must agree to about a loaded teacher."""
-    return {
-        "teacher_weights": weights_checksum(teacher.model.name_or_path),
-        "teacher_mean": list(teacher.view.mean),
-        "teacher_std": list(teacher.view.std),
-        "teacher_image_size": teacher.view.image_size,
-        "teacher_precision": teacher.precision,
-        "label_map": None if teacher.classes is None else teacher.classes.tolist(),
-    }
-
-
-def sampler_of(args: DistillationTrainingArguments, views: ViewDataset) -> ViewSampler:
-    """The order of a run's views."""
-    return ViewSampler(
-        len(views),
-        args.effective_batch_size,
-        args.repeated_augmentation,
-        views.seed,
-        args.train_batch_size,
-        views.settings.mixes,
-    )
-
-
 def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
     """The order of all views that a store has room for, also of those that a run's batches leave out."""
     sampler = ViewSampler(len(views), 1, store.fingerprint["repeated_augmentation"], views.seed)
@@ -237,7 +73,7 @@ def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
 
 def planned_views(args: DistillationTrainingArguments, views: ViewDataset) -> dict[int, int]:
     """How many views a run sees of each epoch."""
-    length = len(sampler_of(args, views))
+    length = len(ViewSampler.from_arguments(args, views))
     steps_per_epoch = length // args.effective_batch_size
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     total = steps * args.effective_batch_size
@@ -343,8 +179,3 @@ def decisions(entries: np.ndarray) -> np.ndarray:
 def _is_gone(name_or_path: str | None) -> bool:
     """Whether a folder was named that is not there; a name on the Hub has one slash at most."""
     return name_or_path is not None and not Path(name_or_path).exists() and str(name_or_path).count("/") != 1
-
-
-def _training_record(name_or_path: str) -> dict | None:
-    path = Path(name_or_path, TRAINING_RECORD)
-    return json.loads(path.read_text()) if path.exists() else None

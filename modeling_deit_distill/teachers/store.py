@@ -12,52 +12,25 @@ nobody asked about yet. Entries are written in one piece, front to back, with wh
 end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
 """
 
-import contextlib
-import dataclasses
 import datetime
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data.views import AugmentationSettings
+from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError
+from ..files import write_json
+from .agreement import REMEDIES
 
 FORMAT = 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"
 MAX_INT16 = 32_767
 DEFAULT_TOP_K = 10
-# What to do about a field in which a run and a store differ, where there is more to say than to choose another store.
-REMEDIES = {
-    "format": "update the library, or fill a store with this one",
-    "num_views": "the data are smaller than a batch: give the run the store's batch size",
-    "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",
-    "distillation_type": "pass --distillation_type {theirs}",
-    "k": "pass --teacher_store_top_k {theirs}",
-    "temperature": "pass --distillation_temperature {theirs}",
-    "teacher_precision": "pass --teacher_precision {theirs}",
-    "teacher_image_size": "pass --teacher_image_size {theirs}",
-    "repeated_augmentation": "pass --repeated_augmentation {theirs}",
-    "image_size": "pass --image_size {theirs}",
-    "crop_scale": "give --random_crop_scale the store's range",
-    "flip_prob": "pass --horizontal_flip_prob {theirs}",
-    "rand_augment_magnitude": "pass --rand_augment_magnitude {theirs}",
-    "erasing_prob": "pass --random_erasing_prob {theirs}",
-    "mixup_alpha": "pass --mixup_alpha {theirs}",
-    "cutmix_alpha": "pass --cutmix_alpha {theirs}",
-    "teacher_weights": "name the teacher that the store was made with ({teacher})",
-    "teacher_mean": "the teacher's image processor has changed: take the one of {teacher}",
-    "teacher_std": "the teacher's image processor has changed: take the one of {teacher}",
-    "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
-    "label_map": "give the --teacher_label_map that the store was made with",
-    "dataset": "give the data that the store was made with",
-    "augmentation_version": "the store was made by another version of this library: fill a new one",
-}
 
 
 class TeacherStore:
@@ -75,7 +48,8 @@ class TeacherStore:
         path = self.directory / DESCRIPTION
         try:
             description = json.loads(path.read_text())
-            self.fingerprint, self.about = dict(description["fingerprint"]), dict(description["about"])
+            self.fingerprint = with_current_names(dict(description["fingerprint"]))
+            self.about = dict(description["about"])
             self.check({"format": FORMAT})
             self.dtype = entry_dtype(self.fingerprint)
             self.num_views = int(self.fingerprint["num_views"])
@@ -98,8 +72,7 @@ class TeacherStore:
             theirs, ours = self.fingerprint.get(field), json.loads(json.dumps(ours))  # tuples as JSON keeps them
             if theirs == ours:
                 continue
-            remedy = REMEDIES.get(field, "give the run the store's value")
-            remedy = remedy.format(theirs=theirs, teacher=self.about.get("teacher"))
+            remedy = REMEDIES[field].format(field=field, theirs=theirs, teacher=self.about.get("teacher"))
             if isinstance(theirs, dict) and isinstance(ours, dict):
                 field, theirs, ours = _first_difference(field, theirs, ours)
             raise InputError(
@@ -198,7 +171,7 @@ class TeacherStore:
     def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
         """Keep what the teacher said about the validation images, shown as `view` says."""
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
-        _write_whole(self.directory / VALIDATION, json.dumps(kept))
+        _write_json(self.directory / VALIDATION, kept, indent=None)
 
     def _entries(self, epoch: int) -> np.ndarray | None:
         """The mapped entries of an epoch, None where nothing is known."""
@@ -236,7 +209,7 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
 
     Args:
         directory: a new or empty folder.
-        fingerprint: what the answers depend on; see [`fingerprint_of`]. For soft distillation without a k it is 10.
+        fingerprint: what the answers depend on; see `agreement.py`. For soft distillation without a k it is 10.
         about: what a reader may want to know besides (names, sources); never compared.
 
     Raises:
@@ -249,53 +222,10 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
         _make_folder(directory)
         created = datetime.date.today().isoformat()
         description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
-        _write_whole(directory / DESCRIPTION, json.dumps(description, indent=2), replace=False)
+        _write_json(directory / DESCRIPTION, description, replace=False)
     store = TeacherStore(directory)
     store.check(fingerprint)
     return store
-
-
-def fingerprint_of(
-    settings: AugmentationSettings,
-    *,
-    augmentation_version: int,
-    dataset: str,
-    num_images: int,
-    num_classes: int,
-    num_views: int,
-    data_seed: int,
-    repeated_augmentation: int,
-    distillation_type: str,
-    k: int | None,
-    temperature: float | None,
-) -> dict[str, object]:
-    """What the answers about the views of a run depend on, besides the teacher (see `labelling.describe_loaded`).
-
-    Args:
-        settings: what is drawn for each view.
-        augmentation_version: of the code that applies it.
-        dataset, num_images, num_classes: the training data, its hash and size.
-        num_views: positions of an epoch that a store has room for.
-        data_seed, repeated_augmentation: which image a position shows, and every draw.
-        distillation_type: "hard" keeps decisions, "soft" the k highest logits at the temperature.
-        k, temperature: for soft; None leaves the store's.
-    """
-    fingerprint = {
-        "dataset": dataset,
-        "num_images": num_images,
-        "num_classes": num_classes,
-        "num_views": num_views,
-        "data_seed": data_seed,
-        "repeated_augmentation": repeated_augmentation,
-        **dataclasses.asdict(settings),
-        "augmentation_version": augmentation_version,
-        "distillation_type": distillation_type,
-    }
-    if distillation_type == "soft":
-        fingerprint["temperature"] = temperature
-        if k is not None:
-            fingerprint["k"] = min(k, num_classes)
-    return fingerprint
 
 
 def entry_dtype(fingerprint: Mapping[str, object]) -> np.dtype:
@@ -390,20 +320,12 @@ def _make_folder(directory: Path):
         )
 
 
-def _write_whole(path: Path, text: str, replace: bool = True):
-    """Written beside and renamed: complete or not there. With `replace=False` the first of several writers wins."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+def _write_json(path: Path, content: dict[str, object], **options):
+    """[`write_json`] whose errors name the file; they concern this process alone."""
     try:
-        partial.write_text(text + "\n")
-        if not replace:
-            with contextlib.suppress(OSError):  # there already, or a file system without links
-                os.link(partial, path)
-        if replace or not path.exists():
-            partial.replace(path)
+        write_json(path, content, **options)
     except OSError as error:
         raise LocalInputError(f"{path} cannot be written ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object, object]:

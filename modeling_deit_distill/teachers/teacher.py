@@ -1,7 +1,6 @@
 """The live teacher: loaded, frozen, and asked in its own input view and in the dataset's classes."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import pickle
@@ -25,6 +24,7 @@ from transformers.utils import (
 
 from ..data.datasets import collate
 from ..errors import InputError, one_line
+from ..files import sha256
 from .description import find_config, teacher_classes
 
 logger = logging.get_logger(__name__)
@@ -140,12 +140,7 @@ def weights_checksum(name_or_path: str) -> str:
     Raises:
         InputError: no weights there.
     """
-    digest = hashlib.sha256()
-    for path in _weight_files(name_or_path):
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return sha256(*map(Path, _weight_files(name_or_path)))
 
 
 def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:

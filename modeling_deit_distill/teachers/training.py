@@ -7,17 +7,21 @@ import shutil
 from pathlib import Path
 
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
+from ..arguments import ModelArguments
 from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import evaluation_processor
+from ..data.loaders import training_loader
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
-from ..training.checkpoints import disk_errors_explained
-from ..training.finite import check_finite_weights
+from ..files import write_json
+from ..output_folder import disk_errors_explained
+from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
@@ -95,10 +99,21 @@ def find_or_train_teacher(
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if args.process_index == 0:
-            (partial / TRAINING_RECORD).write_text(json.dumps(record, indent=2))
+            write_json(partial / TRAINING_RECORD, record)
             partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
+
+
+def teacher_schedule(model_args: ModelArguments, student_image_size: int) -> dict:
+    """How the teacher is trained, if it is trained here: a new one at the size at which it will be asked."""
+    is_new = model_args.teacher_name_or_path is None
+    return {
+        "image_size": (is_new and model_args.teacher_image_size) or student_image_size,
+        "num_train_epochs": model_args.teacher_num_train_epochs,
+        "learning_rate": model_args.teacher_learning_rate,
+        "name_or_path": model_args.teacher_name_or_path,
+    }
 
 
 def training_record(
@@ -153,7 +168,7 @@ def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_tr
     # The teacher learns from labels as they are: nothing erased, nothing mixed.
     settings = dataclasses.replace(
         AugmentationSettings.from_arguments(args, processor.crop_size["height"]),
-        erasing_prob=0.0,
+        random_erasing_prob=0.0,
         mixup_alpha=0.0,
         cutmix_alpha=0.0,
     )
@@ -174,10 +189,12 @@ class _TeacherTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.bad_images = bad_images
 
-    def _get_train_sampler(self, train_dataset=None) -> ViewSampler:
+    def get_train_dataloader(self) -> DataLoader:
+        """Each image once an epoch, in whole optimiser steps."""
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed)
+        sampler = ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed)
+        return training_loader(self.train_dataset, sampler, args, self.data_collator, self.accelerator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy with smoothed labels on augmented views."""

@@ -5,18 +5,25 @@ same decay from the first on. The public code keeps the average but evaluates th
 evaluated and the better one becomes the final model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerCallback
 
 from ..errors import InputError
+from ..output_folder import checkpoint_folder
+from ..weights import weights_kept
+from .metrics import HeldOutMetrics
 
 AVERAGE_FILE = "ema.safetensors"
 
@@ -37,7 +44,7 @@ def update_average(
     """
     weights = [weight.detach().to(torch.float32) for weight in weights]
     if skipped is None:
-        torch._foreach_lerp_(average, weights, 1.0 - decay)
+        get_ema_multi_avg_fn(decay)(average, weights, None)
         return
     moves = torch._foreach_sub(weights, average)
     torch._foreach_mul_(moves, (1.0 - decay) * ~skipped)
@@ -140,6 +147,113 @@ def start_average(model: nn.Module, decay: float | None, checkpoint: str | Path 
     if checkpoint is not None:
         average.load(checkpoint)
     return average
+
+
+class AverageWeights(TrainerCallback):
+    """Keeps the average of the weights through a training, and in its checkpoints.
+
+    Args:
+        decay: between 0 and 1; None for no average.
+        step_was_skipped: called after an optimiser step: bool on the device, whether it was left out.
+
+    Attributes:
+        average: a [`WeightAverage`] from the start of training on; None without a decay, or once it has ended.
+        decisions: its decisions on the held-out images, as in [`HeldOutMetrics`].
+    """
+
+    def __init__(self, decay: float | None, step_was_skipped: Callable[[], torch.Tensor]):
+        self.decay, self._step_was_skipped = decay, step_was_skipped
+        self.average: WeightAverage | None = None
+        self.decisions: dict[str, np.ndarray] = {}
+        self._resumed: Path | None = None
+
+    def check(self, accelerator):
+        """Refuse weights that the average cannot follow.
+
+        Raises:
+            InputError: DeepSpeed, or FSDP 1.
+        """
+        is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        fsdp = getattr(accelerator.state, "fsdp_plugin", None)
+        if self.decay is not None and (is_deepspeed or getattr(fsdp, "fsdp_version", 2) != 2):
+            raise InputError(
+                "ema_decay and ema_half_life cannot follow weights that DeepSpeed or FSDP 1 shards; leave them out, or "
+                "launch with DDP or FSDP 2"
+            )
+
+    def evaluated_too(self, evaluate: Callable, model: nn.Module, metrics: HeldOutMetrics, prefix: str):
+        """Evaluate a model, and its average beside it.
+
+        Args:
+            evaluate: Trainer's `evaluation_loop`, called with `metric_key_prefix`.
+            model: the model; its weights come back to the bit.
+            metrics: keeps the decisions of the model; those of the average are kept here.
+            prefix: of the model's metrics; those of the average stand beside under `<prefix>_ema_`.
+
+        Returns:
+            What `evaluate` returns.
+        """
+        metrics.start()
+        with weights_kept(model):
+            output = evaluate(metric_key_prefix=prefix)
+        if self.average is None:
+            return output
+        decisions = metrics.decisions
+        # A loader draws a seed whenever it is read; training is to go on as it would without an average.
+        with torch.random.fork_rng(devices=[]), self.average.swapped_in(model), weights_kept(model):
+            output.metrics.update(evaluate(metric_key_prefix=f"{prefix}_ema").metrics)
+        self.decisions, metrics.decisions = metrics.decisions, decisions
+        return output
+
+    def choose(
+        self, model: nn.Module, held_out: HeldOutMetrics, metrics: Mapping[str, float]
+    ) -> dict[str, float | str]:
+        """Put the average in the model's place if it is better, and end it.
+
+        Args:
+            model: the model.
+            held_out: whose decisions become those of the chosen weights.
+            metrics: of the last evaluation.
+
+        Returns:
+            See [`choose_weights`]; empty where no average is kept.
+        """
+        if self.average is None:
+            return {}
+        chosen = choose_weights(metrics)
+        if chosen["final_weights"] == "ema":
+            self.average.copy_to(model)
+            held_out.decisions = self.decisions
+        self.average = None
+        return chosen
+
+    def start(self, resumed: Path | None):
+        """Called before training, with the checkpoint to resume from."""
+        self._resumed = resumed
+
+    def end(self, args, state):
+        """After training: with the best weights goes the average that was kept with them."""
+        if self.average is not None and args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.average.load(state.best_model_checkpoint)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Start it: only here the weights are those to start from, on their device."""
+        self.average = start_average(model, self.decay, self._resumed)
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        """Move it. A step that was left out has changed nothing, and does not count."""
+        if self.average is None:
+            return
+        skipped = self._step_was_skipped()
+        if skipped.device.type != "cpu" and not any(isinstance(weight, DTensor) for weight in model.parameters()):
+            self.average.update(model, skipped)  # the host does not wait to know
+        elif not skipped:
+            self.average.update(model)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write it into the checkpoint."""
+        if self.average is not None:
+            self.average.save(checkpoint_folder(args.output_dir, state.global_step), is_writer=args.should_save)
 
 
 def choose_weights(metrics: Mapping[str, float]) -> dict[str, float | str]:

@@ -1,164 +1,220 @@
-"""Checkpoints that are whole or not there: written beside, flushed, checked and renamed; found again and compared."""
+"""Checkpoints: which one a run goes on from, whether it fits, and when a folder becomes one.
+
+What makes a checkpoint whole is in `output_folder.py`. Trainer writes the files; `complete.json`, written in the event
+`on_save`, is the commit.
+"""
 
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import zlib
+import logging
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainerCallback
 
 from ..arguments import DistillationTrainingArguments
-from ..errors import InputError, LocalInputError, one_line
+from ..data.views import with_current_names
+from ..errors import InputError, one_line
+from ..files import write_json
+from ..output_folder import (
+    STATE,
+    agreed_in,
+    begin_checkpoint,
+    checkpoint_folder,
+    commit_checkpoint,
+    damage,
+    disk_errors_explained,
+    last_complete,
+    list_checkpoints,
+    remove_old_checkpoints,
+    remove_unfinished_checkpoints,
+    step_of,
+    unfinished_checkpoints,
+)
 from ..report import say
 
-MANIFEST = "complete.json"
-PREFIX = "checkpoint-"
-# What a kill may leave behind, and the next start removes: a checkpoint half written, one half removed.
-SAVING, REMOVING = "_saving-", "_removing-"
-# Not needed to resume, never read, and never pushed.
-UNLISTED = (MANIFEST, "training_args.bin")
-# What the optimiser is told besides learning rate and weight decay, or does to its gradients.
-OF_THE_OPTIMISER = ("optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+logger = logging.getLogger(__name__)
+
+# Arguments that a run and the checkpoint that it goes on from must agree about. Batch and seed decide which views come
+# next. What the optimiser is told comes back with its state, so that another value would be ignored without a word.
+# The objective and the schedule cannot change in the middle: the card would claim the last for the whole run.
+AGREED_ARGUMENTS = (
+    "effective_batch_size",
+    "seed",
+    "repeated_augmentation",
+    "learning_rate",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_epochs",
+    "warmup_steps",
+    "warmup_learning_rate",
+    "min_learning_rate",
+    "code_compatible",
+    "distillation_type",
+    "distillation_alpha",
+    "distillation_temperature",
+    "label_smoothing_factor",
+    "bf16",  # unless given, another machine may choose otherwise
+    "fp16",
+)
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
 
-def facts_of(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str, object]:
+def agreement(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str, object]:
     """What a run and the checkpoint that it goes on from must agree about, besides the model's configuration.
 
-    Batch, seeds, data and augmentation decide which views come next; of a stream the number of processes does too.
-    What the optimiser is told (learning rate, weight decay, betas) comes back with its state, so that other values
-    would be ignored without a word. What the objective or the schedule is cannot change in the middle: the card would
-    claim the last for the whole run. Only its length may, which the trainer says.
+    Only the length of a run may change, which the trainer says. Of a stream the number of processes decides too which
+    views come next.
     """
     is_stream = not hasattr(dataset, "__len__")
     settings = getattr(dataset, "settings", None)
-    return {
-        **({} if settings is None else json.loads(json.dumps(dataclasses.asdict(settings)))),
+    values = {name: getattr(args, name) for name in AGREED_ARGUMENTS}
+    agreed = {
+        **({} if settings is None else dataclasses.asdict(settings)),
         **({"processes": args.world_size} if is_stream else {}),
-        "effective_batch_size": args.effective_batch_size,
-        "seed": args.seed,
-        "data_seed": getattr(dataset, "seed", args.data_seed),
-        "num_images": None if is_stream else len(dataset),
-        "repeated_augmentation": args.repeated_augmentation,
-        "learning_rate": args.learning_rate,
-        "weight_decay": args.weight_decay,
-        "optim": str(getattr(args.optim, "value", args.optim)),
-        **{name: getattr(args, name) for name in OF_THE_OPTIMISER},
-        "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        **{name: getattr(value, "value", value) for name, value in values.items()},
         "lr_scheduler_kwargs": args.lr_scheduler_kwargs or None,
-        "warmup_epochs": args.warmup_epochs,
         # The trainer writes there what the epochs of warm-up are in steps.
         "warmup_steps": None if args.warmup_epochs > 0 else args.warmup_steps,
-        "warmup_learning_rate": args.warmup_learning_rate,
-        "min_learning_rate": args.min_learning_rate,
-        "code_compatible": args.code_compatible,
-        "distillation_type": args.distillation_type,
-        "distillation_alpha": args.distillation_alpha,
-        "distillation_temperature": args.distillation_temperature,
-        "label_smoothing_factor": args.label_smoothing_factor,
+        "data_seed": getattr(dataset, "seed", args.data_seed),
+        "num_images": None if is_stream else len(dataset),
         "ema_decay": args.weight_average_decay,
-        "bf16": args.bf16,  # unless given, another machine may choose otherwise
-        "fp16": args.fp16,
     }
+    return json.loads(json.dumps(agreed))  # as it is read back
 
 
-def commit(saved: Path, checkpoint: Path, facts: dict[str, object]):
-    """Make a folder that was just written a checkpoint: flush it, describe it, rename it.
+class Checkpoints(TrainerCallback):
+    """The checkpoints of a training: the one to resume from, and each that Trainer writes.
 
-    A kill before the renaming leaves no checkpoint, one after it a whole one. One of the same step is replaced; if
-    the kill comes between, [`clear_leftovers`] completes it.
+    A kill while one is written leaves a folder that the next start removes. Earlier ones beyond `limit` are removed
+    after a new one is whole, never before. A state names no folder, since a run may move.
 
     Args:
-        saved: in a folder of its own beside `checkpoint`, which is removed.
-        checkpoint: the folder to be.
-        facts: see [`facts_of`].
+        limit: how many to keep; None for all.
     """
-    write_manifest(saved, facts)
-    for folder in (*(path for path in saved.rglob("*") if path.is_dir()), saved, saved.parent):
-        _flush(folder)
-    if checkpoint.exists():
-        checkpoint.rename(saved.parent / "replaced")
-    saved.rename(checkpoint)
-    _flush(checkpoint.parent)
-    shutil.rmtree(saved.parent, ignore_errors=True)
 
+    def __init__(self, limit: int | None):
+        self.limit = limit
+        self.resumed: Path | None = None
+        self._resumed_step: int | None = None
+        self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
+        self._agreed: dict[str, object] = {}
 
-def write_manifest(folder: Path, facts: dict[str, object]):
-    """Flush every file and list them, with sizes and checksums, in `complete.json`; it comes last.
+    def open(self, wanted: str | bool | None, args, dataset: Dataset, model, is_sharded: bool) -> str | None:
+        """The checkpoint to resume from, checked; called by all processes before training.
 
-    CRC-32 finds what disks and half copies do to files, at a gigabyte a second (an optimiser's state and weights of
-    DeiT-B are one). It is no protection from somebody who changes them on purpose; loading without code is
-    (`weights_only`).
-    """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "crc32": _checksum(path)}
-        for path in paths
-        if path.name not in UNLISTED
-    }
-    for path in paths:
-        _flush(path)
-    (folder / MANIFEST).write_text(json.dumps({"format": 1, "facts": facts, "files": files}, indent=2) + "\n")
-    _flush(folder / MANIFEST)
+        Args:
+            wanted: a checkpoint's folder, or True for the last complete one; None to start from the beginning.
+            args, dataset, model: of the run.
+            is_sharded: whether the run trains with FSDP.
 
+        Raises:
+            InputError: no such checkpoint, or one of another run.
+        """
+        if args.should_save:
+            remove_unfinished_checkpoints(args.output_dir, goes_on=bool(wanted))
+        PartialState().wait_for_everyone()
+        self.resumed = self._resumed_step = self._planned_steps = None
+        self._agreed = agreement(args, dataset)
+        if not wanted:
+            return None
+        checkpoint = _resolve(wanted, args.output_dir)
+        check_fits(checkpoint, self._agreed, model.config)
+        check_sharding(checkpoint, is_sharded)
+        state = json.loads((checkpoint / STATE).read_text())
+        self.resumed, self._resumed_step = checkpoint, state["global_step"]
+        self._planned_steps = state.get("max_steps")
+        return str(checkpoint)
 
-def damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in words; None if one can resume from it.
+    def begin(self, checkpoint: str, args):
+        """Called by all processes before Trainer writes a checkpoint."""
+        if args.should_save:
+            begin_checkpoint(Path(checkpoint))
+        PartialState().wait_for_everyone()
 
-    One without `complete.json` (of an earlier version, or of another trainer) is taken if what is needed is there.
+    def epochs_left(self, num_epochs: int, num_steps: int) -> int:
+        """How many epochs to train; none where the resumed run has taken all its steps, and Trainer would take one.
 
-    Args:
-        checkpoint: its folder.
-        contents: compare checksums too, which reads every file.
-    """
-    if not checkpoint.is_dir():
-        return "there is no such folder"
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return "trainer_state.json is missing or cut off"
-    if not any(checkpoint.glob("optimizer*")):
-        return "it has no optimiser's state"
-    if not (checkpoint / MANIFEST).exists():
-        missing = (name for name in ("model.safetensors", "config.json") if not (checkpoint / name).exists())
-        return next((f"{name} is missing" for name in missing), None)
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files, _ = manifest["files"], dict(manifest["facts"])
-        found = (_file_damage(checkpoint / name, kept, contents) for name, kept in files.items())
-        return next((words for words in found if words), None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
+        Raises:
+            InputError: the checkpoint's step is beyond the run's last.
+        """
+        if self._resumed_step is None:
+            return num_epochs
+        if self._planned_steps not in (None, num_steps) and PartialState().is_main_process:
+            logger.warning(
+                f"the checkpoint's run was to take {self._planned_steps:,} steps, this one takes {num_steps:,}: from "
+                "here on the learning rate is that of the new length"
+            )
+        if self._resumed_step > num_steps:
+            raise InputError(
+                f"the checkpoint to resume from is of step {self._resumed_step:,}, this run ends at {num_steps:,}; "
+                "resume from an earlier one, or train as long"
+            )
+        return num_epochs if self._resumed_step < num_steps else 0
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Find the best checkpoint so far in the output folder of this run."""
+        if self._resumed_step is None or not state.best_global_step:
+            return
+        best = checkpoint_folder(args.output_dir, state.best_global_step)
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        elif args.load_best_model_at_end:
+            raise InputError(f"load_best_model_at_end: {best.name}, the best so far, is not in {args.output_dir}")
 
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints of a run, whole or not, in the order of their steps."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit()]
-    return sorted(found, key=step_of)
+    def on_save(self, args, state, control, model=None, **kwargs):
+        """Commit the checkpoint, then remove the oldest beyond the limit."""
+        PartialState().wait_for_everyone()  # each process has written its share
+        if not args.should_save:
+            return
+        checkpoint = checkpoint_folder(args.output_dir, state.global_step)
+        write_json(checkpoint / STATE, {**json.loads((checkpoint / STATE).read_text()), "best_model_checkpoint": None})
+        if not (checkpoint / "config.json").exists():  # FSDP's shards come without
+            model.config.save_pretrained(checkpoint)
+        commit_checkpoint(checkpoint, self._agreed)
+        remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint})
 
+    def end(self, args, state):
+        """After training: of one checkpoint to keep, keep the best, as Trainer does."""
+        if args.should_save and self.limit == 1 and (best := _best(state)) is not None:
+            remove_old_checkpoints(args.output_dir, 1, {best})
 
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+    @contextlib.contextmanager
+    def errors_explained(self, args) -> Iterator[None]:
+        """Around training: what fails while a checkpoint is written is removed, and a full disk gets one clear line.
 
-
-def last_complete(output_dir: str | Path, contents: bool = True) -> tuple[Path | None, dict[Path, str]]:
-    """The last checkpoint that is whole, and what is wrong with those after it; see [`damage`]."""
-    passed_over = {}
-    for checkpoint in reversed(list_checkpoints(output_dir)):
-        words = damage(checkpoint, contents)
-        if words is None:
-            return checkpoint, passed_over
-        passed_over[checkpoint] = words
-    return None, passed_over
+        Raises:
+            InputError: a checkpoint holds a pickle that is more than numbers.
+            LocalInputError: the disk is full; the earlier checkpoints are intact.
+        """
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{self.resumed} holds a pickle with more than numbers in it, which is not loaded "
+                f"({one_line(error)[:120]}); resume from a checkpoint that you trust"
+            ) from error
+        except BaseException as error:
+            unfinished = unfinished_checkpoints(args.output_dir)
+            if not unfinished:
+                raise
+            if args.should_save:
+                remove_unfinished_checkpoints(args.output_dir)
+            with disk_errors_explained(args.output_dir, unfinished[-1].name):
+                raise error
 
 
 def find_checkpoint(args: DistillationTrainingArguments) -> str | None:
@@ -186,25 +242,23 @@ def check_whole(checkpoint: str | Path):
         )
 
 
-def check_fits(checkpoint: str | Path | None, facts: dict[str, object], config: PreTrainedConfig):
+def check_fits(checkpoint: str | Path | None, agreed: dict[str, object], config: PreTrainedConfig):
     """Refuse to go on from a checkpoint of another model, or of a run that saw other views.
 
     Another number of processes is no obstacle, as long as the effective batch is the same.
 
     Args:
         checkpoint: its folder; None if the run starts from the beginning.
-        facts, config: of this run.
+        agreed: see [`agreement`].
+        config: the student's.
 
     Raises:
         InputError: the first difference, with both values and the remedy.
     """
     if checkpoint is None:
         return
-    checkpoint = Path(checkpoint)
-    theirs, ours = _model_facts(type(config).from_pretrained(checkpoint)), _model_facts(config)
-    if (checkpoint / MANIFEST).exists():
-        theirs, ours = theirs | json.loads((checkpoint / MANIFEST).read_text())["facts"], ours | facts
-    for field, value in ours.items():
+    theirs = _of_the_model(type(config).from_pretrained(checkpoint)) | with_current_names(agreed_in(Path(checkpoint)))
+    for field, value in {**_of_the_model(config), **agreed}.items():
         if field in theirs and theirs[field] != value:
             raise InputError(
                 f"{checkpoint} was made with {field} {_short(theirs[field])}, this run has {_short(value)}; give the "
@@ -238,64 +292,18 @@ def means_the_last(wanted: str | bool) -> bool:
     return str(wanted).lower() in ("true", "yes")
 
 
-def rotate(output_dir: Path, limit: int | None, keep: set[Path]):
-    """Remove checkpoints beyond `limit`: damaged ones first, then the oldest; never those to keep.
-
-    Trainer's own goes by the time of modification, for which a damaged one may be the newest.
-    """
-    if limit is None or limit <= 0:
-        return
-    removable = [path for path in list_checkpoints(output_dir) if path not in keep]
-    removable.sort(key=lambda path: (damage(path, contents=False) is None, step_of(path)))
-    for checkpoint in removable[: max(len(removable) + len(keep) - limit, 0)]:
-        remove(checkpoint)
+def _resolve(wanted: str | bool, output_dir: str) -> Path:
+    if not means_the_last(wanted):
+        check_whole(wanted)
+        return Path(wanted)
+    found, _ = last_complete(output_dir)
+    if found is None:
+        raise InputError(f"there is no complete checkpoint in {output_dir}; leave out resuming to start")
+    return found
 
 
-def remove(checkpoint: Path):
-    """Remove a checkpoint; renamed first, since half of one is never to be found."""
-    removing = checkpoint.with_name(f"{REMOVING}{checkpoint.name}")
-    shutil.rmtree(removing, ignore_errors=True)
-    checkpoint.rename(removing)
-    shutil.rmtree(removing, ignore_errors=True)
-
-
-def clear_leftovers(output_dir: str | Path, goes_on: bool = True):
-    """Remove what a kill left of a checkpoint.
-
-    Args:
-        output_dir: of the run.
-        goes_on: one that was whole but not yet renamed becomes what it was to be; not of a run that starts again.
-    """
-    for saving in Path(output_dir).glob(f"{SAVING}*"):
-        for saved in saving.glob(f"{PREFIX}*") if goes_on else ():
-            place = saving.parent / saved.name
-            if (saved / MANIFEST).exists() and not place.exists() and damage(saved) is None:
-                saved.rename(place)
-        shutil.rmtree(saving, ignore_errors=True)
-    for removing in Path(output_dir).glob(f"{REMOVING}*"):
-        shutil.rmtree(removing, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def disk_errors_explained(output_dir: str | Path, what: str) -> Iterator[None]:
-    """A full disk, and whatever else the disk refuses, as one line that names what is safe.
-
-    Raises:
-        LocalInputError: instead of what the libraries raise, each in its own words.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save's own words for what the disk refuses.
-        is_torchs = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-        if isinstance(error, RuntimeError) and not is_torchs:
-            raise
-        kept = last_complete(output_dir, contents=False)[0]
-        remedy = "there is no earlier checkpoint; make room, or choose another --output_dir"
-        if kept is not None:
-            remedy = f"{kept.name} is intact: make room, then go on with --resume_from_checkpoint true"
-        words = f"{what} cannot be written to {output_dir}, whose disk may be full ({one_line(error)})"
-        raise LocalInputError(f"{words}; {remedy}") from error
+def _best(state) -> Path | None:
+    return None if state.best_model_checkpoint is None else Path(state.best_model_checkpoint)
 
 
 def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
@@ -312,7 +320,7 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
             "resume_from_checkpoint goes on with the run in output_dir, overwrite_output_dir starts it again; keep one"
         )
     if not args.dry_run:
-        clear_leftovers(args.output_dir)
+        remove_unfinished_checkpoints(args.output_dir)
     if not means_the_last(wanted):
         check_whole(wanted)
         _check_alone(wanted, args.output_dir)
@@ -329,7 +337,7 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
 
 
 def _check_alone(checkpoint: str, output_dir: str):
-    step = json.loads(Path(checkpoint, "trainer_state.json").read_text())["global_step"]
+    step = json.loads(Path(checkpoint, STATE).read_text())["global_step"]
     later = [path.name for path in list_checkpoints(output_dir) if step_of(path) > step]
     if later:
         raise InputError(
@@ -352,35 +360,7 @@ def _as_the_main_process(args: DistillationTrainingArguments, decide: Callable[[
     return answer
 
 
-def _file_damage(path: Path, kept: dict, contents: bool) -> str | None:
-    if not path.exists():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    if size != kept["bytes"]:
-        return f"{path.name} has {size:,} bytes instead of {kept['bytes']:,}"
-    if contents and _checksum(path) != kept["crc32"]:
-        return f"{path.name} has changed since it was written (checksum {_checksum(path)}, not {kept['crc32']})"
-    return None
-
-
-def _checksum(path: Path) -> str:
-    checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            checksum = zlib.crc32(block, checksum)
-    return f"{checksum:08x}"
-
-
-def _flush(path: Path):
-    """Until a file, or the names in a folder, are on the disk and not on their way to it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _model_facts(config: PreTrainedConfig) -> dict[str, object]:
+def _of_the_model(config: PreTrainedConfig) -> dict[str, object]:
     return {key: value for key, value in config.to_dict().items() if key not in NOT_OF_THE_MODEL}
 
 

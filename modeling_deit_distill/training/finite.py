@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from ..errors import InputError
+from ..output_folder import last_complete
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,6 @@ class FiniteGuard:
     Attributes:
         skipped: bool on the device, whether the last step was skipped. No host has waited for it.
         num_steps, num_skipped: steps, and skipped ones, read so far.
-        lost_losses: how many steps' worth of losses were not finite, over all processes.
     """
 
     def __init__(self, max_steps: int, gather: Callable[[list], list] = list, advice: Callable[[], str] = str):
@@ -71,7 +72,6 @@ class FiniteGuard:
         self.skipped = torch.tensor(False)
         self.num_steps = 0
         self.num_skipped = 0
-        self.lost_losses = 0.0
         self._in_a_row = 0
         self._parts: list[_Part] = []
         self._unread: deque[_Step] = deque()
@@ -95,13 +95,14 @@ class FiniteGuard:
         Args:
             number: of the step, for messages.
             model: whose gradients are dropped where the optimiser takes no verdict.
-            optimizer: torch's, not Accelerate's wrapper.
+            optimizer: torch's, or Accelerate's wrapper of it.
             grad_norm: of the gradient over all processes.
             scaler: the `GradScaler`, if there is one.
 
         Raises:
             InputError: too many steps in a row.
         """
+        optimizer = getattr(optimizer, "optimizer", optimizer)
         parts, self._parts = self._parts, []
         norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else torch.as_tensor(grad_norm)
         norm = norm.detach().float()
@@ -115,8 +116,14 @@ class FiniteGuard:
             model.zero_grad(set_to_none=True)  # what has no gradient is left alone
         losses = [value.float() for part in parts for value in part.losses.values()]
         values = torch.stack([counted.float(), norm, *losses])
-        self._unread.append(_on_its_way(_Step(number, parts, values)))
+        self._unread.append(_start_reading(_Step(number, parts, values)))
         self.read(LAG if values.is_cuda else 0)
+
+    def step_was_skipped(self, accelerator) -> torch.Tensor:
+        """Whether the optimiser has left the last step out: bool on the device; known after `optimizer.step()`."""
+        if accelerator.scaler is not None:  # which decides itself
+            return torch.tensor(accelerator.optimizer_step_was_skipped, device=accelerator.device)
+        return self.skipped
 
     def read(self, leave: int = 0):
         """Read the verdicts of all steps but the last few; names those that were skipped.
@@ -137,17 +144,11 @@ class FiniteGuard:
             self._in_a_row += 1
             self._report(step, norm, losses)
 
-    def share_of_losses(self) -> float:
-        """What a mean over all steps, to which lost losses add zero, is to be multiplied by."""
-        return self.num_steps / max(self.num_steps - self.lost_losses, 1)
-
     def _report(self, step: _Step, norm: float, losses: list[float]):
         own, values = [], iter(losses)
         for part in step.parts:
             own.append((part.epoch, part.positions, {name: next(values) for name in part.losses}))
         parts = self.gather(own)
-        lost = sum(not all(map(_is_finite, named.values())) for _, _, named in parts)
-        self.lost_losses += lost / max(len(parts), 1)
         what = _describe(step.number, parts, norm)
         if self._in_a_row >= self.max_steps:
             raise InputError(
@@ -158,25 +159,10 @@ class FiniteGuard:
             logger.warning(f"not finite, so the step was skipped: {what}")
 
 
-def check_finite_weights(named_tensors: Iterable[tuple[str, torch.Tensor]], what: str, remedy: str, anywhere=bool):
-    """Refuse to let go of weights that are not finite.
-
-    Args:
-        named_tensors: names and weights; of sharded ones this process's share is looked at.
-        what: is refused, in words.
-        remedy: for the message.
-        anywhere: from a flag of this process to whether it is set in any; where weights are sharded, asks the others.
-
-    Raises:
-        InputError: NaN or infinity among them.
-    """
-    local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in named_tensors}
-    flags = [~value.detach().isfinite().all() for value in local.values()]
-    bad = torch.stack(flags).tolist() if flags else []  # one wait for all
-    names = [name for name, is_bad in zip(local, bad, strict=True) if is_bad]
-    if anywhere(bool(names)):
-        found = f"{names[0]} and {len(names) - 1} more" if names else "those of another process"
-        raise InputError(f"{what}: the weights are not finite ({found}), so they were not saved; {remedy}")
+def gradient_norm(optimizer) -> torch.Tensor:
+    """The norm of all gradients that an optimiser will use, with no others looked for and nothing multiplied."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def shorten(positions: Iterable[int]) -> str:
@@ -217,7 +203,7 @@ def _scale(scaler, device) -> torch.Tensor:
     return torch.as_tensor(scaler.get_scale(), device=device) if scale is None else scale
 
 
-def _on_its_way(step: _Step) -> _Step:
+def _start_reading(step: _Step) -> _Step:
     """Send a step's values to the host's memory; the event tells when they are there."""
     if step.values.is_cuda:
         values = torch.empty(step.values.shape, dtype=step.values.dtype, pin_memory=True)
@@ -227,3 +213,11 @@ def _on_its_way(step: _Step) -> _Step:
     for part in step.parts:
         part.losses = dict.fromkeys(part.losses)  # only the names are needed from here on
     return step
+
+
+def advice(args) -> str:
+    """What a user may do about steps that are not finite: which checkpoint is kept, and what to change."""
+    checkpoint, _ = last_complete(args.output_dir, contents=False)
+    kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "no checkpoint was saved yet"
+    precision = "--bf16 true instead of fp16 and " if args.fp16 else ""
+    return f"{kept}; try {precision}a lower learning_rate (now {args.learning_rate:g})"

@@ -6,7 +6,6 @@ the job back into the queue.
 
 import contextlib
 import functools
-import json
 import os
 import signal
 import threading
@@ -14,11 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from .checkpoints import PREFIX, last_complete, step_of
+from ..files import write_json
+from ..output_folder import INTERRUPTED, checkpoint_folder, last_complete, step_of
 
-RECORD = "interrupted.json"
 EXIT_CODE = 128 + signal.SIGTERM  # as a shell reports it
 # On an accelerator, reading what the processes agreed on makes the host wait for the device.
 STEPS_BETWEEN_VOTES = 10
@@ -42,7 +42,7 @@ def ending_in_order(args: TrainingArguments) -> Iterator[None]:
     An earlier run's `interrupted.json` is removed.
     """
     if args.process_index == 0 and not args.dry_run:
-        Path(args.output_dir, RECORD).unlink(missing_ok=True)
+        Path(args.output_dir, INTERRUPTED).unlink(missing_ok=True)
 
     def _leave(number: int, frame):
         checkpoint, _ = last_complete(args.output_dir, contents=False)
@@ -68,8 +68,10 @@ class StopAtSignal(TrainerCallback):
         self._is_noted = self._is_agreed = False
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self, args) -> Iterator[None]:
         """Around training. A signal that comes after the last step is passed on to whoever listened before."""
+        if args.process_index == 0:
+            Path(args.output_dir, INTERRUPTED).unlink(missing_ok=True)  # of the run that was interrupted
         self._is_noted = self._is_agreed = False
         with _handling(self._note):
             yield
@@ -93,7 +95,7 @@ class StopAtSignal(TrainerCallback):
         """The checkpoint is whole: leave a word, and end when all have come here."""
         if not self._is_agreed:
             return
-        checkpoint = Path(args.output_dir, f"{PREFIX}{state.global_step}")
+        checkpoint = checkpoint_folder(args.output_dir, state.global_step)
         interrupted = _interrupted(args, state.global_step, checkpoint)
         if args.world_size > 1:
             # A launcher that sees one process end would stop the others.
@@ -111,16 +113,32 @@ class StopAtSignal(TrainerCallback):
         return bool(noted.item())
 
 
-def deaf_worker(init: Callable[[int], None] | None) -> Callable[[int], None]:
+def leaving_sigterm_to_parent(loader: DataLoader) -> DataLoader:
+    """A loader whose workers heed SIGTERM from their parent alone, and which draws from no shared stream of torch's.
+
+    The seed that it draws for its workers needs a generator of its own: persistent workers draw it only when they
+    start, so that torch's stream, which drop path reads, would be another in a resumed run.
+    """
+    if isinstance(loader.worker_init_fn, functools.partial) and loader.worker_init_fn.func is _ignore_sigterm_and:
+        return loader  # persistent workers come with the loader of the evaluation before
+    init = ignore_sigterm(loader.worker_init_fn)
+    # Accelerate's loader iterates over another one; what skips batches asks its own attributes.
+    for each in (loader, getattr(loader, "base_dataloader", loader)):
+        each.worker_init_fn = init
+        each.generator = each.generator or torch.Generator()
+    return loader
+
+
+def ignore_sigterm(init: Callable[[int], None] | None) -> Callable[[int], None]:
     """A DataLoader's `worker_init_fn` that heeds SIGTERM from its parent alone.
 
     Schedulers send it to all processes of a job, and a worker that ended would bring the run down before its
     checkpoint. At its own end, a parent that was interrupted sends it to the workers that it still has, and waits.
     """
-    return functools.partial(_deafen_and, init)
+    return functools.partial(_ignore_sigterm_and, init)
 
 
-def _deafen_and(init: Callable[[int], None] | None, worker: int):
+def _ignore_sigterm_and(init: Callable[[int], None] | None, worker: int):
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_the_parents, daemon=True).start()
@@ -151,9 +169,6 @@ def _interrupted(args: TrainingArguments, global_step: int | None, checkpoint: P
     if args.process_index == 0:
         kept = None if checkpoint is None else str(checkpoint)
         content = {"signal": "SIGTERM", "global_step": global_step, "checkpoint": kept}
-        partial = Path(args.output_dir, f"{RECORD}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.rename(Path(args.output_dir, RECORD))
+        write_json(Path(args.output_dir, INTERRUPTED), content)
     where = "no checkpoint was made yet" if checkpoint is None else f"{checkpoint} is whole"
     return Interrupted(f"interrupted by SIGTERM: {where}; the same command with --resume_from_checkpoint true goes on")

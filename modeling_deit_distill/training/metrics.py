@@ -2,11 +2,68 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..errors import InputError
 from ..modeling_deit_distill import fuse_logits
 
 TOP_K = 5
+LOSS_BY_IMAGE = "loss"
+KEPT = ("labels", "fused", "cls", "distillation", "teacher")  # of the decisions, in a run's folder
+
+
+class HeldOutMetrics:
+    """A trainer's `compute_metrics`: accuracies and loss from decisions, which it keeps.
+
+    Attributes:
+        decisions: of the last evaluation, by name (images,) class indices: the `labels`, those of each head and
+            fusion (see [`predicted_labels`]), and the `teacher`'s if known.
+        teacher: `answers` and `labels` (images,) of the held-out set, once the teacher is asked; None before.
+    """
+
+    def __init__(self):
+        self.decisions: dict[str, np.ndarray] = {}
+        self.teacher: dict | None = None
+        self.start()
+
+    def start(self):
+        """Forget the batches of an evaluation that did not end."""
+        self._batches: list[tuple[dict, np.ndarray]] = []
+
+    def kept_decisions(self) -> dict[str, list[int]]:
+        """What a run writes down of the decisions."""
+        return {name: self.decisions[name].tolist() for name in KEPT if name in self.decisions}
+
+    def __call__(self, evaluated, compute_result: bool = True) -> dict[str, float]:
+        """Metrics of whole arrays, of lists of batches (`eval_do_concat_batches` false), or called once a batch.
+
+        Args:
+            evaluated: predictions from [`decide`], and labels.
+            compute_result: false while batches follow (`batch_eval_metrics`).
+        """
+        are_lists = isinstance(evaluated.label_ids, list)
+        given = (evaluated.predictions, evaluated.label_ids)
+        self._batches += zip(*given, strict=True) if are_lists else [given]
+        if not compute_result:
+            return {}
+        names = self._batches[0][0]
+        predictions = {name: _joined([batch[name] for batch, _ in self._batches]) for name in names}
+        labels = _joined([batch for _, batch in self._batches])
+        self.start()
+        loss = float(np.mean(predictions.pop(LOSS_BY_IMAGE), dtype=np.float64))
+        self.decisions = {"labels": labels, **predictions}
+        if self.teacher is not None and np.array_equal(self.teacher["labels"], labels):
+            self.decisions["teacher"] = self.teacher["answers"]
+        return {"loss": loss, **accuracies(predictions, labels, self.decisions.get("teacher"))}
+
+
+def decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A trainer's `preprocess_logits_for_metrics`: decisions and the loss of each image, (images,) each.
+
+    Trainer's own loss is one of batches, which several processes fill up with images that were counted already.
+    """
+    losses = F.cross_entropy(logits[0].float(), labels, reduction="none")
+    return {**predicted_labels(*logits), LOSS_BY_IMAGE: losses}
 
 
 def predicted_labels(
@@ -86,6 +143,10 @@ def check_metric(args, config):
     known = metric_names(config, args.weight_average_decay is not None, args.distillation_type != "none")
     if metric not in known:
         raise InputError(f"metric_for_best_model is {metric!r}; choose from: {', '.join(known)}")
+
+
+def _joined(batches: list[np.ndarray | torch.Tensor]) -> np.ndarray:
+    return np.concatenate([batch.cpu().numpy() if isinstance(batch, torch.Tensor) else batch for batch in batches])
 
 
 def _share(hits: np.ndarray) -> float:

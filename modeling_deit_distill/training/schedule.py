@@ -10,6 +10,7 @@ later and the first two epochs both train at 1e-6. That slip is not repeated her
 """
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 
@@ -19,6 +20,10 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from ..errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
+
+UNDECAYED = ("cls_token", "position_embeddings")
 
 
 def learning_rate_at(step: int, *, peak: float, **rule) -> float:
@@ -127,6 +132,26 @@ def check_optimisation(args, student: nn.Module):
         raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
 
 
+def resolve_warmup(args, num_steps: int, steps_per_epoch: int | None):
+    """Give `args` the steps that the epochs of warm-up are; warn where the run is over before its warm-up is.
+
+    Args:
+        args: the arguments.
+        num_steps: updates of the whole run.
+        steps_per_epoch: updates of an epoch; None for a stream, which has no epochs.
+
+    Raises:
+        InputError: the rate is to change by epochs, of a stream.
+    """
+    if args.code_compatible and steps_per_epoch is None:
+        raise InputError("code_compatible changes the learning rate by epochs, which a stream has not; drop one")
+    if args.warmup_epochs > 0 and steps_per_epoch is not None:
+        args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+    warning = short_of_the_peak(num_steps, args.get_warmup_steps(num_steps))
+    if warning is not None and args.process_index == 0:
+        logger.warning(warning)
+
+
 def short_of_the_peak(num_steps: int, num_warmup_steps: int) -> str | None:
     """A warning where the run is over before its warm-up is; None where it is not."""
     if num_warmup_steps <= num_steps:
@@ -150,3 +175,12 @@ def schedule_in_words(args) -> str:
     if args.code_compatible:
         words.append("changed between epochs")
     return ", ".join(words)
+
+
+def decayed_names(names: list[str], code_compatible: bool) -> list[str]:
+    """Of the parameters that Trainer decays, no biases and no norms, those that are not learned per token or position.
+
+    The public code decays the distillation token, timm does not.
+    """
+    undecayed = UNDECAYED if code_compatible else (*UNDECAYED, "distillation_token")
+    return [name for name in names if not name.rsplit(".", 1)[-1].startswith(undecayed)]

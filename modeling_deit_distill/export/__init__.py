@@ -1,0 +1,1 @@
+"""A trained student in the formats of other runtimes."""

@@ -1,0 +1,240 @@
+"""The plan of a run: everything that is known before training, made from its arguments.
+
+`train_deit.py`, the labelling script and the augmentation preview stand on it. What costs time is made when it is first
+asked for, and once.
+"""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedConfig, set_seed
+
+from .conversion.checkpoint import PretrainedStudent
+from .data.datasets import StreamingViewDataset, ViewDataset
+from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
+from .data.sources import ImageData, load_image_data
+from .data.views import AugmentationSettings
+from .errors import InputError
+from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .output_folder import TEACHER
+from .recipes import Arguments, parse_arguments
+from .report import say, summary_table
+from .student import build_student, load_start, student_config, student_processor
+from .summary import summary
+from .teachers import agreement
+from .teachers.classes import read_label_map
+from .teachers.labelling import describe_teacher_of, is_full, planned_views
+from .teachers.store import TeacherStore, create_store, is_store
+from .teachers.teacher import Teacher, check_teacher, load_teacher
+from .teachers.training import TRAINING_RECORD, find_or_train_teacher, teacher_schedule, training_record
+from .training.checkpoints import agreement as checkpoint_agreement
+from .training.checkpoints import check_fits, find_checkpoint
+from .training.metrics import check_metric
+from .training.schedule import check_optimisation
+
+
+class Plan:
+    """Data, student, teacher, store and checkpoint of a run.
+
+    Args:
+        arguments: from [`parse_arguments`].
+        command_line: the words that they were parsed from.
+
+    Raises:
+        InputError: what the arguments ask for cannot be. Each attribute raises what is wrong with it when it is made.
+    """
+
+    def __init__(self, arguments: Arguments, command_line: list[str]):
+        self.model_args, self.data_args, self.args = arguments
+        self.command_line = command_line
+        _check_streaming(arguments)
+
+    @classmethod
+    def from_arguments(cls, command_line: list[str]) -> "Plan":
+        """The plan of `RECIPE.yaml --key value ...`."""
+        return cls(parse_arguments(command_line), command_line)
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The images to train on and those held out, on all processes."""
+        with self.args.main_process_first(desc="loading data"):
+            return load_image_data(**self.data_args.sources)
+
+    @cached_property
+    def checkpoint(self) -> str | None:
+        """The checkpoint to resume from; it fits what will run."""
+        return find_checkpoint(self.args)
+
+    @cached_property
+    def start(self) -> PretrainedStudent | None:
+        """What the student starts from; None for a new one."""
+        return load_start(self.model_args)
+
+    @cached_property
+    def config(self) -> DeiTDistillConfig:
+        """The student's configuration."""
+        return student_config(self.model_args, self.args, self.data.class_names, self.start)
+
+    @cached_property
+    def processor(self):
+        """The student's image processor, which is its evaluation transform."""
+        return student_processor(self.config, self.data_args.crop_pct, self.start)
+
+    @cached_property
+    def held_out(self) -> EvaluationDataset:
+        """The held-out images, as the student sees them."""
+        return EvaluationDataset(self.data.validation, evaluation_transform(self.processor))
+
+    @cached_property
+    def views(self) -> ViewDataset | StreamingViewDataset:
+        """The training images as the student sees them."""
+        args, settings = self.args, AugmentationSettings.from_arguments(self.args, self.config.image_size)
+        if not self.data_args.streaming:
+            return ViewDataset(self.data.train, settings, args.views_seed, args.keep_decoded_images)
+        share = {"seed": args.views_seed, "rank": args.process_index, "num_processes": args.world_size}
+        stream, repeats = self.data.train, args.repeated_augmentation
+        return StreamingViewDataset(stream, settings, args.train_batch_size, repeats, **share)
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher takes part."""
+        return self.args.distillation_type != "none"
+
+    @cached_property
+    def teacher_config(self) -> PreTrainedConfig | None:
+        """The teacher's configuration; None without one, or where a store answers for a teacher that is not named."""
+        return describe_teacher_of(self.model_args, self.args, self.data.class_names)
+
+    @cached_property
+    def store(self) -> TeacherStore | None:
+        """The store of the teacher's answers, if there is one; it fits what will run."""
+        if not self.distils or not is_store(self.args.teacher_store):
+            return None
+        store = TeacherStore(self.args.teacher_store)
+        store.check(agreement.of_views(self.args, self.views, self.data))
+        record, image_size = None, self.config.image_size
+        if self.teacher_config is not None and self.model_args.train_teacher:
+            record = training_record(self.teacher_config, self.data, **teacher_schedule(self.model_args, image_size))
+        names = self.data.class_names
+        store.check(agreement.of_named_teacher(self.model_args, self.teacher_config, names, image_size, record))
+        return store
+
+    def check(self):
+        """Say what will run; whatever is wrong with it shows here, before anything is trained."""
+        check_metric(self.args, self.config)
+        check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views), self.config)
+        say(self.args, "What will run", summary_table(self.summary()))
+
+    def summary(self) -> dict[str, str]:
+        """What will run, in words: for the screen and the card. It is made once: a run changes its store."""
+        return self._summary
+
+    def student(self) -> DeiTDistillForImageClassification:
+        """The student before training; its weights depend on the seed alone."""
+        set_seed(self.args.seed)
+        student = build_student(self.config, self.start, self.model_args.attn_implementation)
+        check_optimisation(self.args, student)
+        return student
+
+    def teacher(self) -> Teacher | None:
+        """The live teacher; None without distillation, or where the store has all its answers about this run."""
+        if not self.distils or is_full(self.args, self.views, self.store):
+            return None
+        directory = Path(self.args.output_dir, TEACHER)
+        is_trained_here = self.model_args.train_teacher and self.checkpoint is not None
+        if is_trained_here and not (directory / TRAINING_RECORD).exists():
+            raise InputError(
+                f"{directory} is gone, where this run keeps the teacher that it trained; bring it back to go on from "
+                f"{self.checkpoint}, or start again with --overwrite_output_dir true and without "
+                "--resume_from_checkpoint"
+            )
+        return self.live_teacher()
+
+    def live_teacher(self) -> Teacher:
+        """The teacher on its device, trained first where the user asked for it, and tried; `store` is its store now.
+
+        Raises:
+            InputError: none is named, it is no better than chance, or the store is of another one.
+        """
+        if self.teacher_config is None:
+            raise InputError(self._nobody_to_ask())
+        teacher = self._load_teacher().to(self.args.device)
+        batch_size, allow_weak = self.args.per_device_eval_batch_size, self.model_args.allow_weak_teacher
+        share = check_teacher(teacher, self.held_out, batch_size, allow_weak)
+        say(self.args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
+        self.store = self._store_of(teacher)
+        return teacher
+
+    @cached_property
+    def _summary(self) -> dict[str, str]:
+        return summary(self)
+
+    def _load_teacher(self) -> Teacher:
+        model_args, image_size = self.model_args, self.config.image_size
+        name_or_path = model_args.teacher_name_or_path
+        if model_args.train_teacher:
+            name_or_path = find_or_train_teacher(
+                self.teacher_config,
+                self.data,
+                Path(self.args.output_dir, TEACHER),
+                self.args,
+                crop_pct=self.data_args.crop_pct or DEFAULT_CROP_PCT,
+                trust_remote_code=model_args.trust_remote_code,
+                **teacher_schedule(model_args, image_size),
+            )
+        kept = {} if self.store is None else self.store.fingerprint
+        return load_teacher(
+            str(name_or_path),
+            self.data.class_names,
+            image_size,
+            trust_remote_code=model_args.trust_remote_code,
+            label_map=read_label_map(model_args.teacher_label_map),
+            image_size=model_args.teacher_image_size or kept.get("teacher_image_size"),
+            precision=model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
+            compile=model_args.teacher_compile,
+        )
+
+    def _store_of(self, teacher: Teacher) -> TeacherStore | None:
+        """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""
+        if self.args.teacher_store is None:
+            return None
+        agreed, name_or_path, store = agreement.of_teacher(teacher), teacher.model.name_or_path, self.store
+        if store is None:
+            path = Path(name_or_path, TRAINING_RECORD)
+            agreed = {
+                **agreement.of_views(self.args, self.views, self.data),
+                **agreed,
+                "teacher_training": json.loads(path.read_text()) if path.exists() else None,
+            }
+            about = {"teacher": name_or_path, "data": asdict(self.data_args)}
+            store = create_store(self.args.teacher_store, agreed, about)
+        store.check(agreed)
+        return store
+
+    def _nobody_to_ask(self) -> str:
+        missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_name_or_path
+        nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
+        return (
+            f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks "
+            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and {nobody} give --teacher_name_or_path "
+            f"(the store was made with {self.store.about.get('teacher')}), or train for fewer epochs"
+        )
+
+
+def _check_streaming(arguments: Arguments):
+    """Refuse what needs to know the stream's length or its images' positions."""
+    model_args, data_args, args = arguments
+    if not data_args.streaming:
+        return
+    if args.max_steps <= 0:
+        raise InputError("streaming: a stream has no length, so epochs mean nothing; give --max_steps")
+    if args.code_compatible:
+        raise InputError("streaming: code_compatible changes the learning rate by epochs, a stream has none; drop one")
+    if args.warmup_epochs > 0:
+        raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
+    if args.teacher_store:
+        raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
+    if model_args.train_teacher and args.distillation_type != "none":
+        raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")

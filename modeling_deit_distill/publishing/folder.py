@@ -1,0 +1,79 @@
+"""The output folder of a run, before and after its training: cleared, described, finished, and pushed later."""
+
+from pathlib import Path
+
+from ..arguments import DistillationTrainingArguments
+from ..files import write_json
+from ..output_folder import PUBLISHED, RESULTS, disk_errors_explained, list_checkpoints, remove_checkpoint, results_of
+from ..report import results_table, say
+from .card import write_model_card
+from .inside import look_inside
+from .record import changed_arguments, note_repository, write_run_record
+from .repository import clear_stages, open_repository_of, push_all, stage_run
+
+
+def is_finished(args: DistillationTrainingArguments, command_line: list[str]) -> bool:
+    """Whether `output_dir` holds a finished run that the user did not ask to replace; says so, and what differs."""
+    results = results_of(args.output_dir)
+    if results is None or args.overwrite_output_dir or args.dry_run:
+        return False
+    text = [results_table(results)]
+    if changed := changed_arguments(args.output_dir, command_line):
+        text.append(f"That run was another than this command's; it differs in {', '.join(changed)}.")
+    text.append("To train again, choose another --output_dir or add --overwrite_output_dir true.")
+    say(args, f"{args.output_dir} holds a finished run; nothing is trained", "\n".join(text))
+    return True
+
+
+def push_finished(args: DistillationTrainingArguments):
+    """Push a finished run, as the push that failed, or was not asked for then, would have."""
+    destination = open_repository_of(args)
+    if destination is None:
+        return
+    clear_stages(args.output_dir)
+    note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
+    write_model_card(args.output_dir)
+    push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
+    say(args, f"pushed to {destination.repo_id}")
+
+
+def begin_run(plan, name: str | None):
+    """Before training: remove what an earlier run left, if the user said so, and note how this one is made.
+
+    The earlier run's teacher stays, it is used again where it fits.
+
+    Args:
+        plan: the [`Plan`].
+        name: the model's repository, if it has one.
+    """
+    args = plan.args
+    with args.main_process_first(desc="clearing the earlier run"):
+        if args.process_index != 0:
+            return
+        if args.overwrite_output_dir and not args.resume_from_checkpoint:
+            for path in (path for pattern in PUBLISHED for path in Path(args.output_dir).glob(pattern)):
+                path.unlink()
+            for checkpoint in list_checkpoints(args.output_dir):
+                remove_checkpoint(checkpoint)
+        with disk_errors_explained(args.output_dir, "the run's record"):
+            write_run_record(plan, name)
+
+
+def finish_run(plan, trainer, results: dict[str, float]):
+    """After training: the record again, with the day; a look inside; the card; and last `all_results.json`.
+
+    The presence of the last says that the run is complete.
+
+    Args:
+        plan: the [`Plan`].
+        trainer: its [`DistillationTrainer`], which has saved the model.
+        results: see `train_deit.distil`.
+    """
+    output_dir = plan.args.output_dir
+    with disk_errors_explained(output_dir, "the card"):
+        if plan.args.process_index == 0:
+            write_run_record(plan, trainer.hub_model_id)
+            look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
+            trainer.create_model_card(results)
+            write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
+    say(plan.args, f"Results, kept in {output_dir}", results_table(results))

@@ -1,0 +1,131 @@
+"""Pushes of a run: whole commits with code and card, one after the other, and never silent."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, run_as_future
+from transformers import TrainerCallback
+from transformers.trainer_utils import HubStrategy
+
+from ..conversion.weight_names import why_not_native
+from ..errors import InputError
+from ..output_folder import CURVES, STATE, checkpoint_folder
+from .card import write_model_card
+from .pictures import plot_training_curves
+from .record import note_repository
+from .repository import (
+    Destination,
+    clear_stages,
+    open_repository,
+    push_all,
+    push_checkpoint,
+    stage_checkpoint,
+    stage_run,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Publisher(TrainerCallback):
+    """What Trainer's `push_to_hub` and `hub_*` arguments ask for, done by `repository.py`.
+
+    Trainer's own pushes copy weights into the output folder while training goes on to change it, leave the code out,
+    and hide what fails.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        config: the student's.
+        announce: called before each push; lets other callbacks know.
+
+    Attributes:
+        destination: where to push; None before [`open`].
+
+    Raises:
+        InputError: a copy for transformers' own class is asked for, which cannot hold this student.
+    """
+
+    def __init__(self, args, config, announce: Callable[[], None]):
+        if args.push_native and (reason := why_not_native(config)):
+            raise InputError(f"push_native: {reason}")
+        self.args, self._announce = args, announce
+        self.destination: Destination | None = None
+        self._pending: list[Future] = []
+
+    def open(self, token: str | None = None, private: bool | None = None) -> str | None:
+        """Make the repository and the branch that the arguments name, or find them; returns its name.
+
+        Raises:
+            InputError: the Hub refuses, or five tries failed.
+        """
+        args = self.args
+        if args.process_index != 0:
+            return None
+        if self.destination is None:
+            clear_stages(args.output_dir)
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        private = args.hub_private_repo if private is None else private
+        self.destination = open_repository(name, token or args.hub_token, private, args.hub_revision)
+        note_repository(args.output_dir, self.destination.repo_id, args.push_native, args.hub_revision)
+        return self.destination.repo_id
+
+    def write_card(self, state, results: dict[str, float] | None = None):
+        """Write the card and the curves from what lies in the output folder.
+
+        Args:
+            state: Trainer's.
+            results: what `all_results.json` is about to hold, if it does not yet.
+        """
+        if self.args.process_index != 0:
+            return
+        output_dir = Path(self.args.output_dir)
+        state.save_to_json(str(output_dir / STATE))
+        plot_training_curves(state.log_history, output_dir / CURVES)
+        write_model_card(output_dir, results)
+
+    def push(self, message: str, blocking: bool = True, revision: str | None = None) -> CommitInfo | Future | None:
+        """Push the output folder as it is; a future unless `blocking`, None on other processes than the main one.
+
+        Raises:
+            InputError: the Hub refuses, or five tries failed. What was saved is whole, and the push can be repeated.
+        """
+        if self.args.process_index != 0:
+            return None
+        destination = self.destination
+        if revision is not None and revision != destination.revision:
+            destination = open_repository(destination.repo_id, destination.token, revision=revision)
+        commits = stage_run(self.args.output_dir, message, self.args.push_native)
+        if blocking:
+            return push_all(commits, destination)
+        self._pending = [run_as_future(push_all, commits, destination)]
+        return self._pending[0]
+
+    def wait(self):
+        """Before a push of the whole run: wait for those under way; what failed has been said."""
+        self._announce()
+        for push in self._pending:
+            push.exception()
+
+    def on_save(self, args, state, control, **kwargs):
+        """Push the checkpoint, which is whole by now, while training goes on."""
+        strategy, args = self.args.hub_strategy, self.args
+        if not args.push_to_hub or args.process_index != 0 or strategy == HubStrategy.END:
+            return
+        self._pending = [push for push in self._pending if not push.done()]
+        if self._pending and not args.hub_always_push:
+            return
+        self._announce()
+        checkpoint = checkpoint_folder(args.output_dir, state.global_step)
+        kept_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
+        message = f"Training in progress, step {state.global_step}"
+        commit = stage_checkpoint(checkpoint, args.output_dir, message, kept_as.get(strategy))
+        # All pushes of this process go to one thread of the library's, which runs one after the other.
+        push = run_as_future(push_checkpoint, commit, self.destination)
+        push.add_done_callback(_warn_of_failure)
+        self._pending.append(push)
+
+
+def _warn_of_failure(push: Future):
+    if not push.cancelled() and push.exception() is not None:
+        logger.warning("training goes on, and the next push brings what this one lacked: %s", push.exception())

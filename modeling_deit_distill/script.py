@@ -1,0 +1,53 @@
+"""How a command runs and ends: one line for bad input, an exit code, and the end of one of several processes."""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from .errors import InputError, LocalInputError
+
+INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
+
+
+def run_script(main: Callable[[list[str]], int | None], arguments: list[str] | None = None):
+    """Run a command and end this process with its exit code.
+
+    An [`InputError`] is printed as one line on the error stream, and the exit code is 2. Of several processes the first
+    prints it, unless only one of them met it. Any other error is a fault of ours and keeps its traceback.
+
+    Args:
+        main: takes the command line's words; may return an exit code.
+        arguments: these words; those of this process unless given.
+    """
+    try:
+        exit_code = main(sys.argv[1:] if arguments is None else arguments) or 0
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(INPUT_ERROR_EXIT_CODE)
+    except SystemExit as error:  # a run that was interrupted
+        exit_code = error.code
+    end_process(exit_code)
+
+
+def end_process(exit_code: int | str | None = 0):
+    """End this process; one of a group ends without the interpreter's own last steps.
+
+    gloo's threads live as long as anything refers to their group, FSDP's or Accelerate's state for one, and one of them
+    may drop the last tensor of a collective only then. It needs the interpreter for that, and where this is being taken
+    down already, the process aborts ("terminate called without an active exception") though all its work was done.
+    What was registered to run at the exit still runs.
+
+    Args:
+        exit_code: None is 0, as for `sys.exit`.
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(exit_code)
+    torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code or 0)

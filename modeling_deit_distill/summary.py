@@ -1,0 +1,115 @@
+"""What will run, in words: for the summary on the screen and for the card."""
+
+import math
+
+import torch
+from datasets import Dataset
+
+from .arguments import DistillationTrainingArguments
+from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .precision import precision_in_words
+from .student import what_is_kept
+from .teachers.labelling import planned_views
+from .training.schedule import schedule_in_words
+
+
+def summary(plan) -> dict[str, str]:
+    """What a [`Plan`] will do, by name, in words."""
+    model_args, args, data, config = plan.model_args, plan.args, plan.data, plan.config
+    with torch.device("meta"):
+        num_parameters = DeiTDistillForImageClassification(config).num_parameters()
+    tokens = "class and distillation token" if config.use_distillation_token else "class token"
+    rate = f"{args.learning_rate:g}"
+    if args.base_learning_rate is not None:
+        rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
+    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else _epochs(args.num_train_epochs)
+    num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
+    names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    return {
+        "data": f"{data.source}: {num_images} images",
+        "held out": f"{len(data.validation):,} images, {data.validation_source}",
+        "classes": f"{len(data.class_names)}: {names}",
+        "teacher": teacher_in_words(plan),
+        "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
+        f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
+        **(
+            {}
+            if plan.start is None
+            else {"starts from": f"{model_args.model_name_or_path}: {what_is_kept(plan.start, config)}"}
+        ),
+        "parameters": f"{num_parameters:,}",
+        "distillation": distillation_in_words(args),
+        **store_in_words(plan),
+        "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
+        f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
+        "learning rate": f"{rate}, {schedule_in_words(args)}",
+        **average_in_words(args),
+        **code_in_words(args, config),
+        "length": length,
+        "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
+        "device": str(args.device),
+        "output": str(args.output_dir),
+    }
+
+
+def teacher_in_words(plan) -> str:
+    """The teacher, and how it comes to be."""
+    model_args = plan.model_args
+    if not plan.distils:
+        return "none"
+    if plan.teacher_config is None:
+        name = str(plan.store.about.get("teacher"))
+    else:
+        name = model_args.teacher_name_or_path or f"a new {plan.teacher_config.model_type}"
+        if model_args.train_teacher:
+            epochs = _epochs(model_args.teacher_num_train_epochs)
+            name += f", trained first for {epochs} (or found in the output folder)"
+    return name
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch" + "s" * (number != 1)
+
+
+def store_in_words(plan) -> dict[str, str]:
+    """How much of this run the teacher's store knows already."""
+    args, store = plan.args, plan.store
+    if args.teacher_store is None or not plan.distils:
+        return {}
+    if store is None:
+        return {"teacher's store": f"{args.teacher_store}, new"}
+    planned = planned_views(args, plan.views)
+    missing, total = sum(store.missing(planned).values()), sum(planned.values())
+    known = f"all {total:,} views known, no teacher is loaded or trained"
+    if missing:
+        known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
+    return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def code_in_words(args: DistillationTrainingArguments, config: DeiTDistillConfig) -> dict[str, str]:
+    """What is done as the public code does it, if so asked."""
+    words = ["learning-rate schedule"]
+    if args.distillation_type == "soft":
+        words.append("divergence also divided by the classes")
+    if config.use_distillation_token:
+        words.append("distillation token decayed")
+    return {"as the public code": ", ".join(words)} if args.code_compatible else {}
+
+
+def average_in_words(args: DistillationTrainingArguments) -> dict[str, str]:
+    """The moving average of the weights, if there is one."""
+    decay = args.weight_average_decay
+    if decay is None:
+        return {}
+    half_life = math.log(0.5) / math.log(decay)
+    return {"average of weights": f"decay {decay:.8g} a step (half-life {half_life:,.0f} steps), kept if it is better"}
+
+
+def distillation_in_words(args: DistillationTrainingArguments) -> str:
+    """The objective with its figures."""
+    words = {
+        "none": "none: labels alone",
+        "soft": f"soft, weight {args.distillation_alpha:g}, temperature {args.distillation_temperature:g}",
+        "hard": f"hard, weight {args.distillation_alpha:g}",
+    }
+    return words[args.distillation_type]

@@ -1,0 +1,114 @@
+"""What a store of answers and a run must agree about: the fields of `store.json`, each with what mends a difference.
+
+Whatever decides an answer is here: the data, the order and the draws of the views, the teacher, and what is kept of it.
+"""
+
+import dataclasses
+
+from ..augmentation.augment import AUGMENTATION_VERSION
+from ..data.datasets import ViewDataset
+from ..data.sources import ImageData
+from ..data.views import AugmentationSettings, ViewSampler
+from ..errors import InputError
+from .classes import read_label_map
+from .description import teacher_classes
+from .teacher import Teacher, teacher_view, weights_checksum
+
+_PASS = "pass --{field} {theirs}"
+# In the remedies, {theirs} is the store's value and {teacher} the name of its teacher.
+REMEDIES = {
+    "format": "update the library, or fill a store with this one",
+    # The data
+    "dataset": "give the data that the store was made with",
+    "num_images": "give the data that the store was made with",
+    "num_classes": "give the data that the store was made with",
+    # The views
+    "num_views": "the data are smaller than a batch: give the run the store's batch size",
+    "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",
+    "repeated_augmentation": _PASS,
+    **dict.fromkeys((field.name for field in dataclasses.fields(AugmentationSettings)), _PASS),
+    "random_crop_scale": "give --random_crop_scale the store's range",
+    "augmentation_version": "the store was made by another version of this library: fill a new one",
+    # What is kept of an answer
+    "distillation_type": _PASS,
+    "temperature": "pass --distillation_temperature {theirs}",
+    "k": "pass --teacher_store_top_k {theirs}",
+    # The teacher
+    "teacher_weights": "name the teacher that the store was made with ({teacher})",
+    "teacher_mean": "the teacher's image processor has changed: take the one of {teacher}",
+    "teacher_std": "the teacher's image processor has changed: take the one of {teacher}",
+    "teacher_image_size": _PASS,
+    "teacher_precision": _PASS,
+    "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
+    "label_map": "give the --teacher_label_map that the store was made with",
+}
+
+
+def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[str, object]:
+    """The fields about the views of a run, and about what is kept of an answer.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        views: the training set.
+        data: where it is from; without it the fields that tell one dataset from another are left out.
+
+    Raises:
+        InputError: a training set whose samples have no positions.
+    """
+    if not isinstance(views, ViewDataset):
+        raise InputError("a teacher_store keeps answers by position; a stream has none, nor has a dataset of yours")
+    agreed = {
+        "num_images": len(views),
+        "data_seed": views.seed,
+        "repeated_augmentation": args.repeated_augmentation,
+        **dataclasses.asdict(views.settings),
+        "augmentation_version": AUGMENTATION_VERSION,
+        "distillation_type": args.distillation_type,
+    }
+    if args.distillation_type == "soft":
+        agreed["temperature"] = args.distillation_temperature
+    if data is not None:
+        num_classes, order = len(data.class_names), ViewSampler.from_arguments(args, views)
+        num_views = max(len(views), len(order))
+        agreed = {"dataset": data.fingerprint(), "num_classes": num_classes, "num_views": num_views, **agreed}
+        if args.distillation_type == "soft" and args.teacher_store_top_k is not None:
+            agreed["k"] = min(args.teacher_store_top_k, num_classes)
+    return agreed
+
+
+def of_named_teacher(model_args, teacher_config, class_names: list[str], image_size: int, record) -> dict[str, object]:
+    """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
+
+    Args:
+        model_args: the [`ModelArguments`].
+        teacher_config: from `description.describe_teacher`; None if the run names no teacher.
+        class_names: of the dataset.
+        image_size: of the student.
+        record: of a teacher that the run trains itself, from `training.training_record`.
+    """
+    if teacher_config is None:
+        return {}
+    given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
+    agreed = {name: value for name, value in given.items() if value is not None}
+    if model_args.train_teacher:
+        return agreed | {"teacher_training": record, "label_map": None}
+    name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
+    view = teacher_view(name_or_path, image_size, trust_remote_code=model_args.trust_remote_code)
+    return agreed | {
+        "teacher_weights": weights_checksum(name_or_path),
+        "teacher_mean": list(view.mean),
+        "teacher_std": list(view.std),
+        "label_map": teacher_classes(teacher_config, class_names, label_map),
+    }
+
+
+def of_teacher(teacher: Teacher) -> dict[str, object]:
+    """The fields about a loaded teacher."""
+    return {
+        "teacher_weights": weights_checksum(teacher.model.name_or_path),
+        "teacher_mean": list(teacher.view.mean),
+        "teacher_std": list(teacher.view.std),
+        "teacher_image_size": teacher.view.image_size,
+        "teacher_precision": teacher.precision,
+        "label_map": None if teacher.classes is None else teacher.classes.tolist(),
+    }

@@ -1,0 +1,149 @@
+"""What the teacher says: asked live, or read from a store, which gets what is asked."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from ..errors import InputError, LocalInputError
+from ..teachers.agreement import of_views
+from ..teachers.store import TeacherStore, decode_labels, decode_top_k
+
+
+class Answers:
+    """The teacher's answers about batches of views, and about the held-out images.
+
+    With a store the answers are always what the store keeps, also in the run that writes it: the same weights come
+    out.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        teacher: is frozen and moved to the device; from `pixel_values` to logits, or to an output that has `logits`.
+        store: for these views.
+        dataset: the training set; a store is about a [`ViewDataset`].
+        num_classes: of the student.
+
+    Attributes:
+        num_asked: how many training views this process has asked about.
+
+    Raises:
+        InputError: a store of other views.
+    """
+
+    def __init__(self, args, teacher: nn.Module | None, store: TeacherStore | None, dataset, num_classes: int):
+        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
+        self.store, self.num_classes = store, num_classes
+        self.is_needed = args.distillation_type != "none"
+        self.is_hard, self.temperature = args.distillation_type == "hard", args.distillation_temperature
+        self.num_asked = 0
+        self._are_finite: torch.Tensor | None = None  # of the last answers asked for; None for those of a store
+        if store is not None:
+            store.check(of_views(args, dataset))
+
+    def __call__(self, inputs: Mapping, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """About a batch of views: class indices (batch,) for hard distillation, logits (batch, classes) for soft.
+
+        None where there is no distillation.
+
+        Args:
+            inputs: the batch; of a store's views also their `epoch` and `position`.
+            pixel_values: (batch, channels, height, width), what the student sees of them.
+
+        Raises:
+            LocalInputError: a view that the store has not, and no teacher to ask.
+        """
+        self._are_finite = None
+        if not self.is_needed:
+            return None
+        if self.store is None:
+            logits = self._ask(pixel_values)
+            self.num_asked += len(logits)
+            return logits.argmax(dim=-1) if self.is_hard else logits
+        entries = self._read_or_ask(int(inputs["epoch"][0]), inputs["position"], pixel_values)
+        if self.is_hard:
+            return decode_labels(entries, pixel_values.device)
+        return decode_top_k(entries, self.num_classes, self.temperature, pixel_values.device)
+
+    def checked(self, loss: torch.Tensor) -> torch.Tensor:
+        """A loss of the last answers, NaN if these were not finite: the index of a NaN is a class like any other."""
+        return loss if self._are_finite is None else torch.where(self._are_finite, loss, torch.nan)
+
+    def about_held_out(self, batches: Callable[[], Iterable], view: str, accelerator) -> dict | None:
+        """The `accuracy`, `answers` and `labels` (images,) of the held-out set; None where neither knows.
+
+        Args:
+            batches: called for the held-out batches, prepared by `accelerator`, if the teacher is asked.
+            view: how the images are shown, see `data.evaluation_view`.
+        """
+        kept = None if self.store is None else self.store.read_validation(view)
+        kept = broadcast_object_list([kept])[0]  # another run may be writing it: all processes go one way
+        if kept is not None:
+            return {**kept, "answers": np.array(kept["answers"]), "labels": np.array(kept["labels"])}
+        if self.teacher is None:
+            return None
+        answers, labels = [], []
+        for batch in batches():
+            decided = self._ask(batch["pixel_values"]).argmax(dim=-1)
+            decided, true = accelerator.gather_for_metrics((decided, batch["labels"]))
+            answers.append(decided.cpu().numpy())
+            labels.append(true.cpu().numpy())
+        answers, labels = np.concatenate(answers), np.concatenate(labels)
+        accuracy = float(np.mean(answers == labels))
+        if self.store is not None and accelerator.is_main_process:
+            self.store.write_validation(view, accuracy, answers, labels)
+        return {"accuracy": accuracy, "answers": answers, "labels": labels}
+
+    def _read_or_ask(self, epoch: int, positions: np.ndarray, pixel_values: torch.Tensor) -> np.ndarray:
+        entries, known = self.store.read(epoch, positions)
+        if known.all():
+            return entries
+        if self.teacher is None:
+            raise LocalInputError(
+                f"teacher_store {str(self.store.directory)!r} lacks {np.count_nonzero(~known)} of {len(known)} views "
+                f"of a batch of epoch {epoch}, and there is no teacher to ask; name it (--teacher_name_or_path), or "
+                "fill the store"
+            )
+        # The whole batch, though only some of it may be unknown: the same shapes give the same bits.
+        answered = self.store.encode(self._ask(pixel_values))
+        self.num_asked += len(positions)
+        self.store.write(epoch, positions[~known], answered[~known])
+        return np.where(known, entries, answered)
+
+    @torch.no_grad()
+    def _ask(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.teacher(pixel_values)
+        logits = output.logits if hasattr(output, "logits") else output
+        if logits.shape[-1] != self.num_classes:
+            raise InputError(
+                f"the teacher has {logits.shape[-1]} classes, the student {self.num_classes}; they must be the same "
+                "classes in the same order"
+            )
+        self._are_finite = logits.amax(dim=-1).isfinite().all()
+        return logits
+
+
+def check_objective(model, args, teacher: nn.Module | None, store: TeacherStore | None):
+    """Refuse a teacher missing or superfluous, and a student that the objective does not fit.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if model.config.problem_type not in (None, "single_label_classification"):
+        raise InputError(
+            f"config.problem_type is {model.config.problem_type!r}; distillation is of one class out of several"
+        )
+    if args.distillation_type == "none":
+        if teacher is not None or store is not None:
+            raise InputError("distillation_type is 'none' but a teacher was given; choose soft or hard, or drop it")
+        if model.config.use_distillation_token:
+            raise InputError(
+                "distillation_type is 'none' but use_distillation_token is true: nothing would train the distillation "
+                "head, and it would still enter the mean; set use_distillation_token to false"
+            )
+    elif teacher is None and store is None:
+        raise InputError(
+            f"distillation_type is {args.distillation_type!r} but there is no teacher; give --teacher_name_or_path, "
+            "--train_teacher true with --teacher_config_name, or --distillation_type none"
+        )

@@ -1,0 +1,264 @@
+"""A checkpoint's files, wherever they lie, and what is refused."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers.checkpoints import (
+    NAMES,
+    NATIVE,
+    TOLERANCE,
+    assert_same_weights,
+    difference,
+    randomise,
+    refused,
+    student,
+    write,
+)
+from helpers.hub_server import HubServer, skip_waits, use_hub
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTModel, ViTImageProcessor
+
+from modeling_deit_distill.conversion import reading
+from modeling_deit_distill.conversion.checkpoint import build_model, load_checkpoint
+from modeling_deit_distill.conversion.saving import save_checkpoint, save_native
+from modeling_deit_distill.conversion.weight_names import ours_to_public, public_to_ours
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
+
+
+def test_the_public_codes_training_checkpoint_is_read(tmp_path, public, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(reading.logger, "warning", warnings.append)
+    content = {
+        "model": public,
+        "model_ema": {name: tensor + 1 for name, tensor in public.items()},
+        "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 3,
+        "args": argparse.Namespace(model="deit_tiny", lr=5e-4, aa="rand-m9-mstd0.5-inc1", resume=None, betas=(0.9, 1)),
+    }
+    torch.save(content, tmp_path / "checkpoint.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert_same_weights(checkpoint.state_dict, public_to_ours(public))
+    assert "not those of `model_ema`" in warnings[0]
+
+
+def test_a_state_dict_may_be_wrapped_by_ddp(tmp_path, public):
+    wrapped = {f"module.{name}": tensor for name, tensor in public.items()}
+    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        path = tmp_path / f"weights{suffix}"
+        save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
+        checkpoint = load_checkpoint(path)
+        assert_same_weights(checkpoint.state_dict, public_to_ours(public))
+        assert (checkpoint.config.num_attention_heads, checkpoint.config.image_size) == (1, 32), suffix
+
+
+def test_our_own_names_are_read_from_a_file_too(tmp_path, public):
+    torch.save(public_to_ours(public), tmp_path / "ours.pt")
+    checkpoint = load_checkpoint(str(tmp_path / "ours.pt"))
+    assert checkpoint.format == "deit_distill"
+    assert_same_weights(checkpoint.state_dict, public_to_ours(public))
+
+
+class Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path, public, plain):
+    content = {"model": public, "args": Malicious(tmp_path / "made")}
+    path = tmp_path / "bad.pth"
+    path.write_bytes(pickle.dumps(content["args"], protocol=2)) if plain else torch.save(content, path)
+    assert "is not opened" in refused(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_with_such_a_pickle_is_refused_too(tiny_config, tmp_path):
+    save_native(student(tiny_config), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"a": Malicious(tmp_path / "made")}, tmp_path / "pytorch_model.bin")
+    assert "posix.mkdir, which is code" in refused(tmp_path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path, public):
+    torch.save({"model": public}, tmp_path / "whole.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "page.safetensors").write_text("<html>not found</html>")
+    (tmp_path / "weights.onnx").write_bytes(b"x")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"epoch": 3, "cls_token": torch.zeros(1)}, tmp_path / "mixed.pt")
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
+    reasons = {
+        "half.pth": "is no file that torch.save wrote",
+        "empty.pth": "is no file that torch.save wrote",
+        "page.safetensors": "cannot be read",
+        "weights.onnx": "those end in .safetensors, .pth, .pt, .bin",
+        "list.pt": "holds no state dict",
+        "mixed.pt": "epoch is no tensor",
+        "resnet.pt": "holds no DeiT: there is no patch embedding among conv1.weight",
+    }
+    for name, reason in reasons.items():
+        assert reason in refused(tmp_path / name)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path, public):
+    def changed(**changes) -> str:
+        state = {**public, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+        torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "x.pth")
+        return refused(tmp_path / "x.pth")
+
+    assert "no classification head" in changed(head__weight=None, head__bias=None)
+    assert "deit.layers.1.norm1.bias missing" in changed(blocks__1__norm1__bias=None)
+    assert "distillation_classifier.bias, distillation_classifier.weight missing" in changed(
+        head_dist__weight=None, head_dist__bias=None
+    )
+    assert "blocks.0.ls1.gamma, blocks.1.ls1.gamma unexpected" in changed(
+        blocks__0__ls1__gamma=torch.ones(64), blocks__1__ls1__gamma=torch.ones(64)
+    )
+    assert "deit.norm.weight is (63,), not (64,)" in changed(norm__weight=torch.ones(63))
+    assert "deit.layers.0.mlp.fc1.weight is missing" in changed(blocks__0__mlp__fc1__weight=None)
+    assert "has 3 dimensions, not 4" in changed(patch_embed__proj__weight=torch.ones(1, 2, 3))
+    assert "15 patches are no square" in changed(pos_embed=torch.ones(1, 17, 64))
+
+
+def test_a_body_without_a_head_is_refused(tmp_path):
+    DeiTModel(DeiTConfig(**NATIVE)).save_pretrained(tmp_path)
+    assert "no classification head" in refused(tmp_path)
+
+
+def test_heads_that_cannot_be_inferred_are_asked_for(tiny_config, tmp_path):
+    start = student(tiny_config)
+    torch.save(ours_to_public(start.state_dict), tmp_path / "x.pth")
+    assert "its width 32 is not divisible by 64" in refused(tmp_path / "x.pth")
+    write(tmp_path, config={"num_attention_heads": 4})
+    checkpoint = load_checkpoint(str(tmp_path / "x.pth"))
+    assert checkpoint.config.num_attention_heads == 4 and checkpoint.format == "public"
+    write(tmp_path, config={"num_attention_heads": 5})
+    assert "not divisible by num_attention_heads 5" in refused(tmp_path / "x.pth")
+
+
+def test_an_image_size_that_is_no_square_is_asked_for(tiny_config, tmp_path):
+    start = student(tiny_config, image_size=[16, 48])  # 2 x 6 patches
+    torch.save(ours_to_public(start.state_dict), tmp_path / "x.pth")
+    write(tmp_path, config={"num_attention_heads": 4})
+    assert "its 12 patches are no square" in refused(tmp_path / "x.pth")
+    write(tmp_path, config={"num_attention_heads": 4, "image_size": [16, 48]})
+    checkpoint = load_checkpoint(str(tmp_path / "x.pth"))
+    assert checkpoint.config.image_size == [16, 48]
+    assert dict(checkpoint.processor.crop_size)["width"] == 48
+    assert checkpoint.processor.size["shortest_edge"] == int(48 / 0.875)  # a square image holds the crop as well
+
+
+# Folders and names that are refused
+
+
+def test_folders_that_hold_something_else_are_refused(tiny_config, tmp_path):
+    assert "has no config.json" in refused(tmp_path)
+    write(tmp_path, config={"model_type": "swin"})
+    assert "describes a 'swin'" in refused(tmp_path)
+    write(tmp_path, config={"model_type": "deit"})
+    assert "has no weights (model.safetensors or pytorch_model.bin)" in refused(tmp_path)
+    write(tmp_path, config=[1])
+    assert "config.json" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "is no JSON" in refused(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    native = DeiTForImageClassificationWithTeacher(DeiTConfig(**NATIVE))
+    native.save_pretrained(tmp_path, max_shard_size="50KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[0]
+    shard.unlink()
+    assert f"lacks {shard.name}" in refused(tmp_path)
+
+
+def test_names_that_mean_nothing_are_refused():
+    for source, reason in [
+        ("weights", "is no file, no folder, no model of timm's and no Hub name"),
+        ("weights.pth", "is no file and no folder here; check the path"),
+        ("../weights", "is no file and no folder here; check the path"),
+        ("deit3_small_patch16_224", "is no DeiT of the paper; of timm's models those are: deit_base_distilled"),
+        ("vit_tiny_patch16_224", "is no DeiT of the paper"),
+        ("deit_tiny_patch16_224.nobody", "timm has no weights 'deit_tiny_patch16_224.nobody'"),
+        ("a/b/c", "is no file and no folder here; check the path"),
+    ]:
+        assert reason in refused(source), source
+
+
+GOOGLE = ViTImageProcessor().to_dict() | {"resample": 2}
+
+
+# The Hub
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with HubServer(user="timm") as server:
+        use_hub(monkeypatch, server, tmp_path / "home")
+        yield server
+
+
+def publish(server, name: str, folder: Path):
+    api = HfApi(endpoint=server.endpoint, token=server.token)
+    api.create_repo(name)
+    api.upload_folder(repo_id=name, folder_path=folder)
+
+
+def test_a_name_of_timms_is_fetched_from_the_hub(server, tmp_path):
+    model = randomise(timm.create_model("deit_tiny_distilled_patch16_224"))
+    timm.models.save_for_hf(model, tmp_path / "timm", safe_serialization=True)  # as timm itself writes its folders
+    name = "deit_tiny_distilled_patch16_224.fb_in1k"
+    publish(server, f"timm/{name}", tmp_path / "timm")
+    for source in (name, "deit_tiny_distilled_patch16_224", f"timm/{name}"):
+        checkpoint = load_checkpoint(source)
+        assert checkpoint.format == "timm"
+        assert_same_weights(ours_to_public(checkpoint.state_dict), model.state_dict())
+    assert checkpoint.config.num_attention_heads == 3
+    assert checkpoint.processor.size["shortest_edge"] == int(224 / 0.9)  # timm's own fraction
+    assert difference(build_model(checkpoint), model, torch.randn(1, 3, 224, 224)) <= TOLERANCE
+
+
+def test_a_native_repository_is_fetched_from_the_hub(server, tmp_path):
+    native = randomise(DeiTForImageClassificationWithTeacher(DeiTConfig(**NATIVE)))
+    native.save_pretrained(tmp_path / "native")
+    publish(server, "timm/native", tmp_path / "native")
+    checkpoint = load_checkpoint("timm/native")
+    assert difference(build_model(checkpoint), native, torch.randn(2, 3, 32, 32)) <= TOLERANCE
+    assert "cannot be read" in refused("timm/nothing")
+
+
+def test_a_hub_that_fails_is_no_hub_without_the_file(server, tmp_path, monkeypatch):
+    skip_waits(monkeypatch)
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**NATIVE)).save_pretrained(tmp_path / "native")
+    write(tmp_path / "native", preprocessor_config=GOOGLE)
+    publish(server, "timm/native", tmp_path / "native")
+    server.fail("*", "/resolve/main/preprocessor_config.json", 503, times=100)
+    assert "cannot be read" in refused("timm/native")  # rather than ImageNet's statistics
+
+
+def test_what_was_fetched_is_read_without_the_hub(tmp_path, monkeypatch):
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**NATIVE)).save_pretrained(tmp_path / "native")
+    skip_waits(monkeypatch)
+    with HubServer(user="timm") as server:
+        use_hub(monkeypatch, server, tmp_path / "home")
+        publish(server, "timm/native", tmp_path / "native")
+        checkpoint = load_checkpoint("timm/native")  # it has no preprocessor, which is remembered too
+    assert_same_weights(load_checkpoint("timm/native").state_dict, checkpoint.state_dict)
+    assert "cannot be read" in refused("timm/other")
+
+
+def test_what_lies_on_the_disk_goes_before_names(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(student(tiny_config), "deit_tiny_patch16_224")
+    assert load_checkpoint("deit_tiny_patch16_224").config.id2label == NAMES

@@ -1,0 +1,154 @@
+"""Images that cannot be read: they are named, counted and replaced, and too many stop the run."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import PIL.Image
+import PIL.PngImagePlugin
+import pytest
+from helpers.images import encode, grey, undecoded, with_bad_rows
+from helpers.odd_images import BOMB, BROKEN, JPEGS, LOSSLESS, PHOTO
+from helpers.refusals import complaint
+from helpers.views import PLAIN, SETTINGS, by_position
+from torch.utils.data import DataLoader
+
+from modeling_deit_distill import InputError
+from modeling_deit_distill.data.bad_images import BadImages
+from modeling_deit_distill.data.datasets import (
+    MAX_REPLACEMENTS,
+    ViewDataset,
+    collate,
+)
+from modeling_deit_distill.data.sources import ImageData, load_image_data
+from modeling_deit_distill.data.views import View, ViewSampler
+
+
+def test_a_bad_row_is_named_once(warnings):
+    bad_images = BadImages(with_bad_rows(9, {3: b"", 5: BROKEN["png, cut early"][0]}), max_fraction=1.0)
+    bad_images.note([])
+    assert warnings() == []
+    bad_images.note([3, 3])
+    bad_images.note([5, 3])
+    bad_images.note([5])
+    first, second = warnings()
+    assert "row 3 (3.png)" in first and "the file is empty" in first
+    assert "row 5 (5.png)" in second and "truncated" in second
+    assert bad_images.seen == {3, 5}
+
+
+def test_a_row_without_a_file_is_named_by_its_number(warnings):
+    BadImages(undecoded([encode(grey(1)), {"bytes": b"", "path": None}])).note([1])
+    assert "row 1 is" in warnings()[0] and "None" not in warnings()[0]
+
+
+def test_a_null_image_is_a_bad_image(warnings):
+    data = undecoded([encode(grey(1)), None])
+    batch = ViewDataset(data, PLAIN).__getitems__([View(1, 0, 0)])
+    assert set(batch["bad_images"]) == {1}
+    BadImages(data).note([1])
+    assert "row 1" in warnings()[0]
+
+
+def test_the_first_bad_image_stops_the_run_if_it_is_told_so(warnings):
+    data = with_bad_rows(9, {3: b""})
+    BadImages(data).note([3])
+    message = complaint(BadImages(data, on_bad_image="error"), [3])
+    assert message.startswith("row 3 (3.png) is a bad image: the file is empty") and "on_bad_image" in message
+    assert warnings()[0].startswith("row 3 (3.png) is a bad image: the file is empty")  # the same words
+    assert len(warnings()) == 1
+
+
+def test_more_than_the_fraction_stops_the_run():
+    data = with_bad_rows(10, dict.fromkeys(range(10), b""))
+    # of ten rows; one is always allowed
+    for max_fraction, num_processes, allowed in [(0.3, 1, 3), (0.0, 1, 1), (0.01, 1, 1), (0.4, 2, 2), (0.4, 100, 1)]:
+        bad_images = BadImages(data, max_fraction=max_fraction, num_processes=num_processes)
+        bad_images.note(list(range(allowed)))
+        bad_images.note([0, 0])
+        message = complaint(bad_images, [allowed])
+        assert "max_bad_image_fraction" in message and f"{max_fraction:g}" in message
+        assert message.startswith(f"{allowed + 1} "), (max_fraction, num_processes)
+
+
+def test_any_share_may_be_bad_if_it_is_allowed():
+    data = with_bad_rows(10, dict.fromkeys(range(10), b""))
+    bad_images = BadImages(data, max_fraction=1.0)
+    bad_images.note(list(range(10)))
+    assert bad_images.seen == set(range(10))
+
+
+def test_a_replacement_brings_its_label_and_does_not_depend_on_the_batch():
+    bad = {3: b"", 4: b"text", 9: b""}
+    dataset = ViewDataset(with_bad_rows(30, bad), PLAIN)
+    views = [View(position % 12, 0, position) for position in range(120)]
+    together = dataset.__getitems__(views)
+    assert set(together["bad_images"]) == {3, 4, 9}
+    # level and label of an image are its row's number
+    shown = together["pixel_values"][:, 0, 0, 0].tolist()
+    assert shown == together["labels"].tolist()
+    for view, row in zip(views, shown, strict=True):
+        assert row not in bad if view.image in bad else row == view.image
+    assert len({row for view, row in zip(views, shown, strict=True) if view.image == 3}) > 2  # the view's own draw
+    alone = [dataset.__getitems__([view]) for view in views]
+    assert by_position(alone) == by_position([together])
+    for view, batch in zip(views, alone, strict=True):
+        assert (view.image in batch["bad_images"]) == (view.image in bad)
+
+
+def test_a_dataset_of_bad_images_is_refused():
+    dataset = ViewDataset(with_bad_rows(20, dict.fromkeys(range(20), b"")), PLAIN)
+    with pytest.raises(InputError, match=f"{MAX_REPLACEMENTS} images .* could not be read"):
+        dataset.__getitems__([View(0, 0, 0)])
+
+
+@pytest.fixture
+def damaged_folder(tmp_path, monkeypatch) -> tuple[ImageData, set[str]]:
+    """A folder of 128 images, 62 of them odd or damaged; and the names of those that cannot be read."""
+    odd = [(name, image["bytes"]) for name, (image, _) in {**JPEGS, **LOSSLESS}.items()]
+    broken = [(name, encoded) for name, (encoded, _) in BROKEN.items()]
+    broken += [("png, bomb", BOMB["bytes"]), ("jpeg, missing", JPEGS["jpeg"][0]["bytes"])]
+    assert len(odd) + len(broken) >= 50
+    good = [(f"png, {index}", encode(grey(index))["bytes"]) for index in range(128 - len(odd) - len(broken))]
+    names = set()
+    for index, (name, content) in enumerate(odd + broken + good):
+        path = tmp_path / "photos" / ("cat" if index % 2 else "dog") / f"{name.replace(', ', '_')}.{name.split(',')[0]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        if (name, content) in broken:
+            names.add(path.name)
+    for name in ("cat", "dog"):
+        (tmp_path / "held_out" / name).mkdir(parents=True)
+        PHOTO.save(tmp_path / "held_out" / name / "0.png")
+    data = load_image_data(train_dir=str(tmp_path / "photos"), validation_dir=str(tmp_path / "held_out"))
+    next((tmp_path / "photos").glob("*/jpeg_missing.jpeg")).unlink()
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    return data, names
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_files_do_not_stop_an_epoch_and_are_all_named(damaged_folder, warnings, num_workers):
+    data, names = damaged_folder
+    dataset = ViewDataset(data.train, SETTINGS)
+    sampler = ViewSampler(len(dataset), 8, repeats=1)
+    batches = list(DataLoader(dataset, 8, sampler=sampler, collate_fn=collate, num_workers=num_workers))
+    assert [batch["pixel_values"].shape for batch in batches] == [(8, 3, 16, 16)] * 16
+    bad_images = BadImages(data.train, max_fraction=0.5)
+    for batch in batches:
+        bad_images.note(batch["bad_images"])
+    assert {Path(data.train[row]["image"]["path"]).name for row in bad_images.seen} == names
+    assert len(warnings()) == len(names)
+    for name in names:
+        assert sum(f"/{name})" in message for message in warnings()) == 1
+
+
+def test_a_damaged_folder_has_a_fingerprint_as_long_as_its_files_are_there(damaged_folder):
+    data, _ = damaged_folder
+    present = data.train.filter(lambda row: os.path.exists(row["image"]["path"]))
+    assert len(present) == 127
+    assert dataclasses.replace(data, train=present).fingerprint()
+
+
+def test_a_missing_file_does_not_stop_the_fingerprint(damaged_folder):
+    assert damaged_folder[0].fingerprint()

@@ -1,0 +1,46 @@
+"""The arguments of a short run of `train_deit.py` on pictures of three colours."""
+
+import json
+
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+STUDENT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+RECIPE = {
+    **{key: str(value) for key, value in STUDENT.items()},
+    "image_size": "16",
+    "patch_size": "4",
+    "train_teacher": "true",
+    "teacher_config_name": "resnet",
+    "teacher_config_overrides": json.dumps(
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ),
+    "teacher_num_train_epochs": "4",
+    "teacher_learning_rate": "1e-2",
+    "num_train_epochs": "4",
+    "learning_rate": "1e-2",
+    "repeated_augmentation": "1",
+    "per_device_train_batch_size": "8",
+    "rand_augment_magnitude": "0",
+    "random_erasing_prob": "0",
+    "mixup_alpha": "0.2",
+    "cutmix_alpha": "0",
+    "logging_steps": "2",
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+    "bf16": "false",
+}
+
+
+def words_of(settings):
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def arguments(**changes):
+    return words_of({**RECIPE, **changes})
+
+
+def without_teacher():
+    """What names no teacher in the command line."""
+    return {key: value for key, value in RECIPE.items() if "teacher" not in key}

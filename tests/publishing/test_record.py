@@ -1,0 +1,149 @@
+"""What is kept of how a model was made: enough to do it again, nothing that is nobody's business."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_deit_distill.output_folder import RUN_RECORD
+from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.publishing.record import (
+    base_model,
+    command,
+    hub_id,
+    note_repository,
+    versions,
+    write_run_record,
+)
+from modeling_deit_distill.recipes import parse_arguments
+
+FACTS = {"data": "{folder}: 12 images", "held out": "4 images, a tenth of {folder}", "device": "cpu", "output": "here"}
+
+
+def written(tmp_path, *words, name="me/model", summary=FACTS, store=None):
+    """The record of a run with these arguments."""
+    words = ["--use_cpu", "true", *words]
+    plan = Plan(parse_arguments(words), words)
+    plan.args.output_dir = str(tmp_path / "run")
+    summary = {key: text.format(folder=tmp_path / "photos") for key, text in summary.items()}
+    plan.summary, plan.store = lambda: summary, store
+    return json.loads(write_run_record(plan, name).read_text())
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos").mkdir()
+    return str(tmp_path / "photos")
+
+
+def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
+    record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--seed", "3")
+    assert record["name"] == "me/model"
+    assert record["command"].startswith("accelerate launch train_deit.py --use_cpu true --train_dir photos")
+    assert record["recipe"] == {"use_cpu": True, "train_dir": "photos", "distillation_type": "none", "seed": 3}
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert record["hardware"].startswith("CPU")
+    assert (record["base_model"], record["teacher"], record["native"]) == (None, None, False)
+    assert record["dataset"] == {"name": "photos", "id": None, "split": "4 images, a tenth of photos"}
+
+
+def test_no_folder_of_this_machine_and_no_token(tmp_path, photos):
+    words = ["--train_dir", photos, "--hub_token", "hf_secret", "--output_dir", str(tmp_path / "run")]
+    record = written(tmp_path, *words, "--teacher_store", str(tmp_path / "answers"))
+    text = json.dumps(record)
+    assert str(tmp_path) not in text and "hf_secret" not in text
+    assert record["facts"] == {"data": "photos: 12 images", "held out": "4 images, a tenth of photos"}
+
+
+def test_names_on_the_hub_are_kept(tmp_path):
+    words = ["--dataset_name", "me/photos", "--model_name_or_path", "you/deit", "--teacher_name_or_path", "you/convnet"]
+    record = written(tmp_path, *words)
+    assert (record["base_model"], record["teacher"]) == ("you/deit", "you/convnet")
+    assert record["dataset"]["id"] == "me/photos"
+
+
+def test_a_name_of_timms_stands_for_its_repository():
+    assert base_model("deit_small_distilled_patch16_224") == "timm/deit_small_distilled_patch16_224.fb_in1k"
+    assert base_model("deit_tiny_patch16_224.fb_in1k") == "timm/deit_tiny_patch16_224.fb_in1k"
+    assert base_model("timm/deit_tiny_patch16_224.fb_in1k") == "timm/deit_tiny_patch16_224.fb_in1k"
+    assert base_model("weights.pth") is None
+    assert base_model(None) is None
+
+
+def test_a_folder_that_is_named_like_one_of_timms_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deit_tiny_patch16_224").mkdir()
+    assert base_model("deit_tiny_patch16_224") is None
+
+
+def test_a_teacher_that_teaches_nothing_is_not_named(tmp_path):
+    words = ["--dataset_name", "me/photos", "--teacher_name_or_path", "you/convnet", "--distillation_type", "none"]
+    assert written(tmp_path, *words)["teacher"] is None
+
+
+def test_what_is_a_name_on_the_hub():
+    assert hub_id("owner/name") == "owner/name"
+    for name in ("digits", "./owner", "/owner/name", "a/b/c", None):
+        assert hub_id(name) is None
+
+
+def test_a_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("owner/name") is None
+
+
+def test_the_command_names_no_folder_of_this_machine():
+    args = parse_arguments(["--dataset_name", "digits", "--use_cpu", "true"])[2]
+    for words, shown in (
+        (
+            ["examples/recipes/digits.yaml", "--output_dir", "/tmp/mine"],
+            "examples/recipes/digits.yaml --output_dir mine",
+        ),
+        (["/home/me/my recipe.yaml"], "'my recipe.yaml'"),
+        (["--train_dir=/home/me/photos", "--seed=3"], "--train_dir=photos --seed=3"),
+    ):
+        assert command(words, args) == f"accelerate launch train_deit.py {shown}"
+
+
+FOLDER_NAMES = st.text("abc", min_size=6, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(FOLDER_NAMES, min_size=1, max_size=5), FOLDER_NAMES, st.booleans())
+def test_of_any_absolute_path_the_last_name_is_left(parents, name, is_joined):
+    args = parse_arguments(["--dataset_name", "digits", "--use_cpu", "true"])[2]
+    path = f"/{'/'.join(parents)}/{name}"
+    shown = command([f"--train_dir={path}"] if is_joined else ["--train_dir", path], args)
+    assert shown.endswith(f"{'=' if is_joined else ' '}{name}") and "/" not in shown
+
+
+def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):
+    summary = {"held out": "4 images", "teacher": "/home/you/convnet"}
+    store = SimpleNamespace(about={"teacher": "/home/you/convnet"})
+    record = written(tmp_path, "--dataset_name", "digits", summary=summary, store=store)
+    assert record["facts"]["teacher"] == "convnet"
+
+
+def test_the_repository_is_noted(tmp_path, photos):
+    record = written(tmp_path, "--train_dir", photos, name="run")
+    note_repository(tmp_path / "run", "me/run", native=True, revision="trial")
+    noted = json.loads((tmp_path / "run" / RUN_RECORD).read_text())
+    assert noted == {**record, "name": "me/run", "native": True, "revision": "trial"}
+    note_repository(tmp_path / "run", "me/run", native=False)
+    assert json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]  # the branch is still there
+    note_repository(tmp_path / "run", "me/other", native=False)
+    assert not json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]
+
+
+def test_a_run_without_a_record_gets_a_small_one(tmp_path):
+    note_repository(tmp_path, "me/mine", native=False)
+    record = json.loads((tmp_path / RUN_RECORD).read_text())
+    assert record["name"] == "me/mine" and "torch" in record["versions"]
+
+
+def test_versions_are_those_that_are_there():
+    assert {"python", "torch", "transformers"} <= versions().keys()

@@ -1,0 +1,199 @@
+"""Teachers: found, frozen, shown the student's pixels in their own view."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.teachers import DIGITS, SMALL, save_resnet
+from transformers import (
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from modeling_deit_distill import InputError
+from modeling_deit_distill.teachers.description import describe_teacher
+from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, load_teacher, weights_checksum
+
+
+def test_classes_that_the_teacher_lacks_are_listed(tmp_path):
+    save_resnet(tmp_path, ["cat", "0", "1"])
+    with pytest.raises(InputError, match="2.*3.*4.*--teacher_label_map"):
+        describe_teacher(DIGITS, name_or_path=str(tmp_path))
+
+
+def test_a_teacher_without_class_names_passes_by_its_count(tmp_path):
+    ResNetForImageClassification(ResNetConfig(**SMALL, num_labels=10)).save_pretrained(tmp_path)
+    assert describe_teacher(DIGITS, name_or_path=str(tmp_path)).num_labels == 10
+    with pytest.raises(InputError, match="LABEL_0"):
+        describe_teacher(["cat", "dog"], name_or_path=str(tmp_path))
+
+
+def test_loading_freezes_and_gives_the_models_logits(tmp_path):
+    model = save_resnet(tmp_path)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    assert not teacher.training
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    pixel_values = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)  # channels last
+
+
+def test_answers_come_in_the_datasets_classes(tmp_path):
+    shuffled = ["7", "9", "cat", "0", "5", "3", "1", "dog", "8", "2", "6", "4"]
+    model = save_resnet(tmp_path, shuffled)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixel_values = torch.randn(4, 3, 32, 32)
+    logits = model(pixel_values=pixel_values).logits
+    torch.testing.assert_close(teacher(pixel_values), logits[:, [shuffled.index(name) for name in DIGITS]])
+
+
+def test_a_label_map_settles_what_names_do_not(tmp_path):
+    model = save_resnet(tmp_path, ["zero", "one", "two"])
+    with pytest.raises(InputError, match="--teacher_label_map"):
+        load_teacher(str(tmp_path), ["0", "1"], 32)
+    teacher = load_teacher(str(tmp_path), ["0", "1"], 32, label_map={"0": "two", "1": 0})
+    pixel_values = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits[:, [2, 0]])
+
+
+def test_an_image_size_can_be_chosen(tmp_path):
+    statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    model = save_resnet(tmp_path, processor=ConvNextImageProcessor(size={"shortest_edge": 44}, **statistics))
+    teacher = load_teacher(str(tmp_path), DIGITS, 32, image_size=32)
+    assert teacher.view.image_size == 32
+    pixel_values = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)
+
+
+def test_low_precision_agrees_with_fp32(tmp_path):
+    save_resnet(tmp_path)
+    pixel_values = 2 * torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = load_teacher(str(tmp_path), DIGITS, 32, precision="fp32")(pixel_values)
+    for precision in ("bf16", "fp16"):
+        found = load_teacher(str(tmp_path), DIGITS, 32, precision=precision)(pixel_values)
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        assert (found - expected).abs().max() < 0.1 * expected.std()
+        assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
+
+
+def test_the_teachers_precision_is_its_own(tmp_path):
+    save_resnet(tmp_path)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    expected = teacher(pixel_values)
+    with torch.autocast("cpu", torch.bfloat16):  # the student's
+        assert torch.equal(teacher(pixel_values), expected)
+
+
+def test_a_compiled_teacher_answers_the_same(tmp_path, monkeypatch):
+    save_resnet(tmp_path)
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    load_teacher(str(tmp_path), DIGITS, 32, compile=True)
+    assert compiled == ["ResNetForImageClassification"]
+
+
+def test_convnets_run_channels_last_and_transformers_do_not(tmp_path):
+    convnet = load_teacher(str(save_resnet(tmp_path) and tmp_path), DIGITS, 32)
+    assert convnet.memory_format == torch.channels_last
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    transformer = Teacher(ViTForImageClassification(config), InputView(32), InputView(32))
+    assert transformer.memory_format == torch.contiguous_format
+
+
+def test_a_checksum_follows_the_weights(tmp_path):
+    save_resnet(tmp_path / "a"), save_resnet(tmp_path / "b")
+    changed = save_resnet(tmp_path / "c")
+    changed.classifier[1].bias.data[0] += 1
+    changed.save_pretrained(tmp_path / "c")
+    a, b, c = (weights_checksum(str(tmp_path / name)) for name in "abc")
+    assert a == b != c and len(a) == 64
+    changed.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    before = weights_checksum(str(tmp_path / "shards"))
+    last = sorted((tmp_path / "shards").glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-1] + b"!")
+    assert weights_checksum(str(tmp_path / "shards")) != before
+    with pytest.raises(InputError, match="has no weights"):
+        weights_checksum(str(tmp_path))
+
+
+class Answers(torch.nn.Module):
+    """A classifier that reads its answer from the first pixel."""
+
+    def __init__(self, answers):
+        super().__init__()
+        self.answers, self.scale = answers, torch.ones(1)
+
+    def forward(self, pixel_values):
+        return F.one_hot(self.answers[pixel_values[:, 0, 0, 0].long()], 10).float()
+
+
+def images(labels):
+    return [{"pixel_values": torch.full((3, 2, 2), index), "labels": label} for index, label in enumerate(labels)]
+
+
+def balanced(length):
+    return torch.arange(length) % 10
+
+
+def test_a_good_teacher_is_let_through():
+    truth = balanced(1000)
+    assert check_teacher(Answers(truth), images(truth.tolist()), 64, allow_weak=False) == 1.0
+    half_right = torch.where(torch.arange(1000) % 20 < 10, truth, (truth + 1) % 10)
+    assert 0.4 < check_teacher(Answers(half_right), images(truth.tolist()), 64, allow_weak=False) < 0.6
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_a_teacher_at_chance_is_refused(skewed):
+    generator = torch.Generator().manual_seed(0)
+    truth = balanced(1000)
+    if skewed:  # nine in ten are of one class, so that answering it always is right nine times in ten
+        truth = torch.where(torch.rand(1000, generator=generator) < 0.9, 0, truth)
+    for answers in (
+        (truth + 3) % 10,  # another order
+        truth[torch.randperm(1000, generator=generator)],  # random
+        torch.zeros(1000, dtype=torch.long),  # always the same
+    ):
+        with pytest.raises(InputError, match="chance would be about.*another order.*--allow_weak_teacher true"):
+            check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=False)
+        assert check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=True) <= 1
+
+
+def test_too_few_images_tell_nothing():
+    truth = balanced(20)
+    assert check_teacher(Answers((truth + 3) % 10), images(truth.tolist()), 64, allow_weak=False) == 0.0
+
+
+def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
+    processor = ViTImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    model = save_resnet(tmp_path, processor=processor)
+    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    pixels = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    seen = torch.nn.functional.interpolate((pixels - 0.5) / 0.5, (48, 48), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher((pixels - mean) / std), model(pixel_values=seen).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_input_size_is_read_from_any_processor(tmp_path):
+    for processor, side in (
+        (BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 36, "width": 36}), 36),
+        (ConvNextImageProcessor(size={"shortest_edge": 44}), 44),
+        (ViTImageProcessor(size={"height": 52, "width": 52}), 52),
+    ):
+        save_resnet(tmp_path, processor=processor)
+        assert load_teacher(str(tmp_path), DIGITS, 32).view.image_size == side
+
+
+def test_equal_views_leave_the_pixels_as_they_are():
+    seen = {}
+    model = torch.nn.Module()
+    output = type("Output", (), {"logits": torch.zeros(1, 2)})
+    model.forward = lambda pixel_values: seen.update(pixels=pixel_values) or output
+    pixel_values = torch.randn(1, 3, 32, 32)
+    Teacher(model, InputView(32), InputView(32))(pixel_values)
+    assert seen["pixels"] is pixel_values

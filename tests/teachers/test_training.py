@@ -1,0 +1,166 @@
+"""A teacher that is trained first, or found where it was trained."""
+
+import json
+import resource
+import shutil
+
+import numpy as np
+import pytest
+from helpers.teachers import SMALL, save_resnet
+from transformers import AutoModelForImageClassification, TrainingArguments, ViTImageProcessor
+
+from modeling_deit_distill import DistillationTrainingArguments, InputError
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.teachers.description import describe_teacher
+from modeling_deit_distill.teachers.teacher import InputView, load_teacher
+from modeling_deit_distill.teachers.training import find_or_train_teacher
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_image_data("digits")
+    data.train, data.validation = data.train.select(range(64)), data.validation.select(range(20))
+    return data
+
+
+# The precision is always said: where nobody says it, the processor decides.
+SETTINGS = {
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "per_device_train_batch_size": 32,
+    "bf16": False,
+}
+
+
+def train(tmp_path, data, **changes):
+    args = DistillationTrainingArguments(
+        output_dir=str(tmp_path),
+        **SETTINGS,
+        horizontal_flip_prob=0.0,
+        rand_augment_magnitude=0.0,
+        # What the student's schedule says must not reach the teacher's.
+        max_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
+    config = describe_teacher(data.class_names, config_name="resnet", config_overrides=SMALL, train=True)
+    settings = {"image_size": 16, "crop_pct": 1.0, "num_train_epochs": 1, "learning_rate": 1e-2, **changes}
+    return find_or_train_teacher(config, data, tmp_path / "teacher", args, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """The output_dir in which a teacher was trained; never changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert train(folder, digits) == folder / "teacher"
+    return folder
+
+
+def test_training_saves_a_teacher_that_is_found_next_time(trained, digits, monkeypatch):
+    folder = trained / "teacher"
+    assert sorted(path.name for path in trained.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json"} < before.keys()
+    monkeypatch.setattr(
+        "modeling_deit_distill.teachers.training.Trainer.train", lambda self: pytest.fail("trained again")
+    )
+    assert train(trained, digits) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert load_teacher(str(folder), digits.class_names, 16).view.image_size == 16
+
+
+def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
+    seen = {}
+
+    def remember(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        seen.update(steps=self.state.global_step, args=self.args, log=self.state.log_history)
+        return result
+
+    original = __import__("transformers").Trainer.train
+    monkeypatch.setattr("modeling_deit_distill.teachers.training.Trainer.train", remember)
+    train(tmp_path, digits, num_train_epochs=3)
+    assert seen["steps"] == 3 * 2  # 64 images, 32 a step
+    assert type(seen["args"]) is TrainingArguments
+    assert seen["log"][0]["loss"] > seen["log"][2]["loss"]
+
+
+def test_a_teacher_of_another_configuration_is_refused(trained, digits):
+    before = (trained / "teacher" / "model.safetensors").read_bytes()
+    for changes in ({"learning_rate": 2e-2}, {"num_train_epochs": 2}, {"image_size": 8}):
+        with pytest.raises(InputError, match=f"{next(iter(changes))}.*choose another --output_dir"):
+            train(trained, digits, **changes)
+    assert (trained / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):
+    folder = shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    record = json.loads((folder / "teacher_training.json").read_text())
+    (folder / "teacher_training.json").write_text(json.dumps({**record, "dataset": "another"}))
+    with pytest.raises(InputError, match="another dataset.*choose another --output_dir"):
+        train(tmp_path, digits)
+
+
+def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "modeling_deit_distill.teachers.training.Trainer.save_model",
+            lambda *args: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, digits)
+    assert not (tmp_path / "teacher").exists()
+    assert train(tmp_path, digits).is_dir()
+
+
+def test_a_full_disk_is_one_line(tmp_path, digits):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, before[1]))
+    try:
+        with pytest.raises(InputError, match="^the teacher cannot be written to .*disk may be full.*make room"):
+            train(tmp_path, digits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "teacher").exists()
+    assert train(tmp_path, digits).is_dir()
+
+
+def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
+    source = tmp_path / "source"
+    model = save_resnet(source, ["cat", "dog"], ViTImageProcessor(size={"height": 24, "width": 24}))
+    config = describe_teacher(digits.class_names, name_or_path=str(source), train=True)
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), **SETTINGS)
+    folder = find_or_train_teacher(
+        config,
+        digits,
+        tmp_path / "teacher",
+        args,
+        image_size=16,
+        crop_pct=1.0,
+        num_train_epochs=1,
+        learning_rate=0.0,  # nothing moves but batch statistics: the body must be the source's
+        name_or_path=str(source),
+    )
+    tuned = AutoModelForImageClassification.from_pretrained(folder)
+    assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
+    weight = "resnet.embedder.embedder.convolution.weight"
+    np.testing.assert_array_equal(tuned.state_dict()[weight], model.state_dict()[weight])
+    assert load_teacher(str(folder), digits.class_names, 16).view == InputView(24, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_folder_that_is_no_teacher_of_ours_is_left_alone(tmp_path, digits):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists but holds no teacher"):
+        train(tmp_path, digits)
+    assert (tmp_path / "teacher" / "notes.txt").read_text() == "mine"
+
+
+def test_names_that_a_dataset_had_to_make_unique_match(tmp_path):
+    save_resnet(tmp_path, ["crane", "owl", "crane"])
+    assert load_teacher(str(tmp_path), ["crane", "owl", "crane2"], 32).classes is None  # the same, in the same order
+    with pytest.raises(InputError, match="eagle"):
+        describe_teacher(["crane", "eagle", "crane2"], name_or_path=str(tmp_path))

@@ -1,0 +1,57 @@
+"""How a process ends that was one of a group, and one that was alone."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import ROOT
+
+# Each case is a child of one process, which has imported everything.
+SCRIPT = """
+import atexit, os
+import torch
+from modeling_deit_distill.script import end_process
+
+
+class Last:
+    def __del__(self, write=os.write):
+        write(1, b"the interpreter was taken down\\n")
+
+
+def run(kind, given):
+    global last
+    atexit.register(print, "registered", flush=True)
+    last = Last()
+    if kind == "group":
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        last.kept = torch.distributed.group.WORLD
+    print("printed", end=" ")
+    end_process(given)
+
+
+for kind in ("group", "alone"):
+    for given in (3, None):
+        child = os.fork()
+        if not child:
+            run(kind, given)
+        print(kind, given, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+EXPECTED = """\
+printed registered
+group 3 3
+printed registered
+group None 0
+printed registered
+the interpreter was taken down
+alone 3 3
+printed registered
+the interpreter was taken down
+alone None 0
+"""
+
+
+@pytest.mark.slow
+def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == EXPECTED
