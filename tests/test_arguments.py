@@ -264,120 +264,19 @@ def test_overrides_of_the_teacher_are_a_json_object():
 def test_arguments_that_contradict_each_other():
     for words, named in [
         ("--seed 1", ["--dataset_name", "--train_dir"]),
-        ("--dataset_name digits --train_dir photos", ["dataset_name 'digits'", "train_dir 'photos'"]),
         ("--dataset_name digits --validation_dir photos", ["validation_dir", "train_dir"]),
-        ("--dataset_name digits --model_name_or_path x --model_size tiny", ["model_name_or_path", "model_size"]),
-        (
-            "--dataset_name digits --teacher_name_or_path x --teacher_config_name resnet",
-            ["teacher_name_or_path", "teacher_config_name"],
-        ),
         ("--dataset_name digits --teacher_config_name resnet", ["teacher_config_name", "--train_teacher true"]),
         ("--dataset_name digits --train_teacher true", ["train_teacher", "--teacher_name_or_path"]),
         (
             '--dataset_name digits --teacher_name_or_path x --teacher_config_overrides {"depths":[1]}',
             ["teacher_config_overrides", "--train_teacher true"],
         ),
-        ("--dataset_name digits --learning_rate 1e-3 --base_learning_rate 5e-4", ["0.001", "0.0005"]),
     ]:
         message = refusal(*words.split())
         assert [name for name in named if name not in message] == [], words
 
 
-def test_a_value_outside_its_range_names_its_argument():
-    for words in (
-        "--validation_fraction 0",
-        "--validation_fraction 1",
-        "--crop_pct 0",
-        "--crop_pct 1.1",
-        "--distillation_alpha 1.5",
-        "--distillation_alpha -0.1",
-        "--distillation_temperature 0",
-        "--horizontal_flip_prob 1.01",
-        "--random_erasing_prob -0.5",
-        "--max_bad_image_fraction 1.5",
-        "--max_bad_image_fraction -0.01",
-        "--repeated_augmentation 0",
-        "--label_smoothing_factor 1",
-        "--rand_augment_magnitude 11",
-        "--rand_augment_magnitude -1",
-        "--mixup_alpha -1",
-        "--cutmix_alpha -1",
-        "--warmup_epochs -1",
-        "--max_grad_norm -1",
-        "--learning_rate -1",
-        "--base_learning_rate -1",
-        "--teacher_store_top_k 0",
-        "--seed -1",
-        "--ema_decay 1",
-        "--ema_half_life 0",
-        "--random_crop_scale 0 1",
-        "--random_crop_scale 0.5 1.5",
-        "--random_crop_scale 0.9 0.1",
-        "--random_crop_scale 0.5",
-        "--random_crop_scale 0.1 0.5 1",
-    ):
-        name = words.split()[0].removeprefix("--")
-        assert f"{name} is " in refusal("--dataset_name", "digits", *words.split()), words
-
-
-def test_the_ends_of_a_range_belong_to_it():
-    for name, value in [
-        ("distillation_alpha", "0"),
-        ("distillation_alpha", "1"),
-        ("label_smoothing_factor", "0"),
-        ("crop_pct", "1"),
-        ("max_bad_image_fraction", "0"),
-        ("max_bad_image_fraction", "1"),
-        ("repeated_augmentation", "1"),
-        ("rand_augment_magnitude", "10"),
-    ]:
-        _, data, args = parse("--dataset_name", "digits", f"--{name}", value)
-        assert getattr(data if name == "crop_pct" else args, name) == float(value), (name, value)
-
-
 # --- a source or a teacher on the command line ------------------------------------------------------------------------
-
-DATA_RECIPE = """train_split: training
-validation_split: dev
-validation_fraction: 0.3
-image_column: picture
-label_column: kind
-dataset_config_name: large
-streaming: true
-crop_pct: 0.9
-"""
-
-
-@pytest.mark.parametrize("words", ["--dataset_name other", "--train-dir=photos"])
-def test_data_on_the_command_line_replaces_the_recipe_s(recipe, words):
-    _, data, _ = parse(recipe(DATA_RECIPE), *words.split())
-    assert (data.dataset_name, data.train_dir) == (("other", None) if "other" in words else (None, "photos"))
-    assert (data.train_split, data.validation_split, data.validation_fraction) == ("train", None, 0.1)
-    assert (data.image_column, data.label_column, data.dataset_config_name) == (None, None, None)
-    assert not data.streaming
-    assert data.crop_pct == 0.9  # how images are shown, not where they come from
-
-
-def test_folders_of_the_recipe_give_way_to_a_dataset(recipe):
-    path = recipe("train_dir: photos\nvalidation_dir: more\n", data="")
-    _, data, _ = parse(path, "--dataset_name", "digits")
-    assert (data.dataset_name, data.train_dir, data.validation_dir) == ("digits", None, None)
-
-
-def test_details_on_the_command_line_keep_the_recipe_s_data(recipe):
-    _, data, _ = parse(recipe(DATA_RECIPE), "--label_column", "name")
-    assert (data.dataset_name, data.image_column, data.label_column) == ("digits", "picture", "name")
-
-
-def test_a_teacher_on_the_command_line_replaces_the_recipe_s(recipe):
-    text = "train_teacher: true\nteacher_config_name: resnet\nteacher_config_overrides: {depths: [1]}\n"
-    model, _, _ = parse(
-        recipe(text + "teacher_num_train_epochs: 3\nteacher_learning_rate: 1\n"), "--teacher_name_or_path", "me/convnet"
-    )
-    assert (model.teacher_name_or_path, model.teacher_config_name, model.train_teacher) == ("me/convnet", None, False)
-    assert (model.teacher_config_overrides, model.teacher_num_train_epochs) == (None, 10.0)
-    assert model.teacher_learning_rate == 1e-3
-
 
 TRUST = "trust_remote_code: true\nallow_weak_teacher: true\n"
 
@@ -399,37 +298,6 @@ def test_another_student_does_not_inherit_the_trust_in_the_recipe_s(recipe):
     model, _, _ = parse(path, "--model_name_or_path", "me/student")
     assert (model.trust_remote_code, model.allow_weak_teacher) == (False, True)
     assert parse(path, "--seed", "3")[0].trust_remote_code
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("learning_rate: 1e-3", "--base_learning_rate 5e-4"),
-        ("base_learning_rate: 5e-4", "--learning_rate 1e-3"),
-        ("model_size: tiny", "--model_name_or_path me/student"),
-    ],
-)
-def test_the_command_line_replaces_what_it_excludes(recipe, text, words):
-    parts = parse(recipe(text), *words.split())
-    name, value = words.removeprefix("--").split()
-    dropped = text.split(":")[0]
-    given = next(part for part in parts if hasattr(part, name))
-    assert str(getattr(given, name)) in (value, str(float(value)) if "rate" in name else value)
-    # The recipe's is gone, or, for the learning rate, worked out from the command line's.
-    derived = getattr(given, "effective_batch_size", 0) * 5e-4 / 512
-    assert getattr(given, dropped) == (pytest.approx(derived) if dropped == "learning_rate" else None)
-
-
-def test_warm_up_in_steps_replaces_the_recipe_s_epochs(recipe):
-    args = parse(recipe("warmup_epochs: 4"), "--warmup_steps", "10")[2]
-    assert (args.warmup_epochs, args.warmup_steps) == (0, 10)
-
-
-def test_a_named_size_replaces_the_recipe_s(recipe):
-    text = "hidden_size: 96\nnum_hidden_layers: 6\nnum_attention_heads: 3\nintermediate_size: 384\npatch_size: 8"
-    model = parse(recipe(text), "--model_size", "small")[0]
-    sizes = (model.hidden_size, model.num_hidden_layers, model.num_attention_heads, model.intermediate_size)
-    assert (sizes, model.patch_size) == ((None,) * 4, 8)
 
 
 @pytest.mark.parametrize("epochs", ["0", "-1"])

@@ -35,8 +35,9 @@ def describe_teacher_of(
     None also where a store is to answer in the place of a teacher that nobody named.
 
     Raises:
-        InputError: as [`describe_teacher`]; or no teacher, and no store in its place.
+        InputError: as [`describe_teacher`]; no teacher, and no store in its place; a label map that cannot be read.
     """
+    label_map = read_label_map(model_args.teacher_label_map)
     named = model_args.teacher_name_or_path or model_args.teacher_config_name
     if args.distillation_type != "none" and args.teacher_store and not named and not is_store(args.teacher_store):
         raise InputError(
@@ -53,7 +54,7 @@ def describe_teacher_of(
             model_args.teacher_config_overrides,
             model_args.train_teacher,
             model_args.trust_remote_code,
-            read_label_map(model_args.teacher_label_map),
+            label_map,
         )
     except InputError as error:
         if not _is_gone(model_args.teacher_name_or_path):

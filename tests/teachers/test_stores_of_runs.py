@@ -213,6 +213,16 @@ def test_the_label_map_belongs_to_the_answers(run_of, tmp_path):
     path.write_text(json.dumps({"0": "1", "1": "0"}))
     with pytest.raises(InputError, match=r"label_map \[9, 8.*this run has \[8, 9.*--teacher_label_map"):
         run_of("--teacher_label_map", str(path), teacher="reversed").find()
+    run = run_of(teacher="reversed")
+    run.arguments.model.teacher_label_map = {"0": "1", "1": "0"}  # a program gives the mapping itself
+    with pytest.raises(InputError, match=r"label_map \[9, 8.*this run has \[8, 9.*--teacher_label_map"):
+        run.find()
+
+
+def test_a_label_map_that_cannot_be_read_is_refused_before_any_teacher_is_loaded(run_of, tmp_path):
+    for words in ([], ["--distillation_type", "none"]):
+        with pytest.raises(InputError, match="teacher_label_map .*nowhere.json' cannot be read"):
+            run_of("--teacher_label_map", str(tmp_path / "nowhere.json"), *words).describe()
 
 
 def test_reordered_classes_give_the_answers_of_the_same_weights(run_of):

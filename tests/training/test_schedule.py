@@ -233,7 +233,6 @@ def test_rates_that_make_no_sense_are_refused(tmp_path):
         ),
         ({"code_compatible": True, "lr_scheduler_type": "linear"}, ["code_compatible", "'linear'", "cosine"]),
         ({"min_learning_rate": 1e-5, "lr_scheduler_kwargs": {"num_cycles": 1}}, ["min_learning_rate", "kwargs"]),
-        ({"min_learning_rate": -1.0}, ["min_learning_rate", "-1.0", "at least 0"]),
     ]:
         with pytest.raises(InputError) as caught:
             DistillationTrainingArguments(**{"output_dir": str(tmp_path), "learning_rate": 1e-3, **arguments})
