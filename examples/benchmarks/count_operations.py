@@ -24,6 +24,7 @@ from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.configuration_deit_distill import SIZES
 from modeling_deit_distill.data.views import AugmentationSettings, draw, draw_uniforms
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+from modeling_deit_distill.script import run_script
 
 NAMES = ("ours", "transformers", "timm")
 
@@ -70,8 +71,8 @@ def is_free(function, name: str) -> bool:
     return is_view or "empty" in name or name in ("device", "_unsafe_view", "detach")
 
 
-def main():
-    options = parse_options()
+def main(arguments: list[str]):
+    options = parse_options(arguments)
     figures = {name: count_step(name, options) for name in NAMES}
     figures["augmentation"] = count_augmentation(options)
     for name, counts in figures.items():
@@ -83,14 +84,14 @@ def main():
         Path(options.json).write_text(json.dumps({"figures": figures, "options": vars(options)}, indent=2) + "\n")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*SIZES], default="base")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--json", help="write the figures here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.device = "cpu"
     return options
 
@@ -134,4 +135,4 @@ def count_augmentation(options) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

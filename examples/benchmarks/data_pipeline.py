@@ -28,13 +28,14 @@ from modeling_deit_distill.data.datasets import ViewDataset, collate
 from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.script import run_script
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
 
 
-def main():
-    options = parse_options()
+def main(arguments: list[str]):
+    options = parse_options(arguments)
     torch.set_num_threads(1)
     source = {"train_dir": options.dataset} if any(Path(options.dataset).glob("*/*.[jJ]*")) else {}
     rows = load_image_data(**(source or {"dataset_name": options.dataset})).train
@@ -59,7 +60,7 @@ def main():
         Path(options.json).write_text(json.dumps({"rates": rates, "loader": loader_rates, "ratios": ratios}, indent=2))
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help="folder of images, one folder per class, or of parquet files")
     parser.add_argument("--against", choices=["timm"], default="timm")
@@ -68,7 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=96)
     parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader")
     parser.add_argument("--json", help="write the figures here")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 class TimmDataset(torch.utils.data.Dataset):
@@ -185,4 +186,4 @@ def gpu_share_of_step(rows, batch_size: int = 256) -> float:
 
 if __name__ == "__main__":
     PIL.Image.preinit()
-    main()
+    run_script(main)

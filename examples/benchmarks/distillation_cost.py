@@ -25,14 +25,15 @@ from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.store import create_store, decode_labels
 from modeling_deit_distill.teachers.teacher import InputView, Teacher
 
 NUM_CLASSES = 1000
 
 
-def main():
-    options = parse_options()
+def main(arguments: list[str]):
+    options = parse_options(arguments)
     torch.manual_seed(0)
     batch = make_batch(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +59,7 @@ def main():
         Path(options.json).write_text(json.dumps(figures, indent=2))
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", choices=["tiny", "small", "base"], default="tiny", help="size of the student")
     parser.add_argument("--teacher", default="regnety_160", help="architecture of the teacher, by timm's name")
@@ -68,7 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="the student's steps in bf16 autocast")
     parser.add_argument("--json", help="write the figures here")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def make_batch(options) -> dict:
@@ -139,4 +140,4 @@ def make_step(options, batch: dict, teacher_labels):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

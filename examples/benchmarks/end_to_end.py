@@ -39,6 +39,7 @@ from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.store import create_store
 
 DROP_PATH_RATE = 0.1
@@ -46,8 +47,8 @@ DROP_PATH_RATE = 0.1
 SKIPPED = 3
 
 
-def main():
-    options = parse_options()
+def main(arguments: list[str]):
+    options = parse_options(arguments)
     source = {"train_dir": options.images} if any(Path(options.images).glob("*/*.[jJ]*")) else {}
     rows = load_image_data(**(source or {"dataset_name": options.images})).train
     num_views = options.batch_size * (options.skipped + options.steps)
@@ -66,7 +67,7 @@ def main():
     report(options, milliseconds)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="folder of images, one folder per class, or of parquet files")
     parser.add_argument("--size", choices=["tiny", "small", "base"], default="tiny")
@@ -77,7 +78,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps of a run that count; 5, or 4 a worker, unless given")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind, alternating")
     parser.add_argument("--json", help="write the figures here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     on_gpu = options.device.startswith("cuda")
     options.batch_size = options.batch_size or (256 if on_gpu else 48)
     options.workers = options.workers if options.workers is not None else (14 if on_gpu else 0)
@@ -263,4 +264,4 @@ def report(options, milliseconds: dict[str, dict[str, float]]):
 
 if __name__ == "__main__":
     patch_posterize()
-    main()
+    run_script(main)

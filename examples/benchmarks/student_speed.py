@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.configuration_deit_distill import SIZES
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+from modeling_deit_distill.script import run_script
 
 NUM_CLASSES = 1000
 PEERS = ("transformers", "timm", "public")
@@ -45,8 +46,8 @@ PIPELINE_BATCHES = (1, 64)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def main():
-    options = parse_options()
+def main(arguments: list[str]):
+    options = parse_options(arguments)
     if options.memory_of:
         return print(peak_memory(options))
     peaks = {name: matrix_peak(options.device, DTYPES[name]) for name in options.precisions}
@@ -74,7 +75,7 @@ def main():
     report(options, peaks, figures, {name: round(ratio, 3) for name, ratio in ratios.items()})
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*SIZES], default="tiny")
     parser.add_argument("--image_size", type=int, default=224)
@@ -88,7 +89,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--plot", help="draw the figures here (.png)")
     parser.add_argument("--memory_of", choices=["ours", *PEERS], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 16)
     return options
 
@@ -325,4 +326,4 @@ def draw(options, figures):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -93,10 +93,9 @@ def test_an_input_error_of_a_process_is_one_line_and_exit_code_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_data_benchmark_writes_its_ratios(photos, tmp_path, monkeypatch):
+def test_the_data_benchmark_writes_its_ratios(photos, tmp_path):
     words = [str(photos), "--against", "timm", "--views", "12", "--rounds", "1", "--batch_size", "6", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["data_pipeline.py", *words, "--json", str(tmp_path / "figures.json")])
-    load_example("benchmarks/data_pipeline").main()
+    load_example("benchmarks/data_pipeline").main([*words, "--json", str(tmp_path / "figures.json")])
     ratios = json.loads((tmp_path / "figures.json").read_text())["ratios"]
     names = {f"{stage}_repeats{repeats}" for stage in ("uint8", "ready") for repeats in (1, 3)}
     assert set(ratios) - {"gpu_share_of_step"} == names | {"loader"}
@@ -107,8 +106,7 @@ def run_benchmark(monkeypatch, tmp_path, name, *words) -> dict:
     """The figures that a benchmark writes."""
     path, figures = EXAMPLES / "benchmarks" / f"{name}.py", tmp_path / "figures.json"
     monkeypatch.syspath_prepend(path.parent)  # as where a script lies is the first place that it imports from
-    monkeypatch.setattr(sys, "argv", [path.name, *words, "--json", str(figures)])
-    load_example(f"benchmarks/{name}").main()
+    load_example(f"benchmarks/{name}").main([*words, "--json", str(figures)])
     return json.loads(figures.read_text())
 
 
@@ -133,9 +131,9 @@ def test_the_students_benchmark_measures_all_four(tmp_path, monkeypatch, capsys)
 def test_the_students_memory_is_that_of_its_training(monkeypatch):
     path = EXAMPLES / "benchmarks" / "student_speed.py"
     monkeypatch.syspath_prepend(path.parent)
-    monkeypatch.setattr(sys, "argv", [path.name, "--image_size", "32", "--batch_size", "2", "--device", "cpu"])
     script = load_example("benchmarks/student_speed")
-    found = script.memory_elsewhere("ours", script.parse_options())["MB"]
+    options = script.parse_options(["--image_size", "32", "--batch_size", "2", "--device", "cpu"])
+    found = script.memory_elsewhere("ours", options)["MB"]
     assert 4 * 4 * 5.9 < found < 400  # weights, gradients and Adam's two of 5.9 M numbers, and little else
 
 
