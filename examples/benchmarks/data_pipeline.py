@@ -35,6 +35,7 @@ SIZE = 224
 
 
 def main(arguments: list[str]):
+    PIL.Image.preinit()
     options = parse_options(arguments)
     torch.set_num_threads(1)
     source = {"train_dir": options.dataset} if any(Path(options.dataset).glob("*/*.[jJ]*")) else {}
@@ -185,5 +186,4 @@ def gpu_share_of_step(rows, batch_size: int = 256) -> float:
 
 
 if __name__ == "__main__":
-    PIL.Image.preinit()
     run_script(main)

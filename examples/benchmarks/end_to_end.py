@@ -48,6 +48,7 @@ SKIPPED = 3
 
 
 def main(arguments: list[str]):
+    patch_posterize()
     options = parse_options(arguments)
     source = {"train_dir": options.images} if any(Path(options.images).glob("*/*.[jJ]*")) else {}
     rows = load_image_data(**(source or {"dataset_name": options.images})).train
@@ -263,5 +264,4 @@ def report(options, milliseconds: dict[str, dict[str, float]]):
 
 
 if __name__ == "__main__":
-    patch_posterize()
     run_script(main)
