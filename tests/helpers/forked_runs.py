@@ -60,8 +60,6 @@ class ForkedRuns:
 
 def serve():
     """Fork a run for each line of standard input, and print its exit codes."""
-    from modeling_deit_distill.training.resumable_trainer import ResumableTrainer
-
     import train_deit
 
     for line in sys.stdin:
@@ -71,7 +69,7 @@ def serve():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        ranks = {fork(train_deit, ResumableTrainer, request, rank, port): rank for rank in range(request["processes"])}
+        ranks = {fork(train_deit, request, rank, port): rank for rank in range(request["processes"])}
         print(json.dumps(wait_for(ranks)), flush=True)
 
 
@@ -89,7 +87,7 @@ def wait_for(ranks: dict[int, int]) -> list[int]:
     return [codes[rank] for rank in sorted(codes)]
 
 
-def fork(train_deit, trainer_class, request: dict, rank: int, port: int) -> int:
+def fork(train_deit, request: dict, rank: int, port: int) -> int:
     """Start one process of a run; its number."""
     process = os.fork()
     if process:
@@ -101,7 +99,7 @@ def fork(train_deit, trainer_class, request: dict, rank: int, port: int) -> int:
     if request["processes"] > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["processes"], "MASTER_PORT": port}
         os.environ.update({**{key: str(value) for key, value in places.items()}, "MASTER_ADDR": "127.0.0.1"})
-    calls = count_calls(trainer_class, request["kill"] if rank == 0 else None, request["at"], request["phase"])
+    calls = count_calls(request["kill"] if rank == 0 else None, request["at"], request["phase"])
     code = 1
     try:
         train_deit.main(request["words"])
@@ -118,8 +116,11 @@ def fork(train_deit, trainer_class, request: dict, rank: int, port: int) -> int:
         os._exit(code)
 
 
-def count_calls(trainer_class, kill: str | None, at: int, phase: str) -> dict[str, int]:
+def count_calls(kill: str | None, at: int, phase: str) -> dict[str, int]:
     """Count the calls of a trainer's training, and of its savings; send the signal when it is time."""
+    from modeling_deit_distill import DistillationTrainer
+    from modeling_deit_distill.training.checkpoints import Checkpoints
+
     calls, phases, process = {"train": 0, "save": 0}, [], os.getpid()
 
     def count(frame, event, argument):
@@ -142,8 +143,9 @@ def count_calls(trainer_class, kill: str | None, at: int, phase: str) -> dict[st
 
         return wrapped
 
-    trainer_class.train = counted(trainer_class.train, "train")
-    trainer_class._save_checkpoint = counted(trainer_class._save_checkpoint, "save")
+    DistillationTrainer.train = counted(DistillationTrainer.train, "train")
+    DistillationTrainer._save_checkpoint = counted(DistillationTrainer._save_checkpoint, "save")
+    Checkpoints.on_save = counted(Checkpoints.on_save, "save")
     return calls
 
 
