@@ -17,6 +17,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
 from modeling_deit_distill import InputError
+from modeling_deit_distill.output_folder import unfinished_checkpoints
 from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.publishing import inside, publisher
 
@@ -152,7 +153,7 @@ def signal_until_done(forked, words, whole, draws, kill, tmp_path, num_kills, **
             assert code in (0, -9 if kill == "SIGKILL" else 143), done.printed
             assert (folders[-1] / "interrupted.json").exists() == (code == 143)
             kills += code != 0
-            torn += any(folders[-1].glob("_saving-*"))
+            torn += bool(unfinished_checkpoints(folders[-1]))
     assert kill == "SIGTERM" or torn >= num_kills // 5  # some of them in the middle of a save
     return folders
 
@@ -162,7 +163,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(forked, w
     folders = signal_until_done(forked, words, whole, random.Random(0), "SIGKILL", tmp_path, NUM_KILLS)
     for folder in folders:
         assert_same_end(folder, whole[0])
-        assert not list(folder.glob("_saving-*")) and not list(folder.glob("_removing-*"))
+        assert not unfinished_checkpoints(folder) and not list(folder.glob("_*"))
         assert len(list(folder.glob("checkpoint-*"))) == 2
 
 
