@@ -11,19 +11,10 @@ from transformers.trainer_utils import HubStrategy
 
 from ..conversion.weight_names import why_not_native
 from ..errors import InputError
-from ..output_folder import CURVES, STATE, checkpoint_folder
-from .card import write_model_card
-from .pictures import plot_training_curves
+from ..output_folder import STATE, checkpoint_folder
+from .card import write_card_and_curves
 from .record import note_repository
-from .repository import (
-    Destination,
-    clear_stages,
-    open_repository,
-    push_all,
-    push_checkpoint,
-    stage_checkpoint,
-    stage_run,
-)
+from .repository import clear_stages, open_repository, push_all, push_checkpoint, stage_checkpoint, stage_run
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +41,7 @@ class Publisher(TrainerCallback):
         if args.push_native and (reason := why_not_native(config)):
             raise InputError(f"push_native: {reason}")
         self.args, self._announce = args, announce
-        self.destination: Destination | None = None
+        self.destination = None
         self._pending: list[Future] = []
 
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:
@@ -77,12 +68,9 @@ class Publisher(TrainerCallback):
             state: Trainer's.
             results: what `all_results.json` is about to hold, if it does not yet.
         """
-        if self.args.process_index != 0:
-            return
-        output_dir = Path(self.args.output_dir)
-        state.save_to_json(str(output_dir / STATE))
-        plot_training_curves(state.log_history, output_dir / CURVES)
-        write_model_card(output_dir, results)
+        if self.args.process_index == 0:
+            state.save_to_json(str(Path(self.args.output_dir, STATE)))
+            write_card_and_curves(self.args.output_dir, results)
 
     def push(self, message: str, blocking: bool = True, revision: str | None = None) -> CommitInfo | Future | None:
         """Push the output folder as it is; a future unless `blocking`, None on other processes than the main one.

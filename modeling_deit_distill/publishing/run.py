@@ -69,14 +69,22 @@ class Run:
         return self.record.get("facts") or {}
 
     @property
+    def dataset(self) -> dict:
+        """What it was trained and evaluated on: `name`, `id` on the Hub and `split`, as far as they are known."""
+        return self.record.get("dataset") or {}
+
+    @property
     def has_teacher(self) -> bool:
         """Whether it is known that a teacher took part; only a teacher trains a distillation token."""
         return self.config.use_distillation_token or self.facts.get("teacher", "none") != "none"
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(classes, classes) counts of the held-out images, truth by row and answer by column."""
-        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
+        """(classes, classes) counts of the held-out images, truth by row and answer by column; zeros if not known."""
+        count = len(self.class_names)
+        if not self.decisions:
+            return np.zeros((count, count), dtype=int)
+        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], count)
 
     def measured(self, key: str) -> float | None:
         """A result, if it was measured and is a number."""
