@@ -6,33 +6,33 @@ from dataclasses import dataclass
 
 import torch
 from transformers import DeiTImageProcessor
-from transformers.utils import CONFIG_NAME, logging
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 from .configuration import config_of, kind_of, processor_of
-from .reading import read_all_weights, read_descriptions, read_weights, repository_of, some_of
+from .reading import read_all_weights, read_json, read_weights, repository_of, some_of
 from .weight_names import State, native_to_ours, public_to_ours
 
 logger = logging.get_logger(__name__)
+# Tensors that a configuration is read off, and their dimensions.
+ESSENTIAL = {
+    "deit.embeddings.patch_embeddings.weight": 4,
+    "deit.embeddings.position_embeddings": 3,
+    "deit.layers.0.mlp.fc1.weight": 2,
+    "cls_classifier.weight": 2,
+}
 
 
 @dataclass(frozen=True)
 class PretrainedStudent:
-    """A student's weights from anywhere, in our names.
+    """A student's weights from anywhere, in our names."""
 
-    Attributes:
-        config: at its own image size, with its own `id2label` and `label2id`.
-        state_dict: names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored.
-        processor: the evaluation transform: shorter side, centre crop, statistics, bicubic.
-        format: where it comes from: `"deit_distill"`, `"public"`, `"timm"` or `"native"`.
-    """
-
-    config: DeiTDistillConfig
-    state_dict: State
-    processor: DeiTImageProcessor
-    format: str
+    config: DeiTDistillConfig  # at its own image size, with its own `id2label` and `label2id`
+    state_dict: State  # names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored
+    processor: DeiTImageProcessor  # the evaluation transform: shorter side, centre crop, statistics, bicubic
+    format: str  # where it comes from: "deit_distill", "public", "timm" or "native"
 
 
 def load_checkpoint(source: str) -> PretrainedStudent:
@@ -48,17 +48,29 @@ def load_checkpoint(source: str) -> PretrainedStudent:
         InputError: nothing there, a file that holds code, or weights that are not those of a DeiT classifier.
     """
     source = str(source)
-    if os.path.isfile(source):
-        place = os.path.dirname(os.path.abspath(source))
-        described, preprocessing = read_descriptions(place, source)
-        kind = kind_of(described, source)
-        return _assemble(source, kind, read_weights(source, source), described, preprocessing)
-    place = source if os.path.isdir(source) else repository_of(source)
-    described, preprocessing = read_descriptions(place, source)
-    if not described:
+    is_file = os.path.isfile(source)
+    place = os.path.dirname(os.path.abspath(source)) if is_file else source
+    if not os.path.isdir(place):
+        place = repository_of(source)
+    described, preprocessing = (read_json(place, name, source) for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME))
+    if not described and not is_file:
         raise InputError(f"{source!r} has no {CONFIG_NAME}; give one of its weight files, if it has any")
     kind = kind_of(described, source)
-    return _assemble(source, kind, read_all_weights(place, source), described, preprocessing)
+    weights = read_weights(source, source) if is_file else read_all_weights(place, source)
+    state, layout = _to_ours(weights, source)
+    fields = {}
+    # Only transformers' DeiTForImageClassification has the token and this name for its head.
+    if layout == "native" and "deit.embeddings.distillation_token" in state and "classifier.weight" in weights:
+        logger.warning(
+            f"{source} has a distillation token but no head for it: the distillation head is zero, and `fusion` is cls"
+        )
+        heads = {name: tensor for name, tensor in state.items() if name.startswith("cls_classifier.")}
+        state |= {name.replace("cls", "distillation", 1): torch.zeros_like(each) for name, each in heads.items()}
+        fields["fusion"] = "cls"
+    config = config_of(source, kind, described, state, fields)
+    _check_tensors(state, config, source)
+    origin = "timm" if kind == "timm" and layout == "public" else layout
+    return PretrainedStudent(config, state, processor_of(config, kind, described, preprocessing), origin)
 
 
 def build_model(checkpoint: PretrainedStudent) -> DeiTDistillForImageClassification:
@@ -73,51 +85,21 @@ def build_model(checkpoint: PretrainedStudent) -> DeiTDistillForImageClassificat
 def _to_ours(weights: State, source: str) -> tuple[State, str]:
     """Weights in our names, and whose names they had."""
     if "patch_embed.proj.weight" in weights:
-        return public_to_ours(weights), "public"
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in weights):
-        return native_to_ours(weights), "native"
-    if any(name.endswith("embeddings.patch_embeddings.weight") for name in weights):
-        return weights, "deit_distill"
-    raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
-
-
-def _assemble(source: str, kind: str | None, weights: State, described: dict, preprocessing: dict) -> PretrainedStudent:
-    state, layout = _to_ours(weights, source)
-    _check_essential(state, source)
-    fields = {}
-    # Only transformers' DeiTForImageClassification has the token and this name for its head.
-    if layout == "native" and "deit.embeddings.distillation_token" in state and "classifier.weight" in weights:
-        logger.warning(
-            f"{source} has a distillation token but no head for it: the distillation head is zero, and `fusion` is cls"
-        )
-        state |= _zero_distillation_head(state)
-        fields["fusion"] = "cls"
-    config = config_of(source, kind, described, state, fields)
-    _check_tensors(state, config, source)
-    origin = "timm" if kind == "timm" and layout == "public" else layout
-    return PretrainedStudent(config, state, processor_of(config, kind, described, preprocessing), origin)
-
-
-def _zero_distillation_head(state: State) -> State:
-    heads = {name: tensor for name, tensor in state.items() if name.startswith("cls_classifier.")}
-    return {name.replace("cls", "distillation", 1): torch.zeros_like(tensor) for name, tensor in heads.items()}
-
-
-def _check_essential(state: State, source: str):
-    """Refuse what has no head, and what has not the shapes that a configuration is read off."""
+        state, layout = public_to_ours(weights), "public"
+    elif any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in weights):
+        state, layout = native_to_ours(weights), "native"
+    elif any(name.endswith("embeddings.patch_embeddings.weight") for name in weights):
+        state, layout = weights, "deit_distill"
+    else:
+        raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
     if "cls_classifier.weight" not in state:
         raise InputError(f"{source!r} has no classification head, only a body; fine-tuned checkpoints have one")
-    dimensions = {
-        "deit.embeddings.patch_embeddings.weight": 4,
-        "deit.embeddings.position_embeddings": 3,
-        "deit.layers.0.mlp.fc1.weight": 2,
-        "cls_classifier.weight": 2,
-    }
-    for name, expected in dimensions.items():
+    for name, expected in ESSENTIAL.items():
         if name not in state:
             raise InputError(f"{source!r} does not hold the weights of a DeiT: {name} is missing")
         if state[name].dim() != expected:
             raise InputError(f"{source!r}: {name} has {state[name].dim()} dimensions, not {expected}")
+    return state, layout
 
 
 def _check_tensors(state: State, config: DeiTDistillConfig, source: str):

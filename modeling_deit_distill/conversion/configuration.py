@@ -4,36 +4,20 @@ import math
 import re
 
 from timm.data import ImageNetInfo
-from transformers import DeiTConfig, DeiTImageProcessor, PreTrainedConfig, ViTConfig
+from transformers import DeiTConfig, DeiTImageProcessor, ViTConfig
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
-from ..data.evaluation import evaluation_processor
+from ..data.evaluation import DEFAULT_CROP_PCT, evaluation_processor
 from ..errors import InputError, one_line
-from .reading import some_of, some_timm_names
+from .reading import check_timm_name, some_of
 from .weight_names import State
 
 HEAD_DIM = 64  # paper, Table 1
-CROP_PCT = 0.875  # paper, Table 9
-TIMM_EPS = 1e-6  # timm's and the public code's; timm's format has no field for it
-
-# Fields that a native configuration shares with ours.
-SHARED_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-    "layer_norm_eps",
-    "initializer_range",
-)
+OWN_FIELDS = tuple(DeiTDistillConfig.__annotations__)
+# Those that a native configuration has as well.
+SHARED_FIELDS = [name for name in OWN_FIELDS if name not in ("drop_path_rate", "use_distillation_token", "fusion")]
 NATIVE_CONFIGS = {"deit": DeiTConfig, "vit": ViTConfig}
 # timm's arguments that we understand; any other might change the model without changing the names of its weights.
 TIMM_ARGUMENTS = {
@@ -48,11 +32,7 @@ def kind_of(described: dict, source: str) -> str | None:
     """Whose configuration this is: ours, transformers', timm's, or none that says so."""
     model_type = described.get("model_type")
     if "architecture" in described:
-        if not str(described["architecture"]).startswith("deit_"):
-            raise InputError(
-                f"{source!r} is timm's {described['architecture']}, no DeiT of the paper, which are: "
-                f"{some_timm_names()}"
-            )
+        check_timm_name(str(described["architecture"]), source)
         return "timm"
     if model_type in NATIVE_CONFIGS:
         return "native"
@@ -62,12 +42,13 @@ def kind_of(described: dict, source: str) -> str | None:
 
 
 def config_of(source: str, kind: str | None, described: dict, state: State, fields: dict) -> DeiTDistillConfig:
+    """The configuration of `state`, in our names: `fields`, and what is `described` or read off the shapes."""
     try:
         if kind == DeiTDistillConfig.model_type:
             return DeiTDistillConfig.from_dict({**described, **fields})
         known = _known_fields(kind, described, source)
-        fields |= known | _label_fields(kind, described, len(state["cls_classifier.weight"]), source)
-        return DeiTDistillConfig(**_fields_of_shapes(state, known, source), **fields)
+        labels = _label_fields(kind, described, len(state["cls_classifier.weight"]), source)
+        return DeiTDistillConfig(**{**_fields_of_shapes(state, known, source), **fields, **known, **labels})
     except InputError:
         raise
     except Exception as error:  # transformers' own checks of fields have several kinds
@@ -83,8 +64,7 @@ def _known_fields(kind: str | None, described: dict, source: str) -> dict:
         return known if rate is None else {**known, "drop_path_rate": rate}
     if kind == "timm":
         return _known_by_timm(described, source)
-    own = DeiTDistillConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
-    return {name: value for name, value in described.items() if name in own}
+    return {name: value for name, value in described.items() if name in OWN_FIELDS}
 
 
 def _known_by_timm(described: dict, source: str) -> dict:
@@ -94,14 +74,15 @@ def _known_by_timm(described: dict, source: str) -> dict:
     if (pool := arguments.get("global_pool") or described.get("global_pool") or "token") != "token":
         raise InputError(f"{source!r} was built with timm's global_pool {pool!r}; a DeiT reads its tokens")
     sizes = SIZES.get(described["architecture"].split("_")[1], {})
-    image_size = arguments.get("img_size") or (_pretrained_cfg(described).get("input_size") or (None,) * 3)[1:]
+    input_size = _pretrained_cfg(described).get("input_size") or ()
+    image_size = arguments.get("img_size") or input_size[1:]
     act = arguments.get("act_layer", "gelu")
     ours = {theirs: name for name, theirs in TIMM_ACTIVATIONS.items()}
     if act not in ours:
         raise InputError(f"{source!r} was built with timm's act_layer {act!r}; understood: {', '.join(ours)}")
     known = {
         "num_attention_heads": arguments.get("num_heads") or sizes.get("num_attention_heads"),
-        "image_size": None if None in as_pair(image_size) else plain(as_pair(image_size)),
+        "image_size": plain(as_pair(image_size)) if image_size else None,
         "hidden_act": ours[act],
         "hidden_dropout_prob": arguments.get("proj_drop_rate"),
         "attention_probs_dropout_prob": arguments.get("attn_drop_rate"),
@@ -116,7 +97,7 @@ def _pretrained_cfg(described: dict) -> dict:
 
 
 def _fields_of_shapes(state: State, known: dict, source: str) -> dict:
-    """What the shapes say of fields that are not `known`."""
+    """What the shapes say; of heads and image size, if they are not `known`, what they would be in a DeiT."""
     hidden, channels, *patch = state["deit.embeddings.patch_embeddings.weight"].shape
     blocks = {int(found.group(1)) for name in state if (found := re.match(r"deit\.layers\.(\d+)\.", name))}
     fields = {
@@ -129,31 +110,22 @@ def _fields_of_shapes(state: State, known: dict, source: str) -> dict:
         "use_distillation_token": "deit.embeddings.distillation_token" in state,
     }
     if "num_attention_heads" not in known:
-        fields["num_attention_heads"] = _heads(hidden, source)
+        if hidden % HEAD_DIM:
+            raise InputError(
+                f"{source!r} does not say how many heads it has, and its width {hidden} is not divisible by "
+                f"{HEAD_DIM}, the width of DeiT's heads; put a {CONFIG_NAME} with num_attention_heads beside it"
+            )
+        fields["num_attention_heads"] = hidden // HEAD_DIM
     if "image_size" not in known:
-        prefix = 1 + fields["use_distillation_token"]
-        patches = state["deit.embeddings.position_embeddings"].shape[1] - prefix
-        fields["image_size"] = _image_size(patches, known.get("patch_size", patch), source)
-    return {name: value for name, value in fields.items() if name not in known}
-
-
-def _heads(hidden: int, source: str) -> int:
-    if hidden % HEAD_DIM:
-        raise InputError(
-            f"{source!r} does not say how many heads it has, and its width {hidden} is not divisible by {HEAD_DIM}, "
-            f"the width of DeiT's heads; put a {CONFIG_NAME} with num_attention_heads beside it"
-        )
-    return hidden // HEAD_DIM
-
-
-def _image_size(patches: int, patch_size, source: str):
-    side = math.isqrt(max(patches, 0))
-    if side == 0 or side**2 != patches:
-        raise InputError(
-            f"{source!r} does not say its image size, and its {patches} patches are no square; put a {CONFIG_NAME} "
-            "with image_size beside it"
-        )
-    return plain([side * each for each in as_pair(patch_size)])
+        patches = state["deit.embeddings.position_embeddings"].shape[1] - 1 - fields["use_distillation_token"]
+        side = math.isqrt(max(patches, 0))
+        if side == 0 or side**2 != patches:
+            raise InputError(
+                f"{source!r} does not say its image size, and its {patches} patches are no square; put a "
+                f"{CONFIG_NAME} with image_size beside it"
+            )
+        fields["image_size"] = plain([side * each for each in as_pair(known.get("patch_size", patch))])
+    return fields
 
 
 def plain(pair):
@@ -167,30 +139,19 @@ def _label_fields(kind: str | None, described: dict, num_labels: int, source: st
 
     A configuration of transformers' or ours that names no classes means it: they are anybody's.
     """
-    names = label_names(described)
-    if names is None and num_labels == 1000 and kind not in ("native", "deit_distill"):
-        names = ImageNetInfo().label_descriptions()
-    if names is None:
-        return {"num_labels": num_labels}
-    if len(names) != num_labels:
-        raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-
-
-def label_names(described: dict) -> list[str] | None:
     facts = {**_pretrained_cfg(described), **described}
-    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels")
-    if not names:
-        return None
+    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels") or []
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return None
+        if num_labels != 1000 or kind in ("native", "deit_distill"):
+            return {"num_labels": num_labels}
+        names = ImageNetInfo().label_descriptions()
+    if len(names) != num_labels:
+        raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
     descriptions = facts.get("label_descriptions") or {}
-    return [str(descriptions.get(name, name)) for name in names]
-
-
-# Preprocessing
+    names = [str(descriptions.get(name, name)) for name in names]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, preprocessing: dict):
@@ -200,22 +161,20 @@ def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, p
     """
     height, width = as_pair(config.image_size)
     side = max(height, width)
+    settings = evaluation_processor(side).to_dict()
     if preprocessing:
         shorter, mean, std = _own_preprocessing(preprocessing, side)
-    elif kind == "timm":
-        facts = _pretrained_cfg(described)
-        shorter, mean, std = int(side / (facts.get("crop_pct") or CROP_PCT)), facts.get("mean"), facts.get("std")
     else:
-        shorter, mean, std = int(side / CROP_PCT), None, None
-    given = {name: value for name, value in (("mean", mean), ("std", std)) if value}
-    settings = evaluation_processor(side, **given).to_dict()
+        facts = _pretrained_cfg(described) if kind == "timm" else {}
+        shorter = int(side / (facts.get("crop_pct") or DEFAULT_CROP_PCT))
+        mean, std = facts.get("mean") or settings["image_mean"], facts.get("std") or settings["image_std"]
     settings |= {"size": {"shortest_edge": shorter}, "crop_size": {"height": height, "width": width}}
-    return DeiTImageProcessor.from_dict(settings)
+    return DeiTImageProcessor.from_dict({**settings, "image_mean": mean, "image_std": std})
 
 
 def _own_preprocessing(preprocessing: dict, side: int) -> tuple[int, list[float], list[float]]:
     """Shorter side, mean and standard deviation of a native processor, whose squash we do not repeat."""
-    size, crop = (side_of(preprocessing.get(name)) for name in ("size", "crop_size"))
+    size, crop = (_side_of(preprocessing.get(name)) for name in ("size", "crop_size"))
     shorter = side
     if size and crop and preprocessing.get("do_center_crop", True):
         shorter = max(side, round(side * size / crop))
@@ -225,7 +184,7 @@ def _own_preprocessing(preprocessing: dict, side: int) -> tuple[int, list[float]
     return shorter, mean, preprocessing.get("image_std") or IMAGENET_STANDARD_STD
 
 
-def side_of(size) -> int | None:
+def _side_of(size) -> int | None:
     """The one number of a size that a processor wrote as a number or as fields."""
     if isinstance(size, dict):
         return size.get("shortest_edge") or max(size.get("height") or 0, size.get("width") or 0) or None

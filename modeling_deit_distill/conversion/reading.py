@@ -11,17 +11,8 @@ import timm
 import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import (
-    CONFIG_NAME,
-    IMAGE_PROCESSOR_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    logging,
-)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..errors import InputError, one_line
 from .weight_names import State
@@ -40,9 +31,6 @@ def timm_repository(name: str) -> str | None:
     return known.hf_hub_id if known else None
 
 
-# Reading
-
-
 def repository_of(source: str) -> str:
     """The Hub repository that a name means: itself, or where timm keeps the weights of that name."""
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(WEIGHT_SUFFIXES):
@@ -52,8 +40,7 @@ def repository_of(source: str) -> str:
     architecture = source.split(".")[0]
     if not timm.is_model(architecture):
         raise InputError(f"{source!r} is no file, no folder, no model of timm's and no Hub name like owner/model")
-    if not architecture.startswith("deit_"):
-        raise InputError(f"{source!r} is no DeiT of the paper; of timm's models those are: {some_timm_names()}")
+    check_timm_name(architecture, source)
     try:
         repository = timm_repository(source)
     except RuntimeError as error:
@@ -63,16 +50,15 @@ def repository_of(source: str) -> str:
     return repository
 
 
-def some_timm_names() -> str:
-    return ", ".join(timm.list_models("deit_*"))
+def check_timm_name(architecture: str, source: str):
+    """Refuse what is no DeiT of the paper, by its name in timm."""
+    if not architecture.startswith("deit_"):
+        names = ", ".join(timm.list_models("deit_*"))
+        raise InputError(f"{source!r} is timm's {architecture}, no DeiT of the paper; those are: {names}")
 
 
-def read_descriptions(place: str, source: str) -> tuple[dict, dict]:
-    """What lies beside the weights: configuration and preprocessing, each empty if there is none."""
-    return _read_json(place, CONFIG_NAME, source), _read_json(place, IMAGE_PROCESSOR_NAME, source)
-
-
-def _read_json(place: str, filename: str, source: str) -> dict:
+def read_json(place: str, filename: str, source: str) -> dict:
+    """The fields of a file beside the weights; {} if there is no such file."""
     path = _find(place, filename, source)
     if path is None:
         return {}
@@ -98,17 +84,13 @@ def _find(place: str, filename: str, source: str) -> str | None:
     except RemoteEntryNotFoundError:
         return None
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        if _known_to_be_absent(place, filename, error):
+        # Where the Hub cannot be asked, the cache may know that there is no such file.
+        is_unreachable = isinstance(error, LocalEntryNotFoundError)
+        if is_unreachable and try_to_load_from_cache(place, filename) is _CACHED_NO_EXIST:
             return None
         raise InputError(
             f"{source!r} cannot be read ({one_line(error)}); check the name, the network and your token"
         ) from error
-
-
-def _known_to_be_absent(repository: str, filename: str, error: Exception) -> bool:
-    """Whether the cache knows, where the Hub cannot be asked, that there is no such file."""
-    is_unreachable = isinstance(error, LocalEntryNotFoundError)
-    return is_unreachable and try_to_load_from_cache(repository, filename) is _CACHED_NO_EXIST
 
 
 def read_all_weights(place: str, source: str) -> State:
@@ -116,40 +98,30 @@ def read_all_weights(place: str, source: str) -> State:
     for name, index_name in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if path := _find(place, name, source):
             return read_weights(path, source)
-        if index := _read_json(place, index_name, source):
-            return _read_shards(place, index, index_name, source)
+        if index := read_json(place, index_name, source):
+            if not isinstance(index.get("weight_map"), dict):
+                raise InputError(f"{index_name} of {source!r} does not say where the weights are")
+            weights = {}
+            for shard in sorted(set(index["weight_map"].values())):
+                path = _find(place, shard, source)
+                if path is None:
+                    raise InputError(f"{source!r} lacks {shard}, which its {index_name} names; fetch it again")
+                weights |= read_weights(path, source)
+            return weights
     raise InputError(f"{source!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
 
 
-def _read_shards(place: str, index: dict, index_name: str, source: str) -> State:
-    if not isinstance(index.get("weight_map"), dict):
-        raise InputError(f"{index_name} of {source!r} does not say where the weights are")
-    weights = {}
-    for name in sorted(set(index["weight_map"].values())):
-        path = _find(place, name, source)
-        if path is None:
-            raise InputError(f"{source!r} lacks {name}, which its {index_name} names; fetch it again")
-        weights |= read_weights(path, source)
-    return weights
-
-
 def read_weights(path: str, source: str) -> State:
-    """The state dict of one file, freed from what checkpoints wrap around it."""
-    if path.endswith(".safetensors"):
-        try:
-            return _unwrap(load_file(path), source)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{source!r} cannot be read ({one_line(error)})") from error
+    """The state dict of one file, freed from what checkpoints wrap around it.
+
+    A pickle may hold tensors, plain values and the command line of the public code's training.
+    """
     if not path.endswith(WEIGHT_SUFFIXES):
         raise InputError(f"{source!r} is no file of weights; those end in {', '.join(WEIGHT_SUFFIXES)}")
-    return _unwrap(_unpickle(path, source), source)
-
-
-def _unpickle(path: str, source: str) -> object:
-    """What a pickle holds, if it is tensors, plain values and the command line of the public code's training."""
+    is_pickle = not path.endswith(".safetensors")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True) if is_pickle else load_file(path)
     except pickle.UnpicklingError as error:
         # torch's own message advises to run the code.
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -158,7 +130,9 @@ def _unpickle(path: str, source: str) -> object:
         what = f"{asked.group(1)}, which is code"
         raise InputError(f"{source!r} is not opened: it asks for {what}; save its state dict alone") from error
     except Exception as error:  # truncated, empty or foreign files fail in many ways
-        raise InputError(f"{source!r} is no file that torch.save wrote ({one_line(error)})") from error
+        writer = "torch.save" if is_pickle else "safetensors"
+        raise InputError(f"{source!r} cannot be read, or is no file that {writer} wrote ({one_line(error)})") from error
+    return _unwrap(content, source)
 
 
 def _unwrap(content: object, source: str) -> State:

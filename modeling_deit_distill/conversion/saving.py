@@ -1,28 +1,24 @@
 """A student written as ours, as transformers' own class, or as timm's."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessor, DeiTImageProcessor
+from transformers import CLIPImageProcessor
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
-from ..errors import InputError
+from ..data.evaluation import DEFAULT_CROP_PCT
+from ..errors import InputError, one_line
 from ..files import write_json, written_whole
 from .checkpoint import PretrainedStudent, build_model
-from .configuration import (
-    CROP_PCT,
-    NATIVE_CONFIGS,
-    SHARED_FIELDS,
-    TIMM_ACTIVATIONS,
-    TIMM_EPS,
-    label_names,
-    plain,
-    side_of,
-)
+from .configuration import NATIVE_CONFIGS, SHARED_FIELDS, TIMM_ACTIVATIONS, plain
 from .weight_names import State, ours_to_native, ours_to_public, why_not_native
 
 logger = logging.get_logger(__name__)
+TIMM_EPS = 1e-6  # timm's and the public code's; timm's format has no field for it
 
 
 def save_checkpoint(checkpoint: PretrainedStudent, directory):
@@ -43,7 +39,12 @@ def save_native(checkpoint: PretrainedStudent, directory):
     config = checkpoint.config
     if reason := why_not_native(config):
         raise InputError(f"{reason}; change `fusion` in {CONFIG_NAME} to logit_mean or cls")
-    architecture = _native_architecture(config)
+    architecture = "DeiTForImageClassificationWithTeacher"
+    if not config.use_distillation_token:
+        architecture = "ViTForImageClassification"
+    elif config.fusion == "cls":
+        architecture = "DeiTForImageClassification"
+        logger.warning(f"{architecture} has one head: the distillation head stays behind")
     native = NATIVE_CONFIGS["deit" if config.use_distillation_token else "vit"](
         **{name: getattr(config, name) for name in SHARED_FIELDS},
         id2label=config.id2label,
@@ -67,29 +68,6 @@ def save_timm(checkpoint: PretrainedStudent, directory):
         InputError: a fusion, an epsilon or an activation that timm's format cannot hold.
     """
     config = checkpoint.config
-    _check_timm(config)
-    _save_weights(ours_to_public(checkpoint.state_dict), directory)
-    write_json(Path(directory, CONFIG_NAME), _timm_description(config, checkpoint.processor))
-
-
-# Writing
-
-
-def _native_architecture(config: DeiTDistillConfig) -> str:
-    if not config.use_distillation_token:
-        return "ViTForImageClassification"
-    if config.fusion == "cls":
-        logger.warning("DeiTForImageClassification has one head: the distillation head stays behind")
-        return "DeiTForImageClassification"
-    return "DeiTForImageClassificationWithTeacher"
-
-
-def _save_weights(state: State, directory):
-    with written_whole(Path(directory, SAFE_WEIGHTS_NAME)) as partial:
-        save_file({name: t.contiguous() for name, t in state.items()}, partial, {"format": "pt"})
-
-
-def _check_timm(config: DeiTDistillConfig):
     if config.use_distillation_token and config.fusion != "logit_mean":
         raise InputError(
             f"fusion {config.fusion!r} has no class in timm, which averages the logits; change `fusion` in "
@@ -102,25 +80,61 @@ def _check_timm(config: DeiTDistillConfig):
         )
     if config.hidden_act not in TIMM_ACTIVATIONS:
         raise InputError(f"hidden_act {config.hidden_act!r} has no name in timm; it has: {', '.join(TIMM_ACTIVATIONS)}")
+    _save_weights(ours_to_public(checkpoint.state_dict), directory)
+    write_json(Path(directory, CONFIG_NAME), _timm_description(checkpoint))
 
 
-def _timm_description(config: DeiTDistillConfig, processor: DeiTImageProcessor) -> dict:
+@contextmanager
+def new_folder(destination: str | Path) -> Iterator[Path]:
+    """A folder to write to. It becomes `destination` when the block ends, and is gone if the block fails.
+
+    Raises:
+        InputError: `destination` holds something, or cannot be written.
+    """
+    destination = Path(destination).resolve()
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise InputError(f"{destination} exists and is not an empty folder; choose another, or empty it")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as beside:
+            folder = Path(beside, "new")  # one level deeper: the temporary folder is readable to its owner alone
+            folder.mkdir()
+            yield folder
+            if destination.exists():
+                destination.rmdir()
+            folder.replace(destination)
+    except OSError as error:
+        raise InputError(f"{destination} cannot be written ({one_line(error)}); choose another") from error
+
+
+def _save_weights(state: State, directory):
+    with written_whole(Path(directory, SAFE_WEIGHTS_NAME)) as partial:
+        save_file({name: t.contiguous() for name, t in state.items()}, partial, {"format": "pt"})
+
+
+def _timm_description(checkpoint: PretrainedStudent) -> dict:
     """timm's `config.json`: the nearest architecture, and what differs from it."""
-    architecture, arguments = _timm_architecture(config)
+    config, processor = checkpoint.config, checkpoint.processor
+    size = next((size for size, fields in SIZES.items() if fields["hidden_size"] == config.hidden_size), "base")
+    token = "distilled_" if config.use_distillation_token else ""
+    image_size = 384 if size == "base" and as_pair(config.image_size) == (384, 384) else 224
+    # Of the rate of drop path timm's own default is none, but its training names a rate, as ours does.
+    standard = _timm_arguments(DeiTDistillConfig.from_size(size, image_size=image_size))
     height, width = as_pair(config.image_size)
     names = [config.id2label[index] for index in range(config.num_labels)]
+    is_named = names != [f"LABEL_{index}" for index in range(config.num_labels)]
     description = {
-        "architecture": architecture,
+        "architecture": f"deit_{size}_{token}patch16_{image_size}",
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": "token",
-        "label_names": names,
-        "model_args": arguments,
+        "label_names": names if is_named else None,
+        "model_args": {name: value for name, value in _timm_arguments(config).items() if value != standard[name]},
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": _crop_pct(max(height, width), side_of(dict(processor.size))),
+            "crop_pct": _crop_pct(max(height, width), processor.size["shortest_edge"]),
             "crop_mode": "center",
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
@@ -130,22 +144,13 @@ def _timm_description(config: DeiTDistillConfig, processor: DeiTImageProcessor) 
             "classifier": ["head", "head_dist"] if config.use_distillation_token else "head",
         },
     }
-    if label_names(description) is None:
-        del description["label_names"]
-    if not arguments:
-        del description["model_args"]
-    return description
+    return {name: value for name, value in description.items() if value}
 
 
-def _timm_architecture(config: DeiTDistillConfig) -> tuple[str, dict]:
-    """An architecture of timm's and the arguments that make it ours."""
-    size = next((size for size, fields in SIZES.items() if fields["hidden_size"] == config.hidden_size), "base")
-    token = "distilled_" if config.use_distillation_token else ""
-    image_size, patch_size = (plain(as_pair(each)) for each in (config.image_size, config.patch_size))
-    standard_size = 384 if size == "base" and image_size == 384 else 224
-    ours = {
-        "img_size": image_size,
-        "patch_size": patch_size,
+def _timm_arguments(config: DeiTDistillConfig) -> dict:
+    return {
+        "img_size": plain(as_pair(config.image_size)),
+        "patch_size": plain(as_pair(config.patch_size)),
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
@@ -158,15 +163,6 @@ def _timm_architecture(config: DeiTDistillConfig) -> tuple[str, dict]:
         "attn_drop_rate": config.attention_probs_dropout_prob,
         "drop_path_rate": config.drop_path_rate,
     }
-    standard = {
-        **{"img_size": standard_size, "patch_size": 16, "in_chans": 3, "depth": 12, "mlp_ratio": 4.0, "qkv_bias": True},
-        **{"embed_dim": SIZES[size]["hidden_size"], "num_heads": SIZES[size]["num_attention_heads"]},
-        **{"act_layer": "gelu", "pos_drop_rate": 0.0, "proj_drop_rate": 0.0, "attn_drop_rate": 0.0},
-        # timm's own default is none, and its training names a rate, as ours does.
-        **{"drop_path_rate": DeiTDistillConfig.drop_path_rate},
-    }
-    arguments = {name: value for name, value in ours.items() if value != standard[name]}
-    return f"deit_{size}_{token}patch16_{standard_size}", arguments
 
 
 def _mlp_ratio(config: DeiTDistillConfig) -> float:
@@ -178,5 +174,5 @@ def _mlp_ratio(config: DeiTDistillConfig) -> float:
 
 def _crop_pct(crop: int, shorter: int) -> float:
     """The shortest fraction from which timm, which rounds down, computes exactly our shorter side."""
-    candidates = [CROP_PCT, *(round(crop / shorter, digits) for digits in range(1, 9)), crop / (shorter + 0.5)]
+    candidates = [DEFAULT_CROP_PCT, *(round(crop / shorter, digits) for digits in range(1, 9)), crop / (shorter + 0.5)]
     return next(fraction for fraction in candidates if int(crop / fraction) == shorter)

@@ -10,7 +10,8 @@ import torch
 
 State = dict[str, torch.Tensor]
 
-# Modules by name, theirs: ours; "#" is the number of a block. Weight and bias follow their module.
+# Modules by name, theirs: ours; "#" is the number of a block. Weight and bias follow their module. What both name alike
+# is not listed.
 PUBLIC_MODULES = {
     "cls_token": "deit.embeddings.cls_token",
     "dist_token": "deit.embeddings.distillation_token",
@@ -28,9 +29,6 @@ PUBLIC_MODULES = {
 }
 # The native names that every version of transformers reads. Query, key and value become one `qkv` afterwards.
 NATIVE_MODULES = {
-    "deit.embeddings.cls_token": "deit.embeddings.cls_token",
-    "deit.embeddings.distillation_token": "deit.embeddings.distillation_token",
-    "deit.embeddings.position_embeddings": "deit.embeddings.position_embeddings",
     "deit.embeddings.patch_embeddings.projection": "deit.embeddings.patch_embeddings",
     "deit.encoder.layer.#.layernorm_before": "deit.layers.#.norm1",
     "deit.encoder.layer.#.attention.attention.query": "deit.layers.#.attention.query",
@@ -41,8 +39,6 @@ NATIVE_MODULES = {
     "deit.encoder.layer.#.intermediate.dense": "deit.layers.#.mlp.fc1",
     "deit.encoder.layer.#.output.dense": "deit.layers.#.mlp.fc2",
     "deit.layernorm": "deit.norm",
-    "cls_classifier": "cls_classifier",
-    "distillation_classifier": "distillation_classifier",
 }
 # What the classes of transformers 5 call them.
 NEWER_NATIVE_MODULES = {
@@ -52,8 +48,6 @@ NEWER_NATIVE_MODULES = {
     "deit.layers.#.attention.v_proj": "deit.layers.#.attention.value",
     "deit.layers.#.attention.o_proj": "deit.layers.#.attention.proj",
     "deit.layers.#.layernorm_after": "deit.layers.#.norm2",
-    "deit.layers.#.mlp.fc1": "deit.layers.#.mlp.fc1",
-    "deit.layers.#.mlp.fc2": "deit.layers.#.mlp.fc2",
     "classifier": "cls_classifier",
 }
 
@@ -100,15 +94,12 @@ def why_not_native(config) -> str | None:
 
 def _translate(name: str, modules: dict[str, str]) -> str:
     """A tensor's name with its module renamed; a name that is not in the table stays."""
-    block = re.search(r"\.(\d+)\.", name)
-    number = block.group(1) if block else ""
-    generic = name.replace(f".{number}.", ".#.", 1) if block else name
-    module, _, parameter = generic.rpartition(".")
-    if generic in modules:  # a token or the positions, which are parameters themselves
-        return modules[generic]
-    if module in modules and parameter in ("weight", "bias"):
-        return f"{modules[module]}.{parameter}".replace("#", number)
-    return name
+    # A token and the positions are parameters themselves.
+    module, parameter = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name, re.DOTALL).groups("")
+    block = re.search(r"\.\d+\.", module)
+    number = block.group() if block else ".#."
+    generic = module.replace(number, ".#.", 1)
+    return modules[generic].replace(".#.", number) + parameter if generic in modules else name
 
 
 def _join_qkv(state_dict: State) -> State:

@@ -33,12 +33,11 @@ import json
 import logging
 import re
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -50,6 +49,7 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, PreTrainedConfig, pipeline
 
 from ..configuration_deit_distill import DeiTDistillConfig, as_pair
+from ..conversion.saving import new_folder
 from ..errors import InputError, one_line
 from ..files import write_json
 from ..modeling_deit_distill import DeiTDistillForImageClassification
@@ -57,11 +57,11 @@ from ..modeling_deit_distill import DeiTDistillForImageClassification
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
 OPSET = 20
-TOLERANCE = 1e-4
 PRECISIONS = ("fp32", "int8")
+TOLERANCE = 1e-4
 # What rounding may change on the average, as a share of the logits' spread.
 ROUNDING = 0.1
-BATCH_SIZES = (1, 2, 5)
+BATCH_SIZES = {"fp32": (1, 2, 5), "int8": (16,)}
 ROUNDS = 5
 
 
@@ -69,23 +69,24 @@ def main(arguments: list[str]):
     """Export, check against PyTorch, then time both."""
     options = parse_options(arguments)
     check_packages()
-    destination = free_folder(options.destination)
-    model = load_model(options.source, options.image_size)
-    processor = load_processor(options.source, model.config)
-    with folder_beside(destination) as folder:
-        write_onnx(model, folder / "model.onnx")
-        write_config(model.config, folder / "config.json")
+    with new_folder(options.destination) as folder:
+        model = load_model(options.source, options.image_size)
+        processor = load_processor(options.source, model.config)
+        path = folder / "model.onnx"
+        write_onnx(model, path)
+        fields = json.loads(model.config.to_json_string())
+        fields.pop("auto_map", None)  # the pointer to its code, which does not lie here
+        write_json(folder / "config.json", fields)
         processor.save_pretrained(folder)
-        differences = check_parity(model, open_session(folder / "model.onnx"))
+        differences = check_answers(model, open_session(path))
         if options.precision == "int8":
-            quantize(folder / "model.onnx")
-            differences = check_rounding(model, open_session(folder / "model.onnx"))
-        folder.replace(destination)
-    path = destination / "model.onnx"
+            quantize(path)
+            differences = check_answers(model, open_session(path), "int8")
+    path = Path(options.destination).resolve() / "model.onnx"
     size = f"{path.stat().st_size / 1e6:.1f} MB, {options.precision}"
     print(f"{path}: {size}, opset {OPSET}, {input_shape(model.config)} for each image")
     found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    sizes = ", ".join(map(str, BATCH_SIZES)) if options.precision == "fp32" else "16"
+    sizes = ", ".join(map(str, BATCH_SIZES[options.precision]))
     print(f"largest difference from PyTorch, batch sizes {sizes}: {found}", flush=True)
     print(compare_speed(model, processor, answer_by_core(path), options.batch_size))
 
@@ -119,28 +120,6 @@ def check_packages():
             import_module(name)
         except ImportError as error:
             raise InputError(f"exporting needs {name} ({one_line(error)}): pip install -e '.[onnx]'") from error
-
-
-def free_folder(name: str) -> Path:
-    """DESTINATION as an absolute path, which does not exist or is an empty folder."""
-    destination = Path(name).resolve()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"DESTINATION {name} exists and is not an empty folder; choose another, or empty it")
-    return destination
-
-
-@contextmanager
-def folder_beside(destination: Path):
-    """A folder next to `destination`, which a finished export leaves by being renamed; gone at the end otherwise."""
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent)
-    except OSError as error:
-        raise InputError(f"DESTINATION {destination} cannot be written ({one_line(error)})") from error
-    with temporary as outer:
-        folder = Path(outer, "export")  # one level deeper: the temporary folder is readable to its owner alone
-        folder.mkdir()
-        yield folder
 
 
 def load_model(source: str, image_size: str | None) -> DeiTDistillForImageClassification:
@@ -251,13 +230,6 @@ def output_names(model: DeiTDistillForImageClassification) -> list[str]:
     return ["logits", *heads]
 
 
-def write_config(config: DeiTDistillConfig, path: Path):
-    """The model's configuration without the pointer to its code, which does not lie here."""
-    fields = json.loads(config.to_json_string())
-    fields.pop("auto_map", None)
-    write_json(path, fields)
-
-
 def open_session(path: Path, threads: int | None = None):
     """The file in onnxruntime, with as many threads as PyTorch has, unless told otherwise."""
     import onnxruntime
@@ -287,48 +259,33 @@ def answer_by_core(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @torch.inference_mode()
-def check_parity(model: DeiTDistillForImageClassification, session) -> dict[str, float]:
-    """The largest absolute difference of each output on random images.
+def check_answers(model: DeiTDistillForImageClassification, session, precision: str = "fp32") -> dict[str, float]:
+    """The largest absolute difference of each output from PyTorch's, on random images.
 
     Raises:
-        InputError: one is above `TOLERANCE`, or not a number.
+        InputError: one is above `TOLERANCE` (fp32), they differ on the average by more than `ROUNDING` of their spread
+            (int8), or are no numbers.
     """
-    generator, differences = torch.Generator().manual_seed(0), dict.fromkeys(output_names(model), 0.0)
-    for batch_size in BATCH_SIZES:
+    generator, largest = torch.Generator().manual_seed(0), dict.fromkeys(output_names(model), 0.0)
+    for batch_size in BATCH_SIZES[precision]:
         pixel_values = torch.randn(batch_size, *input_shape(model.config), generator=generator)
-        answers = session.run(list(differences), {"pixel_values": pixel_values.numpy()})
-        expected = model(pixel_values)
-        for name, answer in zip(differences, answers, strict=True):
-            difference = np.abs(answer - expected[name].numpy()).max().item()
-            if not difference <= TOLERANCE:
+        answers = session.run(list(largest), {"pixel_values": pixel_values.numpy()})
+        outputs = model(pixel_values)
+        for name, answer in zip(largest, answers, strict=True):
+            expected = outputs[name].numpy()
+            difference = np.abs(answer - expected)
+            share = difference.mean() / expected.std()
+            if precision == "fp32" and not difference.max() <= TOLERANCE:
                 raise InputError(
-                    f"{name} of batch size {batch_size} differ from PyTorch's by {difference:.1e}, more than "
+                    f"{name} of batch size {batch_size} differ from PyTorch's by {difference.max():.1e}, more than "
                     f"{TOLERANCE:.0e}; nothing was written, try other versions of torch, onnxscript and onnxruntime"
                 )
-            differences[name] = max(differences[name], difference)
-    return differences
-
-
-@torch.inference_mode()
-def check_rounding(model: DeiTDistillForImageClassification, session) -> dict[str, float]:
-    """The largest absolute difference of each output of a rounded model on random images.
-
-    Raises:
-        InputError: they differ on the average by more than `ROUNDING` of their spread, or are no numbers.
-    """
-    pixel_values = torch.randn(16, *input_shape(model.config), generator=torch.Generator().manual_seed(0))
-    names, expected = output_names(model), model(pixel_values)
-    answers = session.run(names, {"pixel_values": pixel_values.numpy()})
-    largest = {}
-    for name, answer in zip(names, answers, strict=True):
-        difference = np.abs(answer - expected[name].numpy())
-        share = (difference.mean() / expected[name].numpy().std()).item()
-        if not share <= ROUNDING:
-            raise InputError(
-                f"{name} of the rounded model differ from PyTorch's by {share:.0%} of their spread on the average, "
-                f"more than {ROUNDING:.0%}; nothing was written, leave --precision int8 out"
-            )
-        largest[name] = difference.max().item()
+            if precision == "int8" and not share <= ROUNDING:
+                raise InputError(
+                    f"{name} of the rounded model differ from PyTorch's by {share:.0%} of their spread on the average, "
+                    f"more than {ROUNDING:.0%}; nothing was written, leave --precision int8 out"
+                )
+            largest[name] = max(largest[name], difference.max().item())
     return largest
 
 

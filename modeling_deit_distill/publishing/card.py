@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedConfig
 
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
+from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
 from ..files import written_whole
-from ..output_folder import CARD, CURVES, PREDICTIONS
+from ..output_folder import CARD, CURVES, PREDICTIONS, STATE, read_json
 from ..report import ACCURACY_NAMES, duration
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
@@ -28,7 +28,6 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 MAX_CLASSES = 20  # that are listed; of more, the first ten
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"
-HUB = "https://huggingface.co"
 
 FUSION_WORDS = {
     "logit_mean": "the mean of both heads' logits",
@@ -41,11 +40,8 @@ FUSION_WORDS = {
 def write_model_card(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
     """Write `README.md` into a run's folder from what lies there and nothing else.
 
-    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so.
-
-    Args:
-        output_dir: the folder.
-        results: what `all_results.json` is about to hold, for the run itself, which writes that file last.
+    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so. `results` are what
+    `all_results.json` is about to hold, for the run itself, which writes that file last.
 
     Raises:
         InputError: no model in the folder, or a file that is not what a run leaves.
@@ -58,30 +54,32 @@ def write_model_card(output_dir: str | Path, results: dict[str, float] | None = 
     return path
 
 
+def write_card_and_curves(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
+    """As [`write_model_card`], with the curves drawn again from `trainer_state.json`, where anything was logged."""
+    state = read_json(Path(output_dir, STATE))
+    plot_training_curves(state.get("log_history") or [], Path(output_dir, CURVES))
+    return write_model_card(output_dir, results)
+
+
 def metadata(run: Run) -> ModelCardData:
-    """What the Hub reads of a card."""
-    dataset, evaluated = run.record.get("dataset") or {}, evaluation_results(run)
-    tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
-    optional = {
-        "base_model": run.record.get("base_model"),
-        "datasets": [dataset["id"]] if dataset.get("id") else None,
-        "metrics": ["accuracy"] if run.measured("eval_accuracy") is not None else None,
-        "model_name": run.name if evaluated else None,
-        "eval_results": evaluated or None,
-    }
+    """What the Hub reads of a card; what is None is left out."""
+    evaluated = evaluation_results(run)
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=tags,
-        **{name: value for name, value in optional.items() if value is not None},
+        tags=["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])],
+        base_model=run.record.get("base_model"),
+        datasets=[run.dataset["id"]] if run.dataset.get("id") else None,
+        metrics=["accuracy"] if run.measured("eval_accuracy") is not None else None,
+        model_name=run.name if evaluated else None,
+        eval_results=evaluated or None,
     )
 
 
 def evaluation_results(run: Run) -> list[EvalResult]:
     """The model-index; it needs the data's name, so a run that did not note it has none."""
-    dataset = run.record.get("dataset") or {}
-    name = dataset.get("name") or dataset.get("id")
+    name = run.dataset.get("name") or run.dataset.get("id")
     metrics = {
         "eval_accuracy": ("accuracy", "top-1 accuracy"),
         "eval_top5_accuracy": ("accuracy", "top-5 accuracy"),
@@ -91,9 +89,9 @@ def evaluation_results(run: Run) -> list[EvalResult]:
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
-            dataset_type=dataset.get("id") or "imagefolder",
+            dataset_type=run.dataset.get("id") or "imagefolder",
             dataset_name=name,
-            dataset_split=dataset.get("split"),
+            dataset_split=run.dataset.get("split"),
             metric_type=kind,
             metric_name=metric_name,
             metric_value=run.measured(key),
@@ -105,9 +103,9 @@ def evaluation_results(run: Run) -> list[EvalResult]:
 
 def content(run: Run) -> dict[str, object]:
     """What the template is filled with; what is empty leaves no trace in the card."""
-    has_decisions = bool(run.decisions)
-    # The branch is pushed at the end of a run.
-    native, revision = bool(run.record.get("native")) and run.is_finished, run.record.get("revision")
+    native = bool(run.record.get("native")) and run.is_finished  # the branch is pushed at the end of a run
+    revision, settings = run.record.get("revision"), run.record.get("recipe")
+    as_written = {"sort_keys": False, "allow_unicode": True, "width": 1000}
     return {
         "title": _text(run.name.rsplit("/", 1)[-1]),
         "introduction": introduction(run),
@@ -121,16 +119,16 @@ def content(run: Run) -> dict[str, object]:
         "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
         "shell_revision": shlex.quote(revision) if revision else None,
         "native": native,
-        "exportable": not native and is_exportable(run.config),
+        "exportable": not native and why_not_native(run.config) is None,
         "accuracies": accuracy_table(run),
         "num_images": f"{run.num_images:,}" if run.num_images else None,
         "disagreement": disagreement_table(run),
-        "worst_classes": worst_classes_table(run) if has_decisions else None,
-        "worst_confusions": worst_confusions_table(run) if has_decisions else None,
+        "worst_classes": worst_classes_table(run),
+        "worst_confusions": worst_confusions_table(run),
         "method": method(run),
         "facts": facts_table(run),
         "curves": run.file(CURVES),
-        "recipe": recipe(run),
+        "recipe": _fenced(yaml.safe_dump(settings, **as_written), "yaml") if settings else None,
         "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
         "versions": ", ".join(f"{_text(name)} {_text(each)}" for name, each in _known(run.record.get("versions"))),
         "limitations": list(limitations(run)),
@@ -139,7 +137,7 @@ def content(run: Run) -> dict[str, object]:
 
 def introduction(run: Run) -> str:
     """What the model is."""
-    height, width = _pair(run.config.image_size)
+    height, width = as_pair(run.config.image_size)
     parameters = run.measured("num_parameters")
     size = f" of {parameters / 1e6:.2f} million parameters" if parameters else ""
     what = (
@@ -151,10 +149,10 @@ def introduction(run: Run) -> str:
             "It was distilled through attention: its class token learned from labels, its distillation token from a "
             f"teacher's answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
         )
+    elif run.has_teacher:
+        how = "It has a class token and one head, which learned from labels and from a teacher's answers."
     else:
-        how = "It has a class token and one head" + (
-            ", which learned from labels and from a teacher's answers." if run.has_teacher else "."
-        )
+        how = "It has a class token and one head."
     return f"{what}\n\n{how}"
 
 
@@ -178,9 +176,10 @@ def score(run: Run) -> str | None:
         text += f", its teacher on {_percent(teacher)}"
     if run.is_finished:
         return text + "."
-    epoch = run.measured("epoch")
-    when = "" if epoch is None else f", after {epoch:g} epochs" + _of_epochs(run)
-    return f"Training is still under way. {text}{when}."
+    if (epoch := run.measured("epoch")) is not None:
+        total = run.state.get("num_train_epochs")
+        text += f", after {epoch:g} epochs" + (f" of {total:g}" if total else "")
+    return f"Training is still under way. {text}."
 
 
 def tokens(run: Run) -> str | None:
@@ -194,11 +193,6 @@ def tokens(run: Run) -> str | None:
     )
 
 
-def is_exportable(config: PreTrainedConfig) -> bool:
-    """Whether transformers' own classes can compute what the model computes."""
-    return why_not_native(config) is None
-
-
 def accuracy_table(run: Run) -> str | None:
     """Shares of right answers by head and fusion."""
     names = {key: name.removeprefix("student, ") for key, name in ACCURACY_NAMES.items()}
@@ -209,8 +203,6 @@ def accuracy_table(run: Run) -> str | None:
     else:
         names.pop("eval_accuracy_cls")
     rows = [(name, run.measured(key)) for key, name in names.items() if run.measured(key) is not None]
-    if not rows:
-        return None
     header = ("top-1 and agreement", "share of held-out images", "95 % interval")
     if not run.num_images:
         return _table(header[:2], [(name, _percent(share)) for name, share in rows])
@@ -235,30 +227,29 @@ def disagreement_table(run: Run) -> str | None:
 
 def worst_classes_table(run: Run) -> str | None:
     """The classes recognised least often."""
-    names = run.class_names
-    worst = worst_classes(run.confusion, MAX_ROWS)
     rows = [
-        (_text(names[each.label]), f"{each.num_right} of {each.num_images}", _percent(each.recall)) for each in worst
+        (_text(run.class_names[each.label]), f"{each.num_right} of {each.num_images}", _percent(each.recall))
+        for each in worst_classes(run.confusion, MAX_ROWS)
     ]
-    return _table(("class", "recognised", "share"), rows) if rows else None
+    return _table(("class", "recognised", "share"), rows)
 
 
 def worst_confusions_table(run: Run) -> str | None:
     """The commonest pairs of true class and wrong answer."""
-    names = run.class_names
-    pairs = worst_confusions(run.confusion, MAX_ROWS)
-    rows = [(_text(names[pair.label]), _text(names[pair.answer]), pair.count, _percent(pair.share)) for pair in pairs]
-    return _table(("class", "taken for", "images", "share of the class"), rows) if rows else None
+    rows = [
+        (_text(run.class_names[pair.label]), _text(run.class_names[pair.answer]), pair.count, _percent(pair.share))
+        for pair in worst_confusions(run.confusion, MAX_ROWS)
+    ]
+    return _table(("class", "taken for", "images", "share of the class"), rows)
 
 
 def method(run: Run) -> str:
     """By what, from what, on what and with whose help."""
-    dataset = run.record.get("dataset") or {}
     parts = ["With `train_deit.py` of `modeling_deit_distill`"]
     if run.record.get("base_model"):
         parts.append(f"starting from {_hub_link(run.record['base_model'])}")
-    if dataset.get("id"):
-        parts.append(f"on {_hub_link(dataset['id'], 'datasets/')}")
+    if run.dataset.get("id"):
+        parts.append(f"on {_hub_link(run.dataset['id'], 'datasets/')}")
     if run.record.get("teacher"):
         parts.append(f"taught by {_hub_link(run.record['teacher'])}")
     return ", ".join(parts) + "."
@@ -276,15 +267,7 @@ def facts_table(run: Run) -> str | None:
         "finished": run.record.get("finished") if run.is_finished else None,
     }
     rows = [(_text(name), _text(value)) for name, value in _known({**facts, **added})]
-    return _table(("what", "in this run"), rows) if rows else None
-
-
-def recipe(run: Run) -> str | None:
-    """What was set, as a recipe that `train_deit.py` reads."""
-    settings = run.record.get("recipe")
-    if not settings:
-        return None
-    return _fenced(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000), "yaml")
+    return _table(("what", "in this run"), rows)
 
 
 def limitations(run: Run) -> Iterable[str]:
@@ -300,7 +283,12 @@ def limitations(run: Run) -> Iterable[str]:
             f"{crop['height']} × {crop['width']} are cut from the centre."
         )
     yield reach(run)
-    yield from unmeasured_classes(run)
+    unseen = [name for name, count in zip(run.class_names, run.confusion.sum(axis=1), strict=True) if count == 0]
+    if run.decisions and unseen:
+        yield (
+            f"Of {len(unseen):,} of the {len(run.class_names):,} classes no image was held out, so nothing is known "
+            f"of how well it recognises them: {class_list(unseen)}."
+        )
     if run.has_teacher:
         yield "It learned from a teacher, its mistakes included." + teacher_mistakes(run)
     if run.measured("bad_images"):
@@ -317,18 +305,6 @@ def reach(run: Run) -> str:
         done.append(f"measured on {_text(held_out)}" + (", a cut of the same data" if is_cut else ""))
     start = f"It was {', and '.join(done)}. " if done else ""
     return start + "How it does on images from elsewhere, taken by others or in another way, was not measured."
-
-
-def unmeasured_classes(run: Run) -> Iterable[str]:
-    """Classes of which no image was held out."""
-    if not run.decisions:
-        return
-    unseen = [name for name, count in zip(run.class_names, run.confusion.sum(axis=1), strict=True) if count == 0]
-    if unseen:
-        yield (
-            f"Of {len(unseen):,} of the {len(run.class_names):,} classes no image was held out, so nothing is known "
-            f"of how well it recognises them: {class_list(unseen)}."
-        )
 
 
 def teacher_mistakes(run: Run) -> str:
@@ -351,20 +327,12 @@ def main(arguments: list[str]) -> int:
         prog="python -m modeling_deit_distill.model_card", description=__doc__.split(":")[0]
     )
     parser.add_argument("output_dir", help="folder of a run of train_deit.py, or a copy of its repository")
-    output_dir = Path(parser.parse_args(arguments).output_dir)
-    state = read_run(output_dir).state
-    if state.get("log_history"):
-        plot_training_curves(state["log_history"], output_dir / CURVES)
-    print(f"wrote {write_model_card(output_dir)}")
+    print(f"wrote {write_card_and_curves(parser.parse_args(arguments).output_dir)}")
     return 0
 
 
 def _known(values: dict | None) -> list[tuple[str, object]]:
     return [(name, value) for name, value in (values or {}).items() if value is not None and value != ""]
-
-
-def _pair(size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _percent(share: float) -> str:
@@ -376,17 +344,14 @@ def _interval(share: float, num_images: int) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
-def _of_epochs(run: Run) -> str:
-    total = run.state.get("num_train_epochs")
-    return f" of {total:g}" if total else ""
-
-
 def _hub_link(name: str, kind: str = "") -> str:
-    return f"[{_text(name)}]({HUB}/{kind}{name})"
+    return f"[{_text(name)}](https://huggingface.co/{kind}{name})"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown; cells are Markdown on one line."""
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str | None:
+    """A table in Markdown, whose cells are Markdown on one line; None without rows."""
+    if not rows:
+        return None
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 

@@ -9,21 +9,14 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
+from ..arguments import DistillationTrainingArguments
+from ..configuration_deit_distill import DeiTDistillConfig
 from ..conversion.weight_names import why_not_native
 from ..errors import InputError
-from ..output_folder import CURVES, STATE, checkpoint_folder
-from .card import write_model_card
-from .pictures import plot_training_curves
+from ..output_folder import STATE, checkpoint_folder
+from .card import write_card_and_curves
 from .record import note_repository
-from .repository import (
-    Destination,
-    clear_stages,
-    open_repository,
-    push_all,
-    push_checkpoint,
-    stage_checkpoint,
-    stage_run,
-)
+from .repository import clear_stages, open_repository, push_all, push_checkpoint, stage_checkpoint, stage_run
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +25,17 @@ class Publisher(TrainerCallback):
     """What Trainer's `push_to_hub` and `hub_*` arguments ask for, done by `repository.py`.
 
     Trainer's own pushes copy weights into the output folder while training goes on to change it, leave the code out,
-    and hide what fails.
-
-    Args:
-        args: the [`DistillationTrainingArguments`].
-        config: the student's.
-        announce: called before each push; lets other callbacks know.
-
-    Attributes:
-        destination: where to push; None before [`open`].
+    and hide what fails. `announce` is called before each push; it lets other callbacks know.
 
     Raises:
         InputError: a copy for transformers' own class is asked for, which cannot hold this student.
     """
 
-    def __init__(self, args, config, announce: Callable[[], None]):
+    def __init__(self, args: DistillationTrainingArguments, config: DeiTDistillConfig, announce: Callable[[], None]):
         if args.push_native and (reason := why_not_native(config)):
             raise InputError(f"push_native: {reason}")
         self.args, self._announce = args, announce
-        self.destination: Destination | None = None
+        self.destination = None  # where to push, once it was opened
         self._pending: list[Future] = []
 
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:
@@ -71,18 +56,10 @@ class Publisher(TrainerCallback):
         return self.destination.repo_id
 
     def write_card(self, state, results: dict[str, float] | None = None):
-        """Write the card and the curves from what lies in the output folder.
-
-        Args:
-            state: Trainer's.
-            results: what `all_results.json` is about to hold, if it does not yet.
-        """
-        if self.args.process_index != 0:
-            return
-        output_dir = Path(self.args.output_dir)
-        state.save_to_json(str(output_dir / STATE))
-        plot_training_curves(state.log_history, output_dir / CURVES)
-        write_model_card(output_dir, results)
+        """Write Trainer's `state`, and card and curves from it and what else a run left; see [`write_model_card`]."""
+        if self.args.process_index == 0:
+            state.save_to_json(str(Path(self.args.output_dir, STATE)))
+            write_card_and_curves(self.args.output_dir, results)
 
     def push(self, message: str, blocking: bool = True, revision: str | None = None) -> CommitInfo | Future | None:
         """Push the output folder as it is; a future unless `blocking`, None on other processes than the main one.

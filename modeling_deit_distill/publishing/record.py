@@ -1,6 +1,6 @@
 """What a run was, for its card: its summary, the command, the versions, the machine."""
 
-import json
+import contextlib
 import platform
 import shlex
 from datetime import date
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..arguments import DataArguments, DistillationTrainingArguments
+from ..arguments import DistillationTrainingArguments
 from ..conversion.reading import timm_repository
 from ..files import without_folders, write_json
-from ..output_folder import RUN_RECORD
+from ..output_folder import RUN_RECORD, read_json
 from ..recipes import said_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
@@ -23,14 +23,13 @@ LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "d
 def write_run_record(plan, name: str | None = None) -> Path:
     """Keep in `run.json` what the card tells of how the model was made; no token, no folder of this machine.
 
-    Args:
-        plan: the [`Plan`] of the run.
-        name: the model's repository; without one it is called by its folder.
+    `name` is the model's repository; without one it is called by its folder.
     """
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
     folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
     folders += [data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
     folders += [] if plan.store is None else [plan.store.about.get("teacher")]
+    dataset = hub_id(data_args.dataset_name)
     record = {
         "name": name or Path(args.output_dir).resolve().name,
         "facts": {key: _without(folders, text) for key, text in summary.items() if key not in ("device", "output")},
@@ -41,7 +40,11 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "finished": date.today().isoformat(),
         "base_model": base_model(model_args.model_name_or_path),
         "teacher": hub_id(model_args.teacher_name_or_path) if plan.distils else None,
-        "dataset": {key: value and _without(folders, value) for key, value in dataset(data_args, summary).items()},
+        "dataset": {
+            "name": dataset or Path(data_args.dataset_name or data_args.train_dir).name,
+            "id": dataset,
+            "split": _without(folders, summary["held out"]),
+        },
         "native": args.push_native,
         "revision": args.hub_revision if args.push_to_hub else None,
     }
@@ -54,15 +57,14 @@ def note_repository(output_dir: str | Path, name: str, native: bool, revision: s
     A native export that the same repository has already stays noted.
     """
     path = Path(output_dir, RUN_RECORD)
-    record = json.loads(path.read_text()) if path.exists() else {"versions": versions()}
+    record = read_json(path) or {"versions": versions()}
     native = native or bool(record.get("native") and record.get("name") == name)
     write_json(path, {**record, "name": name, "native": native, "revision": revision})
 
 
 def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]:
     """What a command says otherwise than the run in a folder did, by name; what is about pushing does not count."""
-    path = Path(output_dir, RUN_RECORD)
-    earlier = json.loads(path.read_text()).get("recipe") if path.exists() else None
+    earlier = read_json(Path(output_dir, RUN_RECORD)).get("recipe")
     if earlier is None:
         return []
     now = without_folders(said_arguments(arguments))
@@ -72,20 +74,17 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     """The command that does it again, tokens and folders of this machine left out."""
-    launcher = "accelerate launch"
-    if args.world_size > 1:
-        launcher += f" --num_processes {args.world_size}"
-    return f"{launcher} train_deit.py {shlex.join(map(_without_folder, without_tokens(arguments)))}"
+    processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
+    words = shlex.join(map(_without_folder, without_tokens(arguments)))
+    return f"accelerate launch{processes} train_deit.py {words}"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what comes out."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(ImportError):  # run from its folder, without being installed
             found[name] = version(name)
-        except ImportError:  # run from its folder, without being installed
-            continue
     return found
 
 
@@ -108,13 +107,6 @@ def base_model(name_or_path: str | None) -> str | None:
     if name_or_path is None or "/" in name_or_path or Path(name_or_path).exists():
         return hub_id(name_or_path)
     return timm_repository(name_or_path)
-
-
-def dataset(data_args: DataArguments, summary: dict[str, str]) -> dict[str, str | None]:
-    """What it was trained and evaluated on."""
-    identity = hub_id(data_args.dataset_name)
-    name = data_args.dataset_name or data_args.train_dir
-    return {"name": identity or Path(name).name, "id": identity, "split": summary["held out"]}
 
 
 def _without_folder(word: str) -> str:

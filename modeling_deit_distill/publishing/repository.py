@@ -1,12 +1,12 @@
 """A run on the Hub: each commit is one whole checkpoint with its code and card, and a failed push can be repeated."""
 
-import json
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
@@ -14,20 +14,11 @@ from huggingface_hub import CommitInfo, HfApi
 from ..arguments import NATIVE_REVISION, DistillationTrainingArguments
 from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
+from ..files import write_json
 from ..hub import with_retries
-from ..output_folder import (
-    CARD,
-    CURVES,
-    MANIFEST,
-    PREDICTIONS,
-    PUBLISHED,
-    RUN_RECORD,
-    STATE,
-)
-from .card import write_model_card
-from .pictures import plot_training_curves
+from ..output_folder import CARD, CURVES, MANIFEST, PREDICTIONS, PUBLISHED, RUN_RECORD, STATE, read_json
+from .card import write_card_and_curves
 
-NEVER_PUBLISHED = ("training_args.bin",)
 STAGE_PREFIX = "_push-"
 
 
@@ -53,11 +44,7 @@ class Commit:
 def open_repository(
     name: str, token: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> Destination:
-    """Make a repository and a branch, or find them.
-
-    Args:
-        name: `owner/name`, or a name of one's own.
-        private: of a new repository; None for the owner's default.
+    """Make a repository and a branch, or find them; `private` is for a new one, None leaves it to the owner's default.
 
     Raises:
         InputError: the Hub refuses, or five tries failed.
@@ -84,44 +71,24 @@ def open_repository_of(args: DistillationTrainingArguments) -> Destination | Non
 def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
     """Copies of what is published of a run's folder, to be pushed in this order by `push_all`.
 
-    Args:
-        message: of the commit.
-        native: stage the export to transformers' own class too; first, so that the card never promises what is not
-            there.
+    With `native` the export to transformers' own class too; first, so that the card never promises what is not there.
 
     Raises:
         InputError: a fusion that transformers' classes cannot compute.
     """
     output_dir = Path(output_dir)
-    commits = []
-    with _kept_only_whole(commits):
-        if native:
-            commits.append(stage_native(output_dir))
-        with _new_stage(output_dir) as stage:
-            _stage_published(output_dir, stage)
-            commits.append(Commit(stage, message))
-    return commits
-
-
-def stage_native(output_dir: Path) -> Commit:
-    """The model as transformers' own class, for the branch `native`, which holds nothing else but the card."""
     with _new_stage(output_dir) as stage:
-        save_native(load_checkpoint(str(output_dir)), stage)
-        for name in (CARD, CURVES, PREDICTIONS):
-            if (output_dir / name).exists():
-                shutil.copy(output_dir / name, stage)
-        return Commit(stage, "Export to transformers' own class", ("*",), NATIVE_REVISION)
+        _stage_published(output_dir, stage)
+        commit = Commit(stage, message)
+        return [_stage_native(output_dir), commit] if native else [commit]
 
 
 def stage_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, message: str, path_in_repo: str | None = None
 ) -> Commit:
-    """A copy of a checkpoint as it is published, since training goes on and may remove it.
+    """A copy of a checkpoint as it is published, since training goes on and may remove it; files are linked.
 
-    Args:
-        checkpoint: the folder of a checkpoint, complete; its files are linked to, not copied.
-        output_dir: that of its run.
-        path_in_repo: where the whole of it goes besides, to be resumed from; None for nowhere.
+    The whole of it goes to `path_in_repo` besides, if given, to be resumed from.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     with _new_stage(output_dir) as stage:
@@ -130,7 +97,7 @@ def stage_checkpoint(
             shutil.copy(output_dir / RUN_RECORD, stage)
         if path_in_repo is None:
             return Commit(stage, message)
-        ignored = shutil.ignore_patterns(*NEVER_PUBLISHED)
+        ignored = shutil.ignore_patterns("training_args.bin")  # a pickle, which may hold anything
         shutil.copytree(checkpoint, stage / path_in_repo, ignore=ignored, copy_function=_link)
         if _hide_folder(stage / path_in_repo / STATE):  # of an earlier version
             (stage / path_in_repo / MANIFEST).unlink(missing_ok=True)  # it would tell of a changed file
@@ -139,43 +106,37 @@ def stage_checkpoint(
 
 def push_checkpoint(commit: Commit, destination: Destination) -> CommitInfo:
     """Add curves and card to a staged checkpoint and push it: one commit, so never a mixture of two checkpoints."""
-    with _removed(commit.stage):
-        state = json.loads((commit.stage / STATE).read_text())
-        plot_training_curves(state["log_history"], commit.stage / CURVES)
-        write_model_card(commit.stage)
-        return push(commit, destination)
+    try:
+        write_card_and_curves(commit.stage)
+        return push_all([commit], destination)
+    finally:
+        shutil.rmtree(commit.stage, ignore_errors=True)
 
 
 def push_all(commits: list[Commit], destination: Destination) -> CommitInfo:
-    """Push staged folders one after the other and remove them; the last commit.
+    """Upload staged folders, each as one commit, one after the other, and remove them; the last commit.
 
     Raises:
         InputError: the Hub refuses, or five tries failed. The run's folder is whole, and the push can be repeated.
     """
-    try:
-        return [push(commit, destination) for commit in commits][-1]
-    finally:
-        for commit in commits:
-            shutil.rmtree(commit.stage, ignore_errors=True)
-
-
-def push(commit: Commit, destination: Destination) -> CommitInfo:
-    """Upload a staged folder as one commit, and remove the folder."""
-    destination = replace(destination, revision=commit.revision or destination.revision)
     api = HfApi(token=destination.token)
-    with _removed(commit.stage):
-        if commit.revision is not None:
-            _make_branch(api, destination.repo_id, commit.revision)
-        return with_retries(
-            lambda: api.upload_folder(
+    try:
+        for commit in commits:
+            if commit.revision is not None:
+                _make_branch(api, destination.repo_id, commit.revision)
+            upload = functools.partial(
+                api.upload_folder,
                 repo_id=destination.repo_id,
                 folder_path=commit.stage,
                 commit_message=commit.message,
-                revision=destination.revision,
+                revision=commit.revision or destination.revision,
                 delete_patterns=list(commit.replaced),
-            ),
-            f"push to {destination.repo_id!r}",
-        )
+            )
+            pushed = with_retries(upload, f"push to {destination.repo_id!r}")
+        return pushed
+    finally:
+        for commit in commits:
+            shutil.rmtree(commit.stage, ignore_errors=True)
 
 
 def clear_stages(output_dir: str | Path):
@@ -200,22 +161,14 @@ def _new_stage(output_dir: Path) -> Iterator[Path]:
         raise
 
 
-@contextmanager
-def _kept_only_whole(commits: list[Commit]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for commit in commits:
-            shutil.rmtree(commit.stage, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _removed(stage: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+def _stage_native(output_dir: Path) -> Commit:
+    """The model as transformers' own class, for the branch `native`, which holds nothing else but the card."""
+    with _new_stage(output_dir) as stage:
+        save_native(load_checkpoint(str(output_dir)), stage)
+        for name in (CARD, CURVES, PREDICTIONS):
+            if (output_dir / name).exists():
+                shutil.copy(output_dir / name, stage)
+        return Commit(stage, "Export to transformers' own class", ("*",), NATIVE_REVISION)
 
 
 def _stage_published(source: Path, stage: Path, copy=shutil.copy):
@@ -235,9 +188,8 @@ def _link(source, target):
 
 def _hide_folder(state: Path) -> bool:
     """Whether a `trainer_state.json` named a folder of this machine; now it does not."""
-    content = json.loads(state.read_text()) if state.exists() else {}
+    content = read_json(state)
     if content.get("best_model_checkpoint") is None:
         return False
-    state.unlink()  # it may be a link to the checkpoint's own
-    state.write_text(json.dumps({**content, "best_model_checkpoint": None}, indent=2, sort_keys=True) + "\n")
+    write_json(state, {**content, "best_model_checkpoint": None})  # a new file: it may be a link to the checkpoint's
     return True

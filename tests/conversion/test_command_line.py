@@ -35,7 +35,7 @@ def test_a_destination_in_use_is_left_alone(tiny_config, tmp_path):
     main([str(tmp_path / "ours"), str(tmp_path / "taken")])  # empty, so it is free
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "taken").iterdir()}
     assert "config.json" in before
-    with pytest.raises(InputError, match="exists and is not empty; choose a new folder"):
+    with pytest.raises(InputError, match="taken exists and is not an empty folder; choose another, or empty it"):
         main([str(tmp_path / "ours"), str(tmp_path / "taken")])
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "taken").iterdir()} == before
     (tmp_path / "file").write_text("")

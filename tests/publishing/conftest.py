@@ -18,7 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import train_deit
 from modeling_deit_distill import hub
 from modeling_deit_distill.data.evaluation import evaluation_processor
-from modeling_deit_distill.publishing import inside, publisher, repository
+from modeling_deit_distill.publishing import card, inside
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,7 @@ def blank_pictures():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(inside, "draw_predictions", draw)
-        for module in (repository, publisher):
-            monkeypatch.setattr(module, "plot_training_curves", draw)
+        monkeypatch.setattr(card, "plot_training_curves", draw)
         yield
 
 

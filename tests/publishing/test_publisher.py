@@ -18,7 +18,8 @@ from modeling_deit_distill import (
     InputError,
 )
 from modeling_deit_distill.data.evaluation import evaluation_processor
-from modeling_deit_distill.publishing import folder, publisher
+from modeling_deit_distill.publishing import folder as folder_of_a_run
+from modeling_deit_distill.publishing import publisher
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -52,10 +53,10 @@ def test_a_run_that_is_begun_anew_keeps_nothing_of_the_old_ones_card(train_again
 
 def test_the_card_comes_before_the_mark_that_a_run_is_finished(train, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(pytest.fail.Exception):
-        patched.setattr(folder, "look_inside", lambda *_: pytest.fail("as if killed here"))
+        patched.setattr(folder_of_a_run, "look_inside", lambda *_: pytest.fail("as if killed here"))
         train(push_to_hub="false")
-    output_dir = train(push_to_hub="false", resume_from_checkpoint="true")
-    assert {"all_results.json", "README.md", "predictions.png"} < {path.name for path in output_dir.iterdir()}
+    folder = train(push_to_hub="false", resume_from_checkpoint="true")
+    assert {"all_results.json", "README.md", "predictions.png"} < {path.name for path in folder.iterdir()}
 
 
 def test_a_finished_run_pushed_again_still_promises_its_native_branch(server, train_again):

@@ -13,7 +13,6 @@ from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.card import write_model_card
 from modeling_deit_distill.publishing.repository import (
     open_repository,
-    push,
     push_all,
     push_checkpoint,
     stage_checkpoint,
@@ -171,9 +170,9 @@ def test_a_commit_keeps_nothing_of_an_earlier_checkpoint(server, finished):
     (commit.stage / "last-checkpoint" / "rng_state_7.pth").write_bytes(b"of eight processes")
     (commit.stage / "model-00002-of-00002.safetensors").write_bytes(b"of a larger model")
     (commit.stage / "all_results.json").write_bytes(b"{}")
-    push(commit, destination)
+    push_all([commit], destination)
     assert "all_results.json" in server.files("models", "me/colours")
-    push(stage_checkpoint(finished, output_dir, "second", "last-checkpoint"), destination)
+    push_all([stage_checkpoint(finished, output_dir, "second", "last-checkpoint")], destination)
     files = server.files("models", "me/colours").keys()
     assert {"last-checkpoint/model.safetensors", "model.safetensors", ".gitattributes"} < files
     assert not {"last-checkpoint/rng_state_7.pth", "model-00002-of-00002.safetensors", "all_results.json"} & files
