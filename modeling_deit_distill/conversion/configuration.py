@@ -92,7 +92,7 @@ def _known_by_timm(described: dict, source: str) -> dict:
 
 
 def _pretrained_cfg(described: dict) -> dict:
-    """timm's facts on the weights; older files have them at the top."""
+    """timm's fields on the weights; older files have them at the top."""
     return described.get("pretrained_cfg") or described
 
 
@@ -139,8 +139,8 @@ def _label_fields(kind: str | None, described: dict, num_labels: int, source: st
 
     A configuration of transformers' or ours that names no classes means it: they are anybody's.
     """
-    facts = {**_pretrained_cfg(described), **described}
-    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels") or []
+    fields = {**_pretrained_cfg(described), **described}
+    names = fields.get("id2label") or fields.get("label_names") or fields.get("labels") or []
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
@@ -149,7 +149,7 @@ def _label_fields(kind: str | None, described: dict, num_labels: int, source: st
         names = ImageNetInfo().label_descriptions()
     if len(names) != num_labels:
         raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
-    descriptions = facts.get("label_descriptions") or {}
+    descriptions = fields.get("label_descriptions") or {}
     names = [str(descriptions.get(name, name)) for name in names]
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
@@ -165,9 +165,9 @@ def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, p
     if preprocessing:
         shorter, mean, std = _own_preprocessing(preprocessing, side)
     else:
-        facts = _pretrained_cfg(described) if kind == "timm" else {}
-        shorter = int(side / (facts.get("crop_pct") or DEFAULT_CROP_PCT))
-        mean, std = facts.get("mean") or settings["image_mean"], facts.get("std") or settings["image_std"]
+        fields = _pretrained_cfg(described) if kind == "timm" else {}
+        shorter = int(side / (fields.get("crop_pct") or DEFAULT_CROP_PCT))
+        mean, std = fields.get("mean") or settings["image_mean"], fields.get("std") or settings["image_std"]
     settings |= {"size": {"shortest_edge": shorter}, "crop_size": {"height": height, "width": width}}
     return DeiTImageProcessor.from_dict({**settings, "image_mean": mean, "image_std": std})
 

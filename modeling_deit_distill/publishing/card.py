@@ -126,7 +126,7 @@ def content(run: Run) -> dict[str, object]:
         "worst_classes": worst_classes_table(run),
         "worst_confusions": worst_confusions_table(run),
         "method": method(run),
-        "facts": facts_table(run),
+        "summary": summary_table(run),
         "curves": run.file(CURVES),
         "recipe": _fenced(yaml.safe_dump(settings, **as_written), "yaml") if settings else None,
         "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
@@ -255,9 +255,9 @@ def method(run: Run) -> str:
     return ", ".join(parts) + "."
 
 
-def facts_table(run: Run) -> str | None:
+def summary_table(run: Run) -> str | None:
     """What the run said of itself, and what it took."""
-    facts = {name: value for name, value in run.facts.items() if name != "output"}  # a folder of the trainer's machine
+    summary = {name: value for name, value in run.summary.items() if name != "output"}  # a folder of somebody's machine
     runtime, bad_images, asked = (run.measured(k) for k in ("train_runtime", "bad_images", "teacher_views_asked"))
     added = {
         "hardware": run.record.get("hardware"),
@@ -266,7 +266,7 @@ def facts_table(run: Run) -> str | None:
         "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",
         "finished": run.record.get("finished") if run.is_finished else None,
     }
-    rows = [(_text(name), _text(value)) for name, value in _known({**facts, **added})]
+    rows = [(_text(name), _text(value)) for name, value in _known({**summary, **added})]
     return _table(("what", "in this run"), rows)
 
 
@@ -298,7 +298,7 @@ def limitations(run: Run) -> Iterable[str]:
 
 def reach(run: Run) -> str:
     """What it was trained and measured on, and that the figures go no further."""
-    trained, held_out = run.facts.get("data"), run.facts.get("held out")
+    trained, held_out = run.summary.get("data"), run.summary.get("held out")
     done = [f"trained on {_text(trained)}"] if trained else []
     if held_out:
         is_cut = re.search(r"\d%\s+of\s+split", held_out)

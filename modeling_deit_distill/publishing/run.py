@@ -53,7 +53,7 @@ class Run:
         return len(self.decisions["labels"]) if self.decisions else None
 
     @property
-    def facts(self) -> dict:
+    def summary(self) -> dict:
         """What the run said of itself before it started, in words."""
         return self.record.get("facts") or {}
 
@@ -65,7 +65,7 @@ class Run:
     @property
     def has_teacher(self) -> bool:
         """Whether it is known that a teacher took part; only a teacher trains a distillation token."""
-        return self.config.use_distillation_token or self.facts.get("teacher", "none") != "none"
+        return self.config.use_distillation_token or self.summary.get("teacher", "none") != "none"
 
     @cached_property
     def confusion(self) -> np.ndarray:

@@ -75,7 +75,7 @@ class Answers:
 
         Args:
             batches: called for the held-out batches, prepared by `accelerator`, if the teacher is asked.
-            view: how the images are shown, see `data.evaluation_view`.
+            view: how the images are shown, see `data.evaluation.evaluation_view`.
         """
         kept = None if self.store is None else self.store.read_validation(view)
         kept = broadcast_object_list([kept])[0]  # another run may be writing it: all processes go one way
