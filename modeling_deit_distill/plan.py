@@ -5,7 +5,7 @@ asked for, and once.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
 from .summary import summary
 from .teachers import agreement
-from .teachers.classes import read_label_map
-from .teachers.labelling import describe_teacher_of, is_full, planned_views
+from .teachers.description import describe_teacher
+from .teachers.labelling import is_full, planned_views
 from .teachers.store import TeacherStore, create_store, is_store
 from .teachers.teacher import Teacher, check_teacher, load_teacher
-from .teachers.training import TRAINING_RECORD, find_or_train_teacher, teacher_schedule, training_record
+from .teachers.training import TRAINING_RECORD, find_or_train_teacher
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import check_fits, find_checkpoint
 from .training.metrics import check_metric
@@ -105,7 +105,7 @@ class Plan:
     @cached_property
     def teacher_config(self) -> PreTrainedConfig | None:
         """The teacher's configuration; None without one, or where a store answers for a teacher that is not named."""
-        return describe_teacher_of(self.model_args, self.args, self.data.class_names)
+        return describe_teacher(self.model_args, self.args, self.data.class_names)
 
     @cached_property
     def store(self) -> TeacherStore | None:
@@ -114,11 +114,8 @@ class Plan:
             return None
         store = TeacherStore(self.args.teacher_store)
         store.check(agreement.of_views(self.args, self.views, self.data))
-        record, image_size = None, self.config.image_size
-        if self.teacher_config is not None and self.model_args.train_teacher:
-            record = training_record(self.teacher_config, self.data, **teacher_schedule(self.model_args, image_size))
-        names = self.data.class_names
-        store.check(agreement.of_named_teacher(self.model_args, self.teacher_config, names, image_size, record))
+        image_size = self.config.image_size
+        store.check(agreement.of_named_teacher(self.model_args, self.teacher_config, self.data, image_size))
         return store
 
     def check(self):
@@ -173,28 +170,17 @@ class Plan:
 
     def _load_teacher(self) -> Teacher:
         model_args, image_size = self.model_args, self.config.image_size
-        name_or_path = model_args.teacher_name_or_path
         if model_args.train_teacher:
-            name_or_path = find_or_train_teacher(
-                self.teacher_config,
-                self.data,
-                Path(self.args.output_dir, TEACHER),
-                self.args,
-                crop_pct=self.data_args.crop_pct or DEFAULT_CROP_PCT,
-                trust_remote_code=model_args.trust_remote_code,
-                **teacher_schedule(model_args, image_size),
-            )
+            crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
+            folder = find_or_train_teacher(self.teacher_config, self.data, model_args, self.args, image_size, crop_pct)
+            untrained = {"train_teacher": False, "teacher_config_name": None, "teacher_config_overrides": None}
+            model_args = replace(model_args, teacher_name_or_path=str(folder), **untrained)
         kept = {} if self.store is None else self.store.fingerprint
-        return load_teacher(
-            str(name_or_path),
-            self.data.class_names,
-            image_size,
-            trust_remote_code=model_args.trust_remote_code,
-            label_map=read_label_map(model_args.teacher_label_map),
-            image_size=model_args.teacher_image_size or kept.get("teacher_image_size"),
-            precision=model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
-            compile=model_args.teacher_compile,
-        )
+        chosen = {
+            "teacher_image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
+            "teacher_precision": model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
+        }
+        return load_teacher(replace(model_args, **chosen), self.data.class_names, image_size)
 
     def _store_of(self, teacher: Teacher) -> TeacherStore | None:
         """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""

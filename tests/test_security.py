@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from helpers.paths import ROOT
+from helpers.teachers import teacher_in
 from transformers import AutoConfig, AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 from modeling_deit_distill import (
@@ -28,7 +29,6 @@ from modeling_deit_distill.data.bad_images import why_bad
 from modeling_deit_distill.data.decoding import BadImageError, decode_image, decode_pixels
 from modeling_deit_distill.data.evaluation import EvaluationDataset
 from modeling_deit_distill.data.sources import load_image_data
-from modeling_deit_distill.teachers.teacher import load_teacher
 
 SOURCES = [*ROOT.glob("modeling_deit_distill/**/*.py"), *ROOT.glob("examples/**/*.py"), ROOT / "train_deit.py"]
 NAMES = ["a", "b"]
@@ -122,7 +122,7 @@ def test_a_teachers_pickle_with_code_is_refused_and_not_run(tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"resnet.weight": Evil(tmp_path / "mark")}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="pickle with code in it"):
-        load_teacher(str(folder), NAMES, 32)
+        teacher_in(folder, NAMES)
     assert not (tmp_path / "mark").exists()
 
 
@@ -161,10 +161,10 @@ def test_a_teachers_code_is_not_run(tmp_path, kind, monkeypatch):
     folder = make_teacher(tmp_path / "teacher")
     poison(folder, kind, tmp_path / "mark")
     if kind == "resnet":  # transformers has a class of its own
-        assert load_teacher(str(folder), NAMES, 32) is not None
+        assert teacher_in(folder, NAMES) is not None
     else:
         with pytest.raises(InputError, match="contains custom code"):
-            load_teacher(str(folder), NAMES, 32)
+            teacher_in(folder, NAMES)
     assert not (tmp_path / "mark").exists()
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))

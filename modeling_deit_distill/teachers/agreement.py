@@ -10,9 +10,9 @@ from ..data.datasets import ViewDataset
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
-from .classes import read_label_map
-from .description import teacher_classes
-from .teacher import Teacher, teacher_view, weights_checksum
+from .classes import read_label_map, teacher_classes
+from .teacher import InputView, Teacher, own_view, weights_checksum
+from .training import training_record
 
 _PASS = "pass --{field} {theirs}"
 # In the remedies, {theirs} is the store's value and {teacher} the name of its teacher.
@@ -47,10 +47,7 @@ REMEDIES = {
 def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[str, object]:
     """The fields about the views of a run, and about what is kept of an answer.
 
-    Args:
-        args: the [`DistillationTrainingArguments`].
-        views: the training set.
-        data: where it is from; without it the fields that tell one dataset from another are left out.
+    Without `data`, where the views are from, the fields that tell one dataset from another are left out.
 
     Raises:
         InputError: a training set whose samples have no positions.
@@ -76,29 +73,25 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[st
     return agreed
 
 
-def of_named_teacher(model_args, teacher_config, class_names: list[str], image_size: int, record) -> dict[str, object]:
+def of_named_teacher(model_args, teacher_config, data: ImageData, student_image_size: int) -> dict[str, object]:
     """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
 
-    Args:
-        model_args: the [`ModelArguments`].
-        teacher_config: from `description.describe_teacher`; None if the run names no teacher.
-        class_names: of the dataset.
-        image_size: of the student.
-        record: of a teacher that the run trains itself, from `training.training_record`.
+    `teacher_config` is from `description.describe_teacher`; None if the run names no teacher.
     """
     if teacher_config is None:
         return {}
     given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
     agreed = {name: value for name, value in given.items() if value is not None}
     if model_args.train_teacher:
+        record = training_record(teacher_config, data, model_args, student_image_size)
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
-    view = teacher_view(name_or_path, image_size, trust_remote_code=model_args.trust_remote_code)
+    view = own_view(name_or_path, InputView(student_image_size), model_args.trust_remote_code)
     return agreed | {
         "teacher_weights": weights_checksum(name_or_path),
         "teacher_mean": list(view.mean),
         "teacher_std": list(view.std),
-        "label_map": teacher_classes(teacher_config, class_names, label_map),
+        "label_map": teacher_classes(teacher_config, data.class_names, label_map),
     }
 
 

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..errors import InputError
+
+logger = logging.get_logger(__name__)
 
 WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 PLACEHOLDER = re.compile(r"LABEL_\d+", re.ASCII)
@@ -26,22 +30,31 @@ MAX_LISTED = 10
 MAX_CANDIDATES = 5
 
 
+def teacher_classes(
+    config: PreTrainedConfig, class_names: list[str], label_map: dict[str, str | int] | None = None
+) -> list[int] | None:
+    """The teacher's class for each class of the dataset; None where they are the same in the same order.
+
+    Raises:
+        InputError: classes of the dataset that the teacher has not, or not for certain.
+    """
+    theirs = [config.id2label[index] for index in range(config.num_labels)]
+    unnamed = all(name == f"LABEL_{index}" for index, name in enumerate(theirs))
+    if unnamed and len(theirs) == len(class_names) and not label_map:
+        logger.warning("the teacher names no classes; they are taken to be in the dataset's order")
+        return None
+    classes = match_classes(theirs, class_names, label_map)
+    return None if classes == list(range(len(theirs))) else classes
+
+
 def match_classes(
     teacher_names: list[str], class_names: list[str], label_map: dict[str, str | int] | None = None
 ) -> list[int]:
-    """For each class of the dataset the index of the teacher's class.
+    """For each class of the dataset the index of the teacher's class, in the order of `class_names`.
 
     Entries of `label_map` come first. Then names are compared: as they are, normalised, by the synonyms of a comma
     list ("tench, Tinca tinca"), and WordNet ids against words by timm's tables. A name that both sides have equally
     often is matched in order of occurrence. Only through `label_map` do two classes share one of the teacher's.
-
-    Args:
-        teacher_names: the teacher's classes, in the order of its logits.
-        class_names: the dataset's classes, in the order of its labels.
-        label_map: from a dataset class to the teacher's class, by name or index.
-
-    Returns:
-        One index into `teacher_names` per class, in the order of `class_names`.
 
     Raises:
         InputError: classes without a match or with several, a label map that names what is not there, or WordNet ids
@@ -60,24 +73,20 @@ def match_classes(
         matching.match_translated(our_words, their_ids)
     if matching.open(ours):
         raise InputError(_complaint(matching))
-    return [matching.found(index) for index in ours]
+    matches = {**matching.named, **matching.mapped}
+    return [matches[index] for index in ours]
 
 
-def read_label_map(path) -> dict[str, str | int] | None:
-    """A JSON or YAML file: one object from dataset class name to the teacher's class name or index.
+def read_label_map(path: str | Path | None) -> dict[str, str | int] | None:
+    """A JSON or YAML file: one object from dataset class name to the teacher's class name or index; None without one.
 
-    Args:
-        path: JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes. None,
-            or what was read before, comes back as it is.
-
-    Returns:
-        The file's object, its keys as strings.
+    It is JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes.
 
     Raises:
         InputError: a file that is missing, broken or no such object.
     """
-    if path is None or isinstance(path, dict):
-        return path
+    if path is None:
+        return None
     path = Path(path)
     name = f"teacher_label_map {str(path)!r}"
     try:
@@ -92,35 +101,24 @@ def read_label_map(path) -> dict[str, str | int] | None:
         raise InputError(f"{name} is not an object but {type(content).__name__}; give {FILE_FORM}")
     for key, value in content.items():
         # YAML reads yes, no, on and off as truth values, and dates as dates.
-        if not _is_name_or_index(key) or not _is_name_or_index(value):
+        if not all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in (key, value)):
             raise InputError(f"{name}: {key!r}: {value!r} is no pair of names; put names in quotes, give {FILE_FORM}")
     return {str(key): value for key, value in content.items()}
 
 
 @dataclass
 class _Matching:
-    """What is matched so far.
+    """What is matched so far, by index: dataset class → teacher class.
 
     Sides are passed as `{index: name}`, whose order is that in which equal names are counted.
-
-    Attributes:
-        teacher_names, class_names: all names.
-        mapped: matches by the user's map: index of a dataset class → index of a teacher class.
-        named: matches by name, of which no two share a teacher class.
-        ambiguous: dataset class → the teacher's classes that it could be.
-        words: WordNet ids translated so far.
     """
 
     teacher_names: list[str]
     class_names: list[str]
-    mapped: dict[int, int]
-    named: dict[int, int] = field(default_factory=dict)
-    ambiguous: dict[int, list[int]] = field(default_factory=dict)
-    words: dict[str, str] = field(default_factory=dict)
-
-    def found(self, index: int) -> int | None:
-        """The teacher's class of a dataset class, if it is matched."""
-        return self.mapped.get(index, self.named.get(index))
+    mapped: dict[int, int]  # by the user's map
+    named: dict[int, int] = field(default_factory=dict)  # by name; no two share a teacher class
+    ambiguous: dict[int, list[int]] = field(default_factory=dict)  # the teacher's classes that a class could be
+    words: dict[str, str] = field(default_factory=dict)  # descriptions of the WordNet ids translated so far
 
     def open(self, classes: Iterable[int]) -> list[int]:
         """Those of the dataset's classes that have no match."""
@@ -199,55 +197,40 @@ def _apply_label_map(label_map: dict, teacher_names: list[str], class_names: lis
     for index, name in enumerate(teacher_names):
         exact[name].append(index)
         normalised[_normalise(name)].append(index)
+    normalised.pop("", None)  # "+" and "-" are both normalised to nothing
     mapped = {}
     for key, value in label_map.items():
         if key not in classes:
-            raise InputError(f"teacher_label_map: the dataset has no class {key!r}{_hint(str(key), classes)}")
+            raise InputError(f"teacher_label_map: the dataset has no class {key!r}{did_you_mean(key, classes)}")
+        given, num_classes = f"teacher_label_map: {key!r} is given", len(teacher_names)
         if isinstance(value, str):
-            candidates = exact.get(value) or (_normalise(value) and normalised.get(_normalise(value))) or []
-            target = _only(candidates, key, value, teacher_names)
-        else:
-            target = _checked(value, key, len(teacher_names))
-        mapped.update(dict.fromkeys(classes[key], target))
+            candidates = exact.get(value) or normalised.get(_normalise(value), [])
+            if not candidates:
+                raise InputError(
+                    f"{given} {value!r}, but the teacher has no such class{did_you_mean(value, teacher_names)}"
+                )
+            if len(candidates) > 1:
+                raise InputError(
+                    f"{given} {value!r}, which is ambiguous: it names the teacher's classes {_listed(candidates)}; "
+                    "give one of these indices"
+                )
+            value = candidates[0]
+        elif isinstance(value, bool) or not isinstance(value, int):
+            raise InputError(f"{given} {value!r}, which is neither a class name nor an index")
+        elif not 0 <= value < num_classes:
+            raise InputError(
+                f"{given} index {value}, but the teacher has {num_classes} classes, 0 to {num_classes - 1}"
+            )
+        mapped.update(dict.fromkeys(classes[key], value))
     return mapped
-
-
-def _only(candidates: list[int], key: str, value: str, teacher_names: list[str]) -> int:
-    if not candidates:
-        hint = _hint(value, teacher_names)
-        raise InputError(f"teacher_label_map: {key!r} is given {value!r}, but the teacher has no such class{hint}")
-    if len(candidates) > 1:
-        raise InputError(
-            f"teacher_label_map: {key!r} is given {value!r}, which is ambiguous: it names the teacher's classes "
-            f"{_listed(candidates)}; give one of these indices"
-        )
-    return candidates[0]
-
-
-def _checked(value, key: str, num_classes: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"teacher_label_map: {key!r} is given {value!r}, which is neither a class name nor an index")
-    if not 0 <= value < num_classes:
-        raise InputError(
-            f"teacher_label_map: {key!r} is given index {value}, but the teacher has {num_classes} classes, "
-            f"0 to {num_classes - 1}"
-        )
-    return value
-
-
-def _is_name_or_index(value) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _normalise(name: str) -> str:
     """Letters (with their marks) and digits, caseless, in words that are one space apart."""
     name = unicodedata.normalize("NFKC", name).casefold()
-    return " ".join("".join(char if _is_of_a_word(char) else " " for char in name).split())
-
-
-def _is_of_a_word(char: str) -> bool:
     # A vowel sign is a mark, without which many of Hindi's words would be equal.
-    return char.isalnum() or unicodedata.category(char).startswith("M")
+    kept = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in name)
+    return " ".join("".join(kept).split())
 
 
 def _synonyms(name: str) -> set[str]:
@@ -359,7 +342,8 @@ def _spelled(matching: _Matching, name: str) -> str:
     return f"{name!r} ({matching.words[name]})" if name in matching.words else repr(name)
 
 
-def _hint(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest of those that are known, if one is near."""
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

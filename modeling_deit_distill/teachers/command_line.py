@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
+from ..arguments import ModelArguments
 from ..data.datasets import ViewDataset
 from ..data.sources import load_image_data
 from ..data.views import AugmentationSettings
@@ -23,7 +24,6 @@ from ..files import sha256, without_folders
 from ..hub import hub_errors
 from ..report import summary_table
 from .agreement import of_teacher
-from .classes import read_label_map
 from .labelling import verify, whole_sampler
 from .store import DESCRIPTION, VALIDATION, TeacherStore
 from .teacher import load_teacher
@@ -105,15 +105,14 @@ def check_answers(options: argparse.Namespace) -> int:
     name_or_path = options.teacher_name_or_path or store.about.get("teacher")
     if name_or_path is None:
         raise InputError(f"{options.store} does not say what its teacher is called; give --teacher_name_or_path")
-    teacher = load_teacher(
-        name_or_path,
-        class_names,
-        views.settings.image_size,
+    model_args = ModelArguments(
+        teacher_name_or_path=name_or_path,
+        teacher_label_map=options.teacher_label_map,
+        teacher_image_size=store.fingerprint["teacher_image_size"],
+        teacher_precision=store.fingerprint["teacher_precision"],
         trust_remote_code=options.trust_remote_code,
-        label_map=read_label_map(options.teacher_label_map),
-        image_size=store.fingerprint["teacher_image_size"],
-        precision=store.fingerprint["teacher_precision"],
     )
+    teacher = load_teacher(model_args, class_names, views.settings.image_size)
     store.check(of_teacher(teacher))
     try:
         teacher.to(options.device)

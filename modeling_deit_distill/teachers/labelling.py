@@ -6,62 +6,20 @@ verifies what lies in one.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..arguments import DistillationTrainingArguments, ModelArguments
+from ..arguments import DistillationTrainingArguments
 from ..augmentation.augment import augment
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import EvaluationDataset
 from ..data.views import ViewSampler
-from ..errors import InputError
-from .classes import read_label_map
-from .description import describe_teacher
-from .store import TeacherStore, is_store
+from .store import TeacherStore
 from .teacher import Teacher, decisions_of
-
-
-def describe_teacher_of(
-    model_args: ModelArguments, args: DistillationTrainingArguments, class_names: list[str]
-) -> PreTrainedConfig | None:
-    """The configuration of the teacher that a run names, checked against the data's classes; None if there is none.
-
-    None also where a store is to answer in the place of a teacher that nobody named.
-
-    Raises:
-        InputError: as [`describe_teacher`]; no teacher, and no store in its place; a label map that cannot be read.
-    """
-    label_map = read_label_map(model_args.teacher_label_map)
-    named = model_args.teacher_name_or_path or model_args.teacher_config_name
-    if args.distillation_type != "none" and args.teacher_store and not named and not is_store(args.teacher_store):
-        raise InputError(
-            f"teacher_store {args.teacher_store!r} is no store yet, and no teacher is named to fill it; mend the path, "
-            "or give --teacher_name_or_path"
-        )
-    if args.distillation_type == "none" or (not named and is_store(args.teacher_store)):
-        return None
-    try:
-        return describe_teacher(
-            class_names,
-            model_args.teacher_name_or_path,
-            model_args.teacher_config_name,
-            model_args.teacher_config_overrides,
-            model_args.train_teacher,
-            model_args.trust_remote_code,
-            label_map,
-        )
-    except InputError as error:
-        if not _is_gone(model_args.teacher_name_or_path):
-            raise
-        if is_store(args.teacher_store) and TeacherStore(args.teacher_store).about.get("teacher") == named:
-            return None
-        raise InputError(f"{error}; bring it back, or name a copy of it (a full --teacher_store asks none)") from error
 
 
 def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
@@ -174,8 +132,3 @@ def verify(store: TeacherStore, teacher: Teacher, views: ViewDataset, sampler: V
 def decisions(entries: np.ndarray) -> np.ndarray:
     """The most likely class of each entry, (views,), whatever its layout; -1 for a hole."""
     return (entries if entries.dtype.names is None else entries["classes"][:, 0]).astype(np.int64) - 1
-
-
-def _is_gone(name_or_path: str | None) -> bool:
-    """Whether a folder was named that is not there; a name on the Hub has one slash at most."""
-    return name_or_path is not None and not Path(name_or_path).exists() and str(name_or_path).count("/") != 1

@@ -11,8 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -22,10 +29,11 @@ from transformers.utils import (
     logging,
 )
 
+from ..arguments import ModelArguments
 from ..data.datasets import collate
 from ..errors import InputError, one_line
 from ..files import sha256
-from .description import find_config, teacher_classes
+from .classes import read_label_map, teacher_classes
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +52,7 @@ class InputView:
 
 
 class Teacher(nn.Module):
-    """A frozen classifier that looks at the student's pixels in its own view and answers in the dataset's classes.
+    """A frozen image classifier that looks at the student's pixels in its own view.
 
     Args:
         model: an image classifier.
@@ -52,7 +60,7 @@ class Teacher(nn.Module):
         student_view: how `pixel_values` come.
         classes: its class for each class of the dataset; None where they are the dataset's, in their order.
         precision: `"fp32"`, or autocast to `"bf16"` or `"fp16"`, whatever the student's precision is.
-        compile: compile the classifier with `torch.compile`.
+        compile: with `torch.compile`.
     """
 
     def __init__(
@@ -95,43 +103,46 @@ class Teacher(nn.Module):
         return logits if self.classes is None else logits[:, self.classes]
 
 
-def load_teacher(
-    name_or_path: str,
-    class_names: list[str],
-    student_image_size: int,
-    *,
-    trust_remote_code: bool = False,
-    label_map: dict[str, str | int] | None = None,
-    image_size: int | None = None,
-    precision: str = "fp32",
-    compile: bool = False,
-) -> Teacher:
-    """A trained teacher, frozen, in its own view and in the dataset's classes.
+def load_teacher(model_args: ModelArguments, class_names: list[str], student_image_size: int) -> Teacher:
+    """The trained teacher that `teacher_name_or_path` names, frozen, and asked as the other arguments say.
 
     Args:
-        name_or_path: a folder or a Hub name.
+        model_args: its precision is fp32 unless given.
         class_names: the dataset's classes, in order.
-        student_image_size: side of the pixels that it will be shown.
-        label_map: what settles classes that names do not.
-        image_size: side at which it looks at them; its image processor's unless given.
-        precision, compile: see [`Teacher`].
+        student_image_size: side in pixels of what it will be shown.
 
     Raises:
         InputError: a teacher that cannot be read, or classes that it has not.
     """
-    config = find_config(name_or_path, None, trust_remote_code)
-    classes = teacher_classes(config, class_names, label_map)
-    model = load_classifier(name_or_path, trust_remote_code=trust_remote_code)
-    view = teacher_view(name_or_path, student_image_size, image_size, trust_remote_code)
-    return Teacher(model, view, InputView(student_image_size), classes, precision, compile)
+    name_or_path = model_args.teacher_name_or_path
+    label_map = read_label_map(model_args.teacher_label_map)
+    classes = teacher_classes(find_config(model_args), class_names, label_map)
+    model = load_classifier(name_or_path, trust_remote_code=model_args.trust_remote_code)
+    student_view = InputView(student_image_size)
+    view = own_view(name_or_path, student_view, model_args.trust_remote_code)
+    if model_args.teacher_image_size is not None:
+        view = dataclasses.replace(view, image_size=model_args.teacher_image_size)
+    precision = model_args.teacher_precision or "fp32"
+    return Teacher(model, view, student_view, classes, precision, model_args.teacher_compile)
 
 
-def teacher_view(
-    name_or_path: str, student_image_size: int, image_size: int | None = None, trust_remote_code: bool = False
-) -> InputView:
-    """What a teacher expects of its pixels: its image processor's word, but for `image_size` where that is given."""
-    view = own_view(name_or_path, InputView(student_image_size), trust_remote_code)
-    return view if image_size is None else dataclasses.replace(view, image_size=image_size)
+def find_config(model_args: ModelArguments) -> PreTrainedConfig:
+    """The configuration of the teacher that is named, or of the architecture that is to be trained.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    argument = "teacher_name_or_path" if model_args.teacher_name_or_path else "teacher_config_name"
+    name = getattr(model_args, argument)
+    # AutoConfig.from_pretrained("resnet") would ask the Hub for a model of that name.
+    if argument == "teacher_config_name" and name in CONFIG_MAPPING and not Path(name).exists():
+        return AutoConfig.for_model(name)
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():  # as a name on the Hub it makes no sense
+        raise InputError(f"{argument} {name!r} cannot be read (no such file or folder)")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=model_args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)})") from error
 
 
 def weights_checksum(name_or_path: str) -> str:
@@ -140,16 +151,22 @@ def weights_checksum(name_or_path: str) -> str:
     Raises:
         InputError: no weights there.
     """
-    return sha256(*map(Path, _weight_files(name_or_path)))
+    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+        path = _cached(name_or_path, name)
+        if path is None:
+            continue
+        if name not in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+            return sha256(path)
+        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        return sha256(*(_cached(name_or_path, shard) for shard in shards))
+    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
 
 
 def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
     """Try the teacher on some hundred images before training by it; its share of right answers.
 
     Args:
-        teacher: on the device where it will be asked.
         images: validation images, `pixel_values` normalised for the student and `labels`.
-        batch_size: images at a time.
         allow_weak: go on whatever comes of it.
 
     Raises:
@@ -157,8 +174,10 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
             deviations of it, or within a tenth of the way from there to all.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
-    answers, labels = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
-    hits, expected = int((answers == labels).sum()), _hits_by_chance(answers, labels)
+    predicted, true = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
+    num_classes = max(predicted.max(), true.max()) + 1
+    num_predicted, num_true = (np.bincount(each, minlength=num_classes) for each in (predicted, true))
+    hits, expected = int((predicted == true).sum()), float(num_predicted @ num_true) / len(true)
     deviation = math.sqrt(expected * (1 - expected / len(chosen)))
     hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
     if hardly_better and len(chosen) >= MIN_TRIAL and not allow_weak:
@@ -178,13 +197,6 @@ def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size:
         answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
         labels.append(batch["labels"])
     return torch.cat(answers).numpy(), torch.cat(labels).numpy()
-
-
-def _hits_by_chance(answers: np.ndarray, labels: np.ndarray) -> float:
-    """Right answers to expect if the same answers were dealt out at random."""
-    num_classes = max(answers.max(), labels.max()) + 1
-    told, true = np.bincount(answers, minlength=num_classes), np.bincount(labels, minlength=num_classes)
-    return float(told @ true) / len(labels)
 
 
 def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
@@ -221,21 +233,9 @@ def own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> 
     return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
 
 
-def _weight_files(name_or_path: str) -> list[str]:
-    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-        path = _cached(name_or_path, name)
-        if path is not None:
-            return [path]
-    for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-        path = _cached(name_or_path, name)
-        if path is not None:
-            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-            return [_cached(name_or_path, shard) for shard in shards]
-    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
-
-
-def _cached(name_or_path: str, filename: str) -> str | None:
+def _cached(name_or_path: str, filename: str) -> Path | None:
     try:
-        return cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
+        return path and Path(path)
     except (OSError, ValueError) as error:
         raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error

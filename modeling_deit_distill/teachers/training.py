@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
-from ..arguments import ModelArguments
+from ..arguments import DistillationTrainingArguments, ModelArguments
 from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
 from ..data.datasets import ViewDataset, collate
@@ -20,7 +19,7 @@ from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
 from ..files import write_json
-from ..output_folder import disk_errors_explained
+from ..output_folder import TEACHER, disk_errors_explained
 from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
 
@@ -50,33 +49,27 @@ SHARED_ARGUMENTS = (
 def find_or_train_teacher(
     config: PreTrainedConfig,
     data: ImageData,
-    directory: str | os.PathLike,
-    args: TrainingArguments,
-    *,
-    image_size: int,
+    model_args: ModelArguments,
+    args: DistillationTrainingArguments,
+    student_image_size: int,
     crop_pct: float,
-    num_train_epochs: float,
-    learning_rate: float,
-    name_or_path: str | None = None,
-    trust_remote_code: bool = False,
 ) -> Path:
-    """Train the teacher on the same data unless `directory` holds it already; return that folder.
+    """Train the teacher on the run's data unless `<output_dir>/teacher` holds it already; return that folder.
 
     Args:
-        config: from [`describe_teacher`] with `train=True`.
-        data: the data of the run.
-        directory: where the teacher is kept, complete or not at all.
-        args: the run's arguments: machine, batch and augmentation are shared, the schedule is the teacher's own.
-        image_size, crop_pct: the student's; a new teacher is trained at that size, a pretrained one at its own.
-        num_train_epochs, learning_rate: the teacher's own.
-        name_or_path: fine-tune this checkpoint instead of starting from scratch.
+        config: from [`describe_teacher`].
+        data: of the run.
+        model_args: the teacher's schedule, and the checkpoint to fine-tune, if any.
+        args: the run's, which shares machine, batch and augmentation.
+        student_image_size: in pixels; a new teacher is trained at that size unless given another.
+        crop_pct: as of `data.evaluation_processor`.
 
     Raises:
-        InputError: `directory` holds a teacher of other data or another configuration, or the training ended in NaN.
+        InputError: the folder holds a teacher of other data or another configuration, or the training ended in NaN.
         LocalInputError: the disk is full.
     """
-    directory = Path(directory)
-    record = training_record(config, data, image_size, num_train_epochs, learning_rate, name_or_path)
+    directory = Path(args.output_dir, TEACHER)
+    record = training_record(config, data, model_args, student_image_size)
     if (directory / TRAINING_RECORD).exists():
         _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
         return directory
@@ -85,14 +78,15 @@ def find_or_train_teacher(
             f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
         )
     set_seed(args.seed)
-    model, view = _untrained(config, image_size, name_or_path, trust_remote_code)
+    model, view = _untrained(config, model_args, record["image_size"])
     with args.main_process_first(desc="clearing an incomplete teacher"):
         partial = directory.with_name(directory.name + ".partial")
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
-    trainer = _teacher_trainer(model, processor, data, partial, args, num_train_epochs, learning_rate)
+    trainer = _teacher_trainer(model, processor, data, partial, args, model_args)
     trainer.train()
+    learning_rate = model_args.teacher_learning_rate
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
     check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
     with disk_errors_explained(directory.parent, "the teacher"):
@@ -105,39 +99,26 @@ def find_or_train_teacher(
     return directory
 
 
-def teacher_schedule(model_args: ModelArguments, student_image_size: int) -> dict:
-    """How the teacher is trained, if it is trained here: a new one at the size at which it will be asked."""
+def training_record(
+    config: PreTrainedConfig, data: ImageData, model_args: ModelArguments, student_image_size: int
+) -> dict[str, object]:
+    """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
     is_new = model_args.teacher_name_or_path is None
     return {
+        "dataset": data.fingerprint(),
+        "teacher": model_args.teacher_name_or_path or config.model_type,
+        "config": _architecture(config),
+        # A new one is trained at the size at which it will be asked.
         "image_size": (is_new and model_args.teacher_image_size) or student_image_size,
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
-        "name_or_path": model_args.teacher_name_or_path,
     }
 
 
-def training_record(
-    config: PreTrainedConfig,
-    data: ImageData,
-    image_size: int,
-    num_train_epochs: float,
-    learning_rate: float,
-    name_or_path: str | None = None,
-) -> dict[str, object]:
-    """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
-    return {
-        "dataset": data.fingerprint(),
-        "teacher": name_or_path or config.model_type,
-        "config": _architecture(config),
-        "image_size": image_size,
-        "num_train_epochs": num_train_epochs,
-        "learning_rate": learning_rate,
-    }
-
-
-def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | None, trust_remote_code: bool):
+def _untrained(config: PreTrainedConfig, model_args: ModelArguments, image_size: int):
     """A new classifier, or a checkpoint's with a new head, and the view it is trained in."""
     view = InputView(getattr(config, "image_size", None) or image_size)
+    name_or_path, trust_remote_code = model_args.teacher_name_or_path, model_args.trust_remote_code
     if name_or_path is None:
         try:
             return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), view
@@ -148,11 +129,11 @@ def _untrained(config: PreTrainedConfig, image_size: int, name_or_path: str | No
     return load_classifier(name_or_path, **settings), view
 
 
-def _teacher_trainer(model, processor, data: ImageData, output_dir, args, num_train_epochs, learning_rate) -> Trainer:
+def _teacher_trainer(model, processor, data: ImageData, output_dir: Path, args, model_args: ModelArguments) -> Trainer:
     teacher_args = TrainingArguments(
         output_dir=str(output_dir),
-        num_train_epochs=num_train_epochs,
-        learning_rate=learning_rate,
+        num_train_epochs=model_args.teacher_num_train_epochs,
+        learning_rate=model_args.teacher_learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,  # a share of all steps
         weight_decay=0.05,

@@ -1,7 +1,11 @@
 """A small teacher that knows the digits."""
 
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import PreTrainedConfig, ResNetConfig, ResNetForImageClassification
+
+from modeling_deit_distill.arguments import DistillationTrainingArguments, ModelArguments
+from modeling_deit_distill.teachers.description import describe_teacher
+from modeling_deit_distill.teachers.teacher import Teacher, load_teacher
 
 DIGITS = [str(digit) for digit in range(10)]
 SMALL = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
@@ -15,3 +19,19 @@ def save_resnet(folder, class_names=DIGITS, processor=None):
     if processor is not None:
         processor.save_pretrained(folder)
     return model
+
+
+def teacher_in(folder, class_names=DIGITS, **fields) -> Teacher:
+    """The teacher in a folder, to be shown 32 pixels; `fields` are those of `ModelArguments`."""
+    return load_teacher(ModelArguments(teacher_name_or_path=str(folder), **fields), class_names, 32)
+
+
+def describe(class_names=DIGITS, **fields) -> PreTrainedConfig:
+    """The configuration of the teacher that `fields` of `ModelArguments` name."""
+    args = DistillationTrainingArguments(use_cpu=True, bf16=False, report_to="none")
+    return describe_teacher(ModelArguments(**fields), args, class_names)
+
+
+def describe_new(class_names=DIGITS, **fields) -> PreTrainedConfig:
+    """The same of a teacher that is to be trained."""
+    return describe(class_names, train_teacher=True, **fields)

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from helpers.teachers import DIGITS, SMALL
+from helpers.teachers import SMALL, describe, describe_new
 from transformers import AutoModelForImageClassification, ResNetConfig
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.teachers.description import describe_teacher
 
 
 def test_describe_takes_a_bare_model_type_with_overrides():
-    config = describe_teacher(["cat", "dog"], config_name="resnet", config_overrides=SMALL, train=True)
+    config = describe_new(["cat", "dog"], teacher_config_name="resnet", teacher_config_overrides=SMALL)
     assert config.model_type == "resnet"
     assert config.hidden_sizes == [8, 16]
     assert config.id2label == {0: "cat", 1: "dog"}
@@ -21,27 +20,27 @@ def test_describe_takes_a_folder_or_a_json_file(tmp_path):
     ResNetConfig(**SMALL).save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "config.json"):
         overrides = {"depths": [1, 2]}
-        config = describe_teacher(["cat", "dog"], config_name=str(path), config_overrides=overrides, train=True)
+        config = describe_new(["cat", "dog"], teacher_config_name=str(path), teacher_config_overrides=overrides)
         assert (config.hidden_sizes, config.depths, config.num_labels) == ([8, 16], [1, 2], 2)
 
 
 def test_describe_takes_timms_models_through_the_wrapper():
     overrides = {"architecture": "resnet10t"}
-    config = describe_teacher(["cat", "dog"], config_name="timm_wrapper", config_overrides=overrides, train=True)
+    config = describe_new(["cat", "dog"], teacher_config_name="timm_wrapper", teacher_config_overrides=overrides)
     model = AutoModelForImageClassification.from_config(config).eval()
     assert model(pixel_values=torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
 
 
 def test_an_unknown_override_names_the_near_field():
     with pytest.raises(InputError, match="resnet has no field 'depth'; did you mean 'depths'"):
-        describe_teacher(DIGITS, config_name="resnet", config_overrides={"depth": [1]}, train=True)
+        describe_new(teacher_config_name="resnet", teacher_config_overrides={"depth": [1]})
 
 
 def test_no_teacher_at_all_says_what_to_give():
     with pytest.raises(InputError, match="--teacher_name_or_path.*--distillation_type none"):
-        describe_teacher(DIGITS)
+        describe()
 
 
 def test_an_unreadable_teacher_is_named(tmp_path):
     with pytest.raises(InputError, match="teacher_name_or_path.*nowhere.*no such file or folder"):
-        describe_teacher(DIGITS, name_or_path=str(tmp_path / "nowhere"))
+        describe(teacher_name_or_path=str(tmp_path / "nowhere"))

@@ -8,6 +8,7 @@ from helpers.teachers import DIGITS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.teachers.labelling import (
     ask,
     decisions,
@@ -16,7 +17,7 @@ from modeling_deit_distill.teachers.labelling import (
 )
 from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
 from modeling_deit_distill.teachers.teacher import load_teacher
-from modeling_deit_distill.teachers.training import teacher_schedule
+from modeling_deit_distill.teachers.training import training_record
 
 # The examples of a property share its fixtures; each makes anew what it changes.
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,9 +29,10 @@ FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
     words = ["--train_teacher", "true", "--teacher_image_size", "24"]
     new = run_of(*words, "--teacher_config_name", "resnet", teacher=None)
-    assert teacher_schedule(new.arguments.model, 16)["image_size"] == 24
     fine_tuned = run_of(*words, teacher="mine")
-    assert teacher_schedule(fine_tuned.arguments.model, 16)["image_size"] == 16
+    for run, image_size in ((new, 24), (fine_tuned, 16)):
+        record = training_record(run.describe(), run.data, run.arguments.model, student_image_size=16)
+        assert record["image_size"] == image_size
 
 
 # ---- which views a run needs ----
@@ -220,7 +222,9 @@ def test_verify_agrees_with_the_right_teacher_and_not_with_another(run_of, teach
     run.fill(store, teacher, range(3))
     before = [content(store, epoch) for epoch in range(3)]
     assert run.verify(store, teacher) == (72, 72)
-    alike, compared = run.verify(store, load_teacher(teachers["other"], DIGITS, 16))
+    alike, compared = run.verify(
+        store, load_teacher(ModelArguments(teacher_name_or_path=teachers["other"]), DIGITS, 16)
+    )
     assert compared == 72 and alike < 36
     assert all((content(store, epoch) == before[epoch]).all() for epoch in range(3))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.teachers import DIGITS, SMALL, save_resnet
+from helpers.teachers import DIGITS, SMALL, describe, save_resnet, teacher_in
 from transformers import (
     BitImageProcessor,
     ConvNextImageProcessor,
@@ -15,26 +15,25 @@ from transformers import (
 )
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.teachers.description import describe_teacher
-from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, load_teacher, weights_checksum
+from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, weights_checksum
 
 
 def test_classes_that_the_teacher_lacks_are_listed(tmp_path):
     save_resnet(tmp_path, ["cat", "0", "1"])
     with pytest.raises(InputError, match="2.*3.*4.*--teacher_label_map"):
-        describe_teacher(DIGITS, name_or_path=str(tmp_path))
+        describe(teacher_name_or_path=str(tmp_path))
 
 
 def test_a_teacher_without_class_names_passes_by_its_count(tmp_path):
     ResNetForImageClassification(ResNetConfig(**SMALL, num_labels=10)).save_pretrained(tmp_path)
-    assert describe_teacher(DIGITS, name_or_path=str(tmp_path)).num_labels == 10
+    assert describe(teacher_name_or_path=str(tmp_path)).num_labels == 10
     with pytest.raises(InputError, match="LABEL_0"):
-        describe_teacher(["cat", "dog"], name_or_path=str(tmp_path))
+        describe(["cat", "dog"], teacher_name_or_path=str(tmp_path))
 
 
 def test_loading_freezes_and_gives_the_models_logits(tmp_path):
     model = save_resnet(tmp_path)
-    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    teacher = teacher_in(tmp_path)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     pixel_values = torch.randn(2, 3, 32, 32)
@@ -44,7 +43,7 @@ def test_loading_freezes_and_gives_the_models_logits(tmp_path):
 def test_answers_come_in_the_datasets_classes(tmp_path):
     shuffled = ["7", "9", "cat", "0", "5", "3", "1", "dog", "8", "2", "6", "4"]
     model = save_resnet(tmp_path, shuffled)
-    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    teacher = teacher_in(tmp_path)
     pixel_values = torch.randn(4, 3, 32, 32)
     logits = model(pixel_values=pixel_values).logits
     torch.testing.assert_close(teacher(pixel_values), logits[:, [shuffled.index(name) for name in DIGITS]])
@@ -53,8 +52,9 @@ def test_answers_come_in_the_datasets_classes(tmp_path):
 def test_a_label_map_settles_what_names_do_not(tmp_path):
     model = save_resnet(tmp_path, ["zero", "one", "two"])
     with pytest.raises(InputError, match="--teacher_label_map"):
-        load_teacher(str(tmp_path), ["0", "1"], 32)
-    teacher = load_teacher(str(tmp_path), ["0", "1"], 32, label_map={"0": "two", "1": 0})
+        teacher_in(tmp_path, ["0", "1"])
+    (tmp_path / "map.json").write_text('{"0": "two", "1": 0}')
+    teacher = teacher_in(tmp_path, ["0", "1"], teacher_label_map=str(tmp_path / "map.json"))
     pixel_values = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits[:, [2, 0]])
 
@@ -62,7 +62,7 @@ def test_a_label_map_settles_what_names_do_not(tmp_path):
 def test_an_image_size_can_be_chosen(tmp_path):
     statistics = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     model = save_resnet(tmp_path, processor=ConvNextImageProcessor(size={"shortest_edge": 44}, **statistics))
-    teacher = load_teacher(str(tmp_path), DIGITS, 32, image_size=32)
+    teacher = teacher_in(tmp_path, teacher_image_size=32)
     assert teacher.view.image_size == 32
     pixel_values = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)
@@ -71,9 +71,9 @@ def test_an_image_size_can_be_chosen(tmp_path):
 def test_low_precision_agrees_with_fp32(tmp_path):
     save_resnet(tmp_path)
     pixel_values = 2 * torch.randn(256, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = load_teacher(str(tmp_path), DIGITS, 32, precision="fp32")(pixel_values)
+    expected = teacher_in(tmp_path, teacher_precision="fp32")(pixel_values)
     for precision in ("bf16", "fp16"):
-        found = load_teacher(str(tmp_path), DIGITS, 32, precision=precision)(pixel_values)
+        found = teacher_in(tmp_path, teacher_precision=precision)(pixel_values)
         assert found.dtype == torch.float32
         assert not torch.equal(found, expected)
         assert (found - expected).abs().max() < 0.1 * expected.std()
@@ -82,7 +82,7 @@ def test_low_precision_agrees_with_fp32(tmp_path):
 
 def test_the_teachers_precision_is_its_own(tmp_path):
     save_resnet(tmp_path)
-    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    teacher = teacher_in(tmp_path)
     pixel_values = torch.randn(2, 3, 32, 32)
     expected = teacher(pixel_values)
     with torch.autocast("cpu", torch.bfloat16):  # the student's
@@ -93,12 +93,12 @@ def test_a_compiled_teacher_answers_the_same(tmp_path, monkeypatch):
     save_resnet(tmp_path)
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
-    load_teacher(str(tmp_path), DIGITS, 32, compile=True)
+    teacher_in(tmp_path, teacher_compile=True)
     assert compiled == ["ResNetForImageClassification"]
 
 
 def test_convnets_run_channels_last_and_transformers_do_not(tmp_path):
-    convnet = load_teacher(str(save_resnet(tmp_path) and tmp_path), DIGITS, 32)
+    convnet = teacher_in(save_resnet(tmp_path) and tmp_path)
     assert convnet.memory_format == torch.channels_last
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
     transformer = Teacher(ViTForImageClassification(config), InputView(32), InputView(32))
@@ -172,7 +172,7 @@ def test_too_few_images_tell_nothing():
 def test_the_teacher_sees_its_own_normalisation_and_size(tmp_path):
     processor = ViTImageProcessor(size={"height": 48, "width": 48}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     model = save_resnet(tmp_path, processor=processor)
-    teacher = load_teacher(str(tmp_path), DIGITS, 32)
+    teacher = teacher_in(tmp_path)
     pixels = torch.rand(2, 3, 32, 32)
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     seen = torch.nn.functional.interpolate((pixels - 0.5) / 0.5, (48, 48), mode="bicubic", antialias=True)
@@ -186,7 +186,7 @@ def test_the_input_size_is_read_from_any_processor(tmp_path):
         (ViTImageProcessor(size={"height": 52, "width": 52}), 52),
     ):
         save_resnet(tmp_path, processor=processor)
-        assert load_teacher(str(tmp_path), DIGITS, 32).view.image_size == side
+        assert teacher_in(tmp_path).view.image_size == side
 
 
 def test_equal_views_leave_the_pixels_as_they_are():

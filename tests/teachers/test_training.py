@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.teachers import SMALL, save_resnet
+from helpers.teachers import SMALL, describe, save_resnet, teacher_in
 from transformers import AutoModelForImageClassification, TrainingArguments, ViTImageProcessor
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
+from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.description import describe_teacher
 from modeling_deit_distill.teachers.teacher import InputView, load_teacher
@@ -33,7 +34,7 @@ SETTINGS = {
 }
 
 
-def train(tmp_path, data, **changes):
+def train(tmp_path, data, image_size=16, **changes):
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path),
         **SETTINGS,
@@ -46,9 +47,10 @@ def train(tmp_path, data, **changes):
         eval_strategy="steps",
         eval_steps=1,
     )
-    config = describe_teacher(data.class_names, config_name="resnet", config_overrides=SMALL, train=True)
-    settings = {"image_size": 16, "crop_pct": 1.0, "num_train_epochs": 1, "learning_rate": 1e-2, **changes}
-    return find_or_train_teacher(config, data, tmp_path / "teacher", args, **settings)
+    fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
+    model_args = ModelArguments(teacher_config_name="resnet", teacher_config_overrides=SMALL, **fields)
+    config = describe_teacher(model_args, args, data.class_names)
+    return find_or_train_teacher(config, data, model_args, args, image_size, crop_pct=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_training_saves_a_teacher_that_is_found_next_time(trained, digits, monke
     )
     assert train(trained, digits) == folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert load_teacher(str(folder), digits.class_names, 16).view.image_size == 16
+    assert load_teacher(ModelArguments(teacher_name_or_path=str(folder)), digits.class_names, 16).view.image_size == 16
 
 
 def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
@@ -82,7 +84,7 @@ def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
 
     original = __import__("transformers").Trainer.train
     monkeypatch.setattr("modeling_deit_distill.teachers.training.Trainer.train", remember)
-    train(tmp_path, digits, num_train_epochs=3)
+    train(tmp_path, digits, teacher_num_train_epochs=3)
     assert seen["steps"] == 3 * 2  # 64 images, 32 a step
     assert type(seen["args"]) is TrainingArguments
     assert seen["log"][0]["loss"] > seen["log"][2]["loss"]
@@ -90,8 +92,9 @@ def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
 
 def test_a_teacher_of_another_configuration_is_refused(trained, digits):
     before = (trained / "teacher" / "model.safetensors").read_bytes()
-    for changes in ({"learning_rate": 2e-2}, {"num_train_epochs": 2}, {"image_size": 8}):
-        with pytest.raises(InputError, match=f"{next(iter(changes))}.*choose another --output_dir"):
+    for changes in ({"teacher_learning_rate": 2e-2}, {"teacher_num_train_epochs": 2}, {"image_size": 8}):
+        field = next(iter(changes)).removeprefix("teacher_")
+        with pytest.raises(InputError, match=f"{field}.*choose another --output_dir"):
             train(trained, digits, **changes)
     assert (trained / "teacher" / "model.safetensors").read_bytes() == before
 
@@ -131,24 +134,17 @@ def test_a_full_disk_is_one_line(tmp_path, digits):
 def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     source = tmp_path / "source"
     model = save_resnet(source, ["cat", "dog"], ViTImageProcessor(size={"height": 24, "width": 24}))
-    config = describe_teacher(digits.class_names, name_or_path=str(source), train=True)
     args = DistillationTrainingArguments(output_dir=str(tmp_path), **SETTINGS)
-    folder = find_or_train_teacher(
-        config,
-        digits,
-        tmp_path / "teacher",
-        args,
-        image_size=16,
-        crop_pct=1.0,
-        num_train_epochs=1,
-        learning_rate=0.0,  # nothing moves but batch statistics: the body must be the source's
-        name_or_path=str(source),
-    )
+    # At this rate nothing moves but batch statistics: the body must be the source's.
+    schedule = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 0.0}
+    model_args = ModelArguments(teacher_name_or_path=str(source), train_teacher=True, **schedule)
+    config = describe_teacher(model_args, args, digits.class_names)
+    folder = find_or_train_teacher(config, digits, model_args, args, 16, crop_pct=1.0)
     tuned = AutoModelForImageClassification.from_pretrained(folder)
     assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
     weight = "resnet.embedder.embedder.convolution.weight"
     np.testing.assert_array_equal(tuned.state_dict()[weight], model.state_dict()[weight])
-    assert load_teacher(str(folder), digits.class_names, 16).view == InputView(24, (0.5,) * 3, (0.5,) * 3)
+    assert teacher_in(folder).view == InputView(24, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_a_folder_that_is_no_teacher_of_ours_is_left_alone(tmp_path, digits):
@@ -161,6 +157,6 @@ def test_a_folder_that_is_no_teacher_of_ours_is_left_alone(tmp_path, digits):
 
 def test_names_that_a_dataset_had_to_make_unique_match(tmp_path):
     save_resnet(tmp_path, ["crane", "owl", "crane"])
-    assert load_teacher(str(tmp_path), ["crane", "owl", "crane2"], 32).classes is None  # the same, in the same order
+    assert teacher_in(tmp_path, ["crane", "owl", "crane2"]).classes is None  # the same, in the same order
     with pytest.raises(InputError, match="eagle"):
-        describe_teacher(["crane", "eagle", "crane2"], name_or_path=str(tmp_path))
+        describe(["crane", "eagle", "crane2"], teacher_name_or_path=str(tmp_path))
