@@ -77,7 +77,7 @@ def match_classes(
     return [matches[index] for index in ours]
 
 
-def read_label_map(path: str | Path | None) -> dict[str, str | int] | None:
+def read_label_map(path: str | Path | dict | None) -> dict[str, str | int] | None:
     """A JSON or YAML file: one object from dataset class name to the teacher's class name or index; None without one.
 
     It is JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes.
@@ -85,8 +85,8 @@ def read_label_map(path: str | Path | None) -> dict[str, str | int] | None:
     Raises:
         InputError: a file that is missing, broken or no such object.
     """
-    if path is None:
-        return None
+    if path is None or isinstance(path, dict):  # a program may give the map itself
+        return path
     path = Path(path)
     name = f"teacher_label_map {str(path)!r}"
     try:
