@@ -23,11 +23,8 @@ def with_retries(request: Callable[[], Answer], action: str) -> Answer:
     """Do something on the Hub, up to five times where the fault may pass: 5xx, too many requests, a lost connection.
 
     The client by itself tries single transfers again, but neither the creation of a repository nor a commit. What is
-    requested must bear repetition: an answer may be lost after the Hub has done it.
-
-    Args:
-        request: makes the requests and returns their answer.
-        action: what it does, for messages: "push to me/model".
+    requested must bear repetition: an answer may be lost after the Hub has done it. `action` is what it does, for
+    messages: "push to me/model".
 
     Raises:
         InputError: what the Hub refuses, or the fifth failure.

@@ -27,19 +27,12 @@ ESSENTIAL = {
 
 @dataclass(frozen=True)
 class PretrainedStudent:
-    """A student's weights from anywhere, in our names.
+    """A student's weights from anywhere, in our names."""
 
-    Attributes:
-        config: at its own image size, with its own `id2label` and `label2id`.
-        state_dict: names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored.
-        processor: the evaluation transform: shorter side, centre crop, statistics, bicubic.
-        format: where it comes from: `"deit_distill"`, `"public"`, `"timm"` or `"native"`.
-    """
-
-    config: DeiTDistillConfig
-    state_dict: State
-    processor: DeiTImageProcessor
-    format: str
+    config: DeiTDistillConfig  # at its own image size, with its own `id2label` and `label2id`
+    state_dict: State  # names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored
+    processor: DeiTImageProcessor  # the evaluation transform: shorter side, centre crop, statistics, bicubic
+    format: str  # where it comes from: "deit_distill", "public", "timm" or "native"
 
 
 def load_checkpoint(source: str) -> PretrainedStudent:
@@ -65,7 +58,6 @@ def load_checkpoint(source: str) -> PretrainedStudent:
     kind = kind_of(described, source)
     weights = read_weights(source, source) if is_file else read_all_weights(place, source)
     state, layout = _to_ours(weights, source)
-    _check_essential(state, source)
     fields = {}
     # Only transformers' DeiTForImageClassification has the token and this name for its head.
     if layout == "native" and "deit.embeddings.distillation_token" in state and "classifier.weight" in weights:
@@ -93,15 +85,13 @@ def build_model(checkpoint: PretrainedStudent) -> DeiTDistillForImageClassificat
 def _to_ours(weights: State, source: str) -> tuple[State, str]:
     """Weights in our names, and whose names they had."""
     if "patch_embed.proj.weight" in weights:
-        return public_to_ours(weights), "public"
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in weights):
-        return native_to_ours(weights), "native"
-    if any(name.endswith("embeddings.patch_embeddings.weight") for name in weights):
-        return weights, "deit_distill"
-    raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
-
-
-def _check_essential(state: State, source: str):
+        state, layout = public_to_ours(weights), "public"
+    elif any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in weights):
+        state, layout = native_to_ours(weights), "native"
+    elif any(name.endswith("embeddings.patch_embeddings.weight") for name in weights):
+        state, layout = weights, "deit_distill"
+    else:
+        raise InputError(f"{source!r} holds no DeiT: there is no patch embedding among {some_of(weights)}")
     if "cls_classifier.weight" not in state:
         raise InputError(f"{source!r} has no classification head, only a body; fine-tuned checkpoints have one")
     for name, expected in ESSENTIAL.items():
@@ -109,6 +99,7 @@ def _check_essential(state: State, source: str):
             raise InputError(f"{source!r} does not hold the weights of a DeiT: {name} is missing")
         if state[name].dim() != expected:
             raise InputError(f"{source!r}: {name} has {state[name].dim()} dimensions, not {expected}")
+    return state, layout
 
 
 def _check_tensors(state: State, config: DeiTDistillConfig, source: str):

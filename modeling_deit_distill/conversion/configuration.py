@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from ..data.evaluation import DEFAULT_CROP_PCT, evaluation_processor
 from ..errors import InputError, one_line
-from .reading import some_of, some_timm_names
+from .reading import check_timm_name, some_of
 from .weight_names import State
 
 HEAD_DIM = 64  # paper, Table 1
@@ -32,11 +32,7 @@ def kind_of(described: dict, source: str) -> str | None:
     """Whose configuration this is: ours, transformers', timm's, or none that says so."""
     model_type = described.get("model_type")
     if "architecture" in described:
-        if not str(described["architecture"]).startswith("deit_"):
-            raise InputError(
-                f"{source!r} is timm's {described['architecture']}, no DeiT of the paper, which are: "
-                f"{some_timm_names()}"
-            )
+        check_timm_name(str(described["architecture"]), source)
         return "timm"
     if model_type in NATIVE_CONFIGS:
         return "native"
@@ -143,27 +139,19 @@ def _label_fields(kind: str | None, described: dict, num_labels: int, source: st
 
     A configuration of transformers' or ours that names no classes means it: they are anybody's.
     """
-    names = label_names(described)
-    if names is None and num_labels == 1000 and kind not in ("native", "deit_distill"):
-        names = ImageNetInfo().label_descriptions()
-    if names is None:
-        return {"num_labels": num_labels}
-    if len(names) != num_labels:
-        raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-
-
-def label_names(described: dict) -> list[str] | None:
     facts = {**_pretrained_cfg(described), **described}
-    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels")
-    if not names:
-        return None
+    names = facts.get("id2label") or facts.get("label_names") or facts.get("labels") or []
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
     if all(name == f"LABEL_{index}" for index, name in enumerate(names)):
-        return None
+        if num_labels != 1000 or kind in ("native", "deit_distill"):
+            return {"num_labels": num_labels}
+        names = ImageNetInfo().label_descriptions()
+    if len(names) != num_labels:
+        raise InputError(f"{CONFIG_NAME} of {source!r} names {len(names)} classes, its head has {num_labels}")
     descriptions = facts.get("label_descriptions") or {}
-    return [str(descriptions.get(name, name)) for name in names]
+    names = [str(descriptions.get(name, name)) for name in names]
+    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
 def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, preprocessing: dict):

@@ -12,13 +12,7 @@ import torch
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from safetensors.torch import load_file
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    logging,
-)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..errors import InputError, one_line
 from .weight_names import State
@@ -46,8 +40,7 @@ def repository_of(source: str) -> str:
     architecture = source.split(".")[0]
     if not timm.is_model(architecture):
         raise InputError(f"{source!r} is no file, no folder, no model of timm's and no Hub name like owner/model")
-    if not architecture.startswith("deit_"):
-        raise InputError(f"{source!r} is no DeiT of the paper; of timm's models those are: {some_timm_names()}")
+    check_timm_name(architecture, source)
     try:
         repository = timm_repository(source)
     except RuntimeError as error:
@@ -57,8 +50,11 @@ def repository_of(source: str) -> str:
     return repository
 
 
-def some_timm_names() -> str:
-    return ", ".join(timm.list_models("deit_*"))
+def check_timm_name(architecture: str, source: str):
+    """Refuse what is no DeiT of the paper, by its name in timm."""
+    if not architecture.startswith("deit_"):
+        names = ", ".join(timm.list_models("deit_*"))
+        raise InputError(f"{source!r} is timm's {architecture}, no DeiT of the paper; those are: {names}")
 
 
 def read_json(place: str, filename: str, source: str) -> dict:
@@ -103,20 +99,16 @@ def read_all_weights(place: str, source: str) -> State:
         if path := _find(place, name, source):
             return read_weights(path, source)
         if index := read_json(place, index_name, source):
-            return _read_shards(place, index, index_name, source)
+            if not isinstance(index.get("weight_map"), dict):
+                raise InputError(f"{index_name} of {source!r} does not say where the weights are")
+            weights = {}
+            for shard in sorted(set(index["weight_map"].values())):
+                path = _find(place, shard, source)
+                if path is None:
+                    raise InputError(f"{source!r} lacks {shard}, which its {index_name} names; fetch it again")
+                weights |= read_weights(path, source)
+            return weights
     raise InputError(f"{source!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
-
-
-def _read_shards(place: str, index: dict, index_name: str, source: str) -> State:
-    if not isinstance(index.get("weight_map"), dict):
-        raise InputError(f"{index_name} of {source!r} does not say where the weights are")
-    weights = {}
-    for name in sorted(set(index["weight_map"].values())):
-        path = _find(place, name, source)
-        if path is None:
-            raise InputError(f"{source!r} lacks {name}, which its {index_name} names; fetch it again")
-        weights |= read_weights(path, source)
-    return weights
 
 
 def read_weights(path: str, source: str) -> State:

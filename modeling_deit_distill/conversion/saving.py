@@ -115,17 +115,21 @@ def _save_weights(state: State, directory):
 def _timm_description(checkpoint: PretrainedStudent) -> dict:
     """timm's `config.json`: the nearest architecture, and what differs from it."""
     config, processor = checkpoint.config, checkpoint.processor
-    architecture, arguments = _timm_architecture(config)
+    size = next((size for size, fields in SIZES.items() if fields["hidden_size"] == config.hidden_size), "base")
+    token = "distilled_" if config.use_distillation_token else ""
+    image_size = 384 if size == "base" and as_pair(config.image_size) == (384, 384) else 224
+    # Of the rate of drop path timm's own default is none, but its training names a rate, as ours does.
+    standard = _timm_arguments(DeiTDistillConfig.from_size(size, image_size=image_size))
     height, width = as_pair(config.image_size)
     names = [config.id2label[index] for index in range(config.num_labels)]
     is_named = names != [f"LABEL_{index}" for index in range(config.num_labels)]
     description = {
-        "architecture": architecture,
+        "architecture": f"deit_{size}_{token}patch16_{image_size}",
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": "token",
         "label_names": names if is_named else None,
-        "model_args": arguments,
+        "model_args": {name: value for name, value in _timm_arguments(config).items() if value != standard[name]},
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
@@ -141,17 +145,6 @@ def _timm_description(checkpoint: PretrainedStudent) -> dict:
         },
     }
     return {name: value for name, value in description.items() if value}
-
-
-def _timm_architecture(config: DeiTDistillConfig) -> tuple[str, dict]:
-    """An architecture of timm's and the arguments that make it ours."""
-    size = next((size for size, fields in SIZES.items() if fields["hidden_size"] == config.hidden_size), "base")
-    token = "distilled_" if config.use_distillation_token else ""
-    image_size = 384 if size == "base" and as_pair(config.image_size) == (384, 384) else 224
-    # Of the rate of drop path timm's own default is none, but its training names a rate, as ours does.
-    standard = _timm_arguments(DeiTDistillConfig.from_size(size, image_size=image_size))
-    arguments = {name: value for name, value in _timm_arguments(config).items() if value != standard[name]}
-    return f"deit_{size}_{token}patch16_{image_size}", arguments
 
 
 def _timm_arguments(config: DeiTDistillConfig) -> dict:

@@ -28,7 +28,6 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 MAX_CLASSES = 20  # that are listed; of more, the first ten
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"
-HUB = "https://huggingface.co"
 
 FUSION_WORDS = {
     "logit_mean": "the mean of both heads' logits",
@@ -41,11 +40,8 @@ FUSION_WORDS = {
 def write_model_card(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
     """Write `README.md` into a run's folder from what lies there and nothing else.
 
-    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so.
-
-    Args:
-        output_dir: the folder.
-        results: what `all_results.json` is about to hold, for the run itself, which writes that file last.
+    Only `config.json` must be there. A checkpoint of a run under way gets a card that says so. `results` are what
+    `all_results.json` is about to hold, for the run itself, which writes that file last.
 
     Raises:
         InputError: no model in the folder, or a file that is not what a run leaves.
@@ -153,10 +149,10 @@ def introduction(run: Run) -> str:
             "It was distilled through attention: its class token learned from labels, its distillation token from a "
             f"teacher's answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
         )
+    elif run.has_teacher:
+        how = "It has a class token and one head, which learned from labels and from a teacher's answers."
     else:
-        how = "It has a class token and one head" + (
-            ", which learned from labels and from a teacher's answers." if run.has_teacher else "."
-        )
+        how = "It has a class token and one head."
     return f"{what}\n\n{how}"
 
 
@@ -349,7 +345,7 @@ def _interval(share: float, num_images: int) -> str:
 
 
 def _hub_link(name: str, kind: str = "") -> str:
-    return f"[{_text(name)}]({HUB}/{kind}{name})"
+    return f"[{_text(name)}](https://huggingface.co/{kind}{name})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str | None:

@@ -40,11 +40,7 @@ def push_finished(args: DistillationTrainingArguments):
 def begin_run(plan, name: str | None):
     """Before training: remove what an earlier run left, if the user said so, and note how this one is made.
 
-    The earlier run's teacher stays, it is used again where it fits.
-
-    Args:
-        plan: the [`Plan`].
-        name: the model's repository, if it has one.
+    The earlier run's teacher stays, it is used again where it fits. `name` is the model's repository, if it has one.
     """
     args = plan.args
     with args.main_process_first(desc="clearing the earlier run"):
@@ -62,12 +58,7 @@ def begin_run(plan, name: str | None):
 def finish_run(plan, trainer, results: dict[str, float]):
     """After training: the record again, with the day; a look inside; the card; and last `all_results.json`.
 
-    The presence of the last says that the run is complete.
-
-    Args:
-        plan: the [`Plan`].
-        trainer: its [`DistillationTrainer`], which has saved the model.
-        results: see `train_deit.distil`.
+    The presence of the last says that the run is complete. The trainer has saved the model.
     """
     output_dir = plan.args.output_dir
     with disk_errors_explained(output_dir, "the card"):

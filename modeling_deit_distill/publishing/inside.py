@@ -17,13 +17,9 @@ NUM_IMAGES = 64  # evenly spaced, on which the tokens are measured
 
 
 def look_inside(output_dir: str | Path, held_out: EvaluationDataset, decisions: dict[str, np.ndarray], device):
-    """Draw predictions and describe the tokens of a model, as it was saved.
+    """Draw predictions and describe the tokens of a model, as it was saved in the folder of its run.
 
-    Args:
-        output_dir: of the run.
-        held_out: the held-out images.
-        decisions: on them, see `training.metrics.HeldOutMetrics`.
-        device: where to compute.
+    `decisions` are those on the held-out images, (images,) class indices by name (`HeldOutMetrics.decisions`).
     """
     model = DeiTDistillForImageClassification.from_pretrained(output_dir).to(device)
     processor = AutoImageProcessor.from_pretrained(output_dir)

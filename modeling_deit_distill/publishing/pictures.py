@@ -1,8 +1,8 @@
 """The card's pictures: training curves, and predictions on held-out images with what the tokens attend to."""
 
-import contextlib
+import copy
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,12 +26,7 @@ PART_WIDTH = 5.25  # inches of one image with its attention
 
 
 def plot_training_curves(log_history: list[dict], path: str | Path) -> Path | None:
-    """Losses and accuracies over epochs as a PNG; nothing is drawn (None) where nothing was logged.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        path: where the picture is written.
-    """
+    """Losses and accuracies of `trainer.state.log_history` over epochs, as a PNG; None where nothing was logged."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     losses = {"loss": "total", "label_loss": "label term", "teacher_loss": "teacher term", "eval_loss": "validation"}
@@ -41,33 +36,30 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path | No
         "teacher_agreement": "agreement with teacher, training",
     }
     figure = Figure(figsize=(10, 4), layout="constrained")
-    drawn = 0
     for axes, title, names in zip(figure.subplots(1, 2), ("Loss", "Share of images"), (losses, shares), strict=True):
         for key, label in names.items():
             points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry and "epoch" in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
-                drawn += 1
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    return _save(figure, path) if drawn else None
+    return _save(figure, path) if any(axes.lines for axes in figure.axes) else None
 
 
-def choose_examples(labels: Sequence[int], decisions: Sequence[int], count: int = MAX_EXAMPLES) -> list[int]:
+def choose_examples(labels: Sequence[int], decisions: Sequence[int]) -> list[int]:
     """Which held-out images to show: a fixed rule, so that nobody picks the flattering ones (see `HOW_CHOSEN`).
 
     Args:
         labels, decisions: (images,) class indices, true and answered.
-        count: how many images at most.
 
     Returns:
         Indices of images, ordered by class.
     """
     labels, decisions = np.asarray(labels), np.asarray(decisions)
     wrong, right = np.flatnonzero(labels != decisions), np.flatnonzero(labels == decisions)
-    count = min(count, len(labels))
+    count = min(MAX_EXAMPLES, len(labels))
     num_wrong = 0
     if len(wrong):
         num_wrong = max(round(count * len(wrong) / len(labels)), 1)
@@ -101,16 +93,13 @@ def draw_predictions(
 
     Args:
         model: a [`DeiTDistillForImageClassification`]; class names come from its configuration.
-        pixel_values: (images, 3, height, width), normalised; the first eight are drawn.
-        labels: (images,) true classes.
-        teacher_labels: (images,) the teacher's answers, or None if it was not asked.
-        processor: the image processor whose `image_mean` and `image_std` normalised the images.
-        path: where the PNG is written.
+        pixel_values: (images, 3, height, width), normalised by `processor`; the first eight are drawn.
+        labels, teacher_labels: (images,) true classes, and the teacher's answers if it was asked.
     """
     pixel_values = pixel_values[:MAX_EXAMPLES]
-    with _evaluating(model), torch.no_grad():
-        parameter = next(model.parameters())
-        output = model(pixel_values.to(parameter.device, parameter.dtype), output_attentions=True)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        output = model(pixel_values.to(model.device, model.dtype), output_attentions=True)
     grid = model.base_model.embeddings.grid(tuple(pixel_values.shape[-2:]))
     num_prefix_tokens = 1 if output.distillation_logits is None else 2
     probabilities, answers = output.logits.float().softmax(dim=-1).max(dim=-1)
@@ -136,26 +125,23 @@ def plot_predictions(
     """Images with the attention of each token beside them, and what was answered above, as a PNG.
 
     Args:
-        images: (height, width, 3) uint8 or PIL images, as the model saw them.
+        images: (height, width, 3) uint8, as the model saw them.
         maps: (images, tokens, rows, columns), the attention of the class token and, if there are two tokens, of the
             distillation token to the patches.
-        truths: names of the true classes.
-        answers: the model's, each with its probability.
-        teacher_answers: the teacher's, or None.
-        path: where the picture is written.
+        truths, answers, teacher_answers: names of classes; the model's answers with their probability, from 0 to 1.
     """
     from matplotlib.figure import Figure
 
     num_panels, per_line = 1 + maps.shape[1], min(2, len(images))
     lines = -(-len(images) // per_line)
-    height, width = np.asarray(images[0]).shape[:2]
+    height, width = images[0].shape[:2]
     line_height = PART_WIDTH / num_panels * height / width + 0.75
     figure = Figure(figsize=(PART_WIDTH * per_line, line_height * lines), layout="constrained", facecolor="white")
     parts = figure.subfigures(lines, per_line, squeeze=False, wspace=0.04, hspace=0.02).flatten()
     for index, (part, image) in enumerate(zip(parts, images, strict=False)):
         teacher = None if teacher_answers is None else teacher_answers[index]
         _draw_caption(part, truths[index], *answers[index], teacher)
-        _draw_panels(part.subplots(1, num_panels, squeeze=False)[0], np.asarray(image), maps[index])
+        _draw_panels(part.subplots(1, num_panels, squeeze=False)[0], image, maps[index])
     return _save(figure, path)
 
 
@@ -191,31 +177,16 @@ def _spread(candidates: np.ndarray, labels: np.ndarray, count: int, taken_labels
 
     `taken_labels` are the classes of images chosen before.
     """
-    seen: dict[int, int] = {}
-    for label in taken_labels:
-        seen[int(label)] = seen.get(int(label), 0) + 1
-    rounds: dict[int, list[int]] = {}
+    seen, rounds = Counter(map(int, taken_labels)), defaultdict(list)
     for index in candidates[np.argsort(labels[candidates], kind="stable")].tolist():
         label = int(labels[index])
-        rounds.setdefault(seen.get(label, 0), []).append(index)
-        seen[label] = seen.get(label, 0) + 1
+        rounds[seen[label]].append(index)
+        seen[label] += 1
     chosen: list[int] = []
     for number in sorted(rounds):
         wanted = min(count - len(chosen), len(rounds[number]))
         chosen += [rounds[number][place * len(rounds[number]) // wanted] for place in range(wanted)]
     return chosen
-
-
-@contextlib.contextmanager
-def _evaluating(model):
-    """Evaluation mode; afterwards each module is as it was, for some may have been frozen."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _as_images(pixel_values: torch.Tensor, processor) -> np.ndarray:

@@ -9,6 +9,8 @@ from huggingface_hub import CommitInfo, run_as_future
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
+from ..arguments import DistillationTrainingArguments
+from ..configuration_deit_distill import DeiTDistillConfig
 from ..conversion.weight_names import why_not_native
 from ..errors import InputError
 from ..output_folder import STATE, checkpoint_folder
@@ -23,25 +25,17 @@ class Publisher(TrainerCallback):
     """What Trainer's `push_to_hub` and `hub_*` arguments ask for, done by `repository.py`.
 
     Trainer's own pushes copy weights into the output folder while training goes on to change it, leave the code out,
-    and hide what fails.
-
-    Args:
-        args: the [`DistillationTrainingArguments`].
-        config: the student's.
-        announce: called before each push; lets other callbacks know.
-
-    Attributes:
-        destination: where to push; None before [`open`].
+    and hide what fails. `announce` is called before each push; it lets other callbacks know.
 
     Raises:
         InputError: a copy for transformers' own class is asked for, which cannot hold this student.
     """
 
-    def __init__(self, args, config, announce: Callable[[], None]):
+    def __init__(self, args: DistillationTrainingArguments, config: DeiTDistillConfig, announce: Callable[[], None]):
         if args.push_native and (reason := why_not_native(config)):
             raise InputError(f"push_native: {reason}")
         self.args, self._announce = args, announce
-        self.destination = None
+        self.destination = None  # where to push, once it was opened
         self._pending: list[Future] = []
 
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:
@@ -62,12 +56,7 @@ class Publisher(TrainerCallback):
         return self.destination.repo_id
 
     def write_card(self, state, results: dict[str, float] | None = None):
-        """Write the card and the curves from what lies in the output folder.
-
-        Args:
-            state: Trainer's.
-            results: what `all_results.json` is about to hold, if it does not yet.
-        """
+        """Write Trainer's `state`, and card and curves from it and what else a run left; see [`write_model_card`]."""
         if self.args.process_index == 0:
             state.save_to_json(str(Path(self.args.output_dir, STATE)))
             write_card_and_curves(self.args.output_dir, results)

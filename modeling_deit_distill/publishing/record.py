@@ -1,5 +1,6 @@
 """What a run was, for its card: its summary, the command, the versions, the machine."""
 
+import contextlib
 import platform
 import shlex
 from datetime import date
@@ -22,9 +23,7 @@ LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "d
 def write_run_record(plan, name: str | None = None) -> Path:
     """Keep in `run.json` what the card tells of how the model was made; no token, no folder of this machine.
 
-    Args:
-        plan: the [`Plan`] of the run.
-        name: the model's repository; without one it is called by its folder.
+    `name` is the model's repository; without one it is called by its folder.
     """
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
     folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
@@ -75,20 +74,17 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     """The command that does it again, tokens and folders of this machine left out."""
-    launcher = "accelerate launch"
-    if args.world_size > 1:
-        launcher += f" --num_processes {args.world_size}"
-    return f"{launcher} train_deit.py {shlex.join(map(_without_folder, without_tokens(arguments)))}"
+    processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
+    words = shlex.join(map(_without_folder, without_tokens(arguments)))
+    return f"accelerate launch{processes} train_deit.py {words}"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what comes out."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(ImportError):  # run from its folder, without being installed
             found[name] = version(name)
-        except ImportError:  # run from its folder, without being installed
-            continue
     return found
 
 

@@ -71,10 +71,7 @@ def open_repository_of(args: DistillationTrainingArguments) -> Destination | Non
 def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
     """Copies of what is published of a run's folder, to be pushed in this order by `push_all`.
 
-    Args:
-        message: of the commit.
-        native: stage the export to transformers' own class too; first, so that the card never promises what is not
-            there.
+    With `native` the export to transformers' own class too; first, so that the card never promises what is not there.
 
     Raises:
         InputError: a fusion that transformers' classes cannot compute.
@@ -89,12 +86,9 @@ def stage_run(output_dir: str | Path, message: str, native: bool = False) -> lis
 def stage_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, message: str, path_in_repo: str | None = None
 ) -> Commit:
-    """A copy of a checkpoint as it is published, since training goes on and may remove it.
+    """A copy of a checkpoint as it is published, since training goes on and may remove it; files are linked.
 
-    Args:
-        checkpoint: the folder of a checkpoint, complete; its files are linked to, not copied.
-        output_dir: that of its run.
-        path_in_repo: where the whole of it goes besides, to be resumed from; None for nowhere.
+    The whole of it goes to `path_in_repo` besides, if given, to be resumed from.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     with _new_stage(output_dir) as stage:

@@ -25,28 +25,17 @@ DECISION_NAMES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its folder; what is missing there is empty.
-
-    Attributes:
-        config: the model's.
-        results: `all_results.json`; of a run under way, its last evaluation.
-        state: `trainer_state.json`.
-        decisions: `predictions.json` as arrays (images,) of class indices, `labels` among them.
-        record: `run.json`.
-        processor: `preprocessor_config.json`.
-        tokens: `tokens.json`.
-        is_finished: whether all results are there.
-    """
+    """What a run left in its folder; what is missing there is empty."""
 
     folder: Path
     config: PreTrainedConfig
-    results: dict
-    state: dict
-    decisions: dict[str, np.ndarray]
-    record: dict
-    processor: dict
-    tokens: dict
-    is_finished: bool
+    results: dict  # `all_results.json`; of a run under way, its last evaluation
+    state: dict  # `trainer_state.json`
+    decisions: dict[str, np.ndarray]  # `predictions.json`: (images,) class indices, `labels` among them
+    record: dict  # `run.json`
+    processor: dict  # `preprocessor_config.json`
+    tokens: dict  # `tokens.json`
+    is_finished: bool  # whether all results are there
 
     @cached_property
     def name(self) -> str:
@@ -111,11 +100,12 @@ def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
     if config.model_type != "deit_distill":
         raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
     state, results = read_json(folder / STATE), results or read_json(folder / RESULTS)
-    evaluations = [entry for entry in state.get("log_history", []) if "eval_accuracy" in entry]
+    log = state.get("log_history", [])
+    last_evaluation = next((entry for entry in reversed(log) if "eval_accuracy" in entry), {})
     return Run(
         folder,
         config,
-        results or (evaluations[-1] if evaluations else {}),
+        results or last_evaluation,
         state,
         _read_decisions(folder / DECISIONS, len(config.id2label)),
         read_json(folder / RUN_RECORD),

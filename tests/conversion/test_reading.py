@@ -188,8 +188,8 @@ def test_names_that_mean_nothing_are_refused():
         ("weights", "is no file, no folder, no model of timm's and no Hub name"),
         ("weights.pth", "is no file and no folder here; check the path"),
         ("../weights", "is no file and no folder here; check the path"),
-        ("deit3_small_patch16_224", "is no DeiT of the paper; of timm's models those are: deit_base_distilled"),
-        ("vit_tiny_patch16_224", "is no DeiT of the paper"),
+        ("deit3_small_patch16_224", "no DeiT of the paper; those are: deit_base_distilled"),
+        ("vit_tiny_patch16_224", "is timm's vit_tiny_patch16_224, no DeiT of the paper"),
         ("deit_tiny_patch16_224.nobody", "timm has no weights 'deit_tiny_patch16_224.nobody'"),
         ("a/b/c", "is no file and no folder here; check the path"),
     ]:
