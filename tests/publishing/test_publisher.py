@@ -118,7 +118,9 @@ def test_pushes_of_training_follow_one_another(library_user, server, monkeypatch
         return push_checkpoint(*arguments)
 
     monkeypatch.setattr(publisher, "push_checkpoint", remember_thread)
-    library_user(save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True).train()
+    trainer = library_user(save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True)
+    trainer.train()
+    trainer.publisher.wait()
     assert len(threads) == 2
     assert threads[0] is threads[1]  # which has one push at a time
 
