@@ -110,11 +110,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def check_packages():
-    """Ask for the packages of the extra `onnx` before anything is read.
-
-    Raises:
-        InputError: one is missing.
-    """
+    """Raise `InputError` where a package of the extra `onnx` is missing, before anything is read."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             import_module(name)
@@ -188,15 +184,14 @@ def quantize(path: Path):
     products (VNNI) add pairs in 16 bits, which would overflow.
     """
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import quantize_dynamic
 
     model = onnx.load(path)
     del model.graph.value_info[:]  # shapes within the graph: they are inferred anew, and torch 2.11 notes wrong ones
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it recommends what does not apply to such models
-    options = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
     try:
-        quantize_dynamic(model, path, op_types_to_quantize=["MatMul", "Gemm"], **options)
+        quantize_dynamic(model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True)
     finally:
         logging.root.setLevel(level)
 

@@ -48,10 +48,9 @@ def write_model_card(output_dir: str | Path, results: dict[str, float] | None = 
     """
     run = read_run(Path(output_dir), results)
     card = ModelCard.from_template(metadata(run), template_path=str(TEMPLATE), **content(run))
-    path = run.folder / CARD
-    with written_whole(path) as partial:
+    with written_whole(run.folder / CARD) as partial:
         card.save(partial)
-    return path
+    return run.folder / CARD
 
 
 def write_card_and_curves(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
@@ -123,8 +122,8 @@ def content(run: Run) -> dict[str, object]:
         "accuracies": accuracy_table(run),
         "num_images": f"{run.num_images:,}" if run.num_images else None,
         "disagreement": disagreement_table(run),
-        "worst_classes": worst_classes_table(run),
-        "worst_confusions": worst_confusions_table(run),
+        "worst_classes": worst_classes_table(run) if run.decisions else None,
+        "worst_confusions": worst_confusions_table(run) if run.decisions else None,
         "method": method(run),
         "summary": summary_table(run),
         "curves": run.file(CURVES),
@@ -283,8 +282,9 @@ def limitations(run: Run) -> Iterable[str]:
             f"{crop['height']} × {crop['width']} are cut from the centre."
         )
     yield reach(run)
-    unseen = [name for name, count in zip(run.class_names, run.confusion.sum(axis=1), strict=True) if count == 0]
-    if run.decisions and unseen:
+    seen = set(run.decisions["labels"].tolist()) if run.decisions else ()
+    unseen = [name for label, name in enumerate(run.class_names) if label not in seen]
+    if seen and unseen:
         yield (
             f"Of {len(unseen):,} of the {len(run.class_names):,} classes no image was held out, so nothing is known "
             f"of how well it recognises them: {class_list(unseen)}."

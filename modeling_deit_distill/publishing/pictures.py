@@ -79,14 +79,7 @@ def distinct_names(id2label: Mapping[int, str]) -> list[str]:
     return [name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
 
 
-def draw_predictions(
-    model,
-    pixel_values: torch.Tensor,
-    labels: Sequence[int],
-    teacher_labels: Sequence[int] | None,
-    processor,
-    path: str | Path,
-) -> Path:
+def draw_predictions(model, pixel_values: torch.Tensor, labels, teacher_labels, processor, path: str | Path) -> Path:
     """Ask a model about some images and draw what it answers and where its tokens look.
 
     The model is left as it was: its training state, and its attention kernel.
@@ -94,7 +87,7 @@ def draw_predictions(
     Args:
         model: a [`DeiTDistillForImageClassification`]; class names come from its configuration.
         pixel_values: (images, 3, height, width), normalised by `processor`; the first eight are drawn.
-        labels, teacher_labels: (images,) true classes, and the teacher's answers if it was asked.
+        labels, teacher_labels: (images,) true classes, and the teacher's answers or None.
     """
     pixel_values = pixel_values[:MAX_EXAMPLES]
     model = copy.deepcopy(model).eval()

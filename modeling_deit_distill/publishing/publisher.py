@@ -96,7 +96,7 @@ class Publisher(TrainerCallback):
         checkpoint = checkpoint_folder(args.output_dir, state.global_step)
         kept_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         message = f"Training in progress, step {state.global_step}"
-        commit = stage_checkpoint(checkpoint, args.output_dir, message, kept_as.get(strategy))
+        commit = stage_checkpoint(checkpoint, Path(args.output_dir), message, kept_as.get(strategy))
         # All pushes of this process go to one thread of the library's, which runs one after the other.
         push = run_as_future(push_checkpoint, commit, self.destination)
         push.add_done_callback(_warn_of_failure)

@@ -83,14 +83,11 @@ def stage_run(output_dir: str | Path, message: str, native: bool = False) -> lis
         return [_stage_native(output_dir), commit] if native else [commit]
 
 
-def stage_checkpoint(
-    checkpoint: str | Path, output_dir: str | Path, message: str, path_in_repo: str | None = None
-) -> Commit:
+def stage_checkpoint(checkpoint: Path, output_dir: Path, message: str, path_in_repo: str | None = None) -> Commit:
     """A copy of a checkpoint as it is published, since training goes on and may remove it; files are linked.
 
     The whole of it goes to `path_in_repo` besides, if given, to be resumed from.
     """
-    checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     with _new_stage(output_dir) as stage:
         _stage_published(checkpoint, stage, copy=_link)
         if (output_dir / RUN_RECORD).exists():

@@ -69,11 +69,8 @@ class Run:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """(classes, classes) counts of the held-out images, truth by row and answer by column; zeros if not known."""
-        count = len(self.class_names)
-        if not self.decisions:
-            return np.zeros((count, count), dtype=int)
-        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], count)
+        """(classes, classes) counts of the held-out images, truth by row and answer by column."""
+        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
 
     def measured(self, key: str) -> float | None:
         """A result, if it was measured and is a number."""
