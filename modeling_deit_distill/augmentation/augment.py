@@ -42,19 +42,14 @@ def augment(
     std: tuple[float, ...],
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Augment, normalise, erase and mix cropped views.
+    """Augment, normalise, erase and mix cropped views (n, 3, S, S) uint8; float32 of the same shape and device.
 
     On a CPU the views are taken one by one and mixed pair by pair, so that pixels stay in the cache from one operation
     to the next; on other devices all at once, grouped by operation.
 
     Args:
-        pixel_values: (n, 3, S, S) uint8 crops on the training device.
-        draws: what to do to each, on the host.
         mean, std: of each channel, for pixels from 0 to 1.
-        out: (n, 3, S, S) float32, written to if given: on a CPU fresh memory costs more than some operations.
-
-    Returns:
-        (n, 3, S, S) float32, normalised.
+        out: written to if given: on a CPU fresh memory costs more than some operations.
     """
     output = torch.empty_like(pixel_values, dtype=torch.float32) if out is None else out
     num_views, on_cpu = len(pixel_values), pixel_values.device.type == "cpu"
@@ -77,22 +72,19 @@ def augment(
 
 
 def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: int) -> torch.Tensor:
-    """The labels of mixed views: each pair (2k, 2k + 1) shares its two classes by its ratio.
+    """The labels of mixed views, (n, classes) float32: each pair (2k, 2k + 1) shares its two classes by its ratio.
 
     Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels.
 
     Args:
         labels: (n,) class indices.
         mix_ratio: (n / 2,) what a view keeps of itself; None leaves the labels as they are.
-
-    Returns:
-        (n, classes) float32 probabilities, or `labels` without mixing.
     """
     if mix_ratio is None:
         return labels
     one_hot = F.one_hot(labels, num_classes).float()
     kept = to_device(np.repeat(mix_ratio, 2)[:, None], labels.device)
-    return kept * one_hot + (1 - kept) * _partners(one_hot)
+    return kept * one_hot + (1 - kept) * one_hot.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
@@ -101,11 +93,9 @@ def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
 
 
 def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
-    """The drawn operations, in order; two geometric ones become one resampling.
+    """The drawn operations (n, 2), in order; two geometric ones become one resampling.
 
-    Args:
-        pixels: (n, 3, S, S), whole levels from 0 to 255; so is the result, in float32.
-        operations, arguments: (n, 2), see `views.Draws`.
+    Pixels (n, 3, S, S) are whole levels from 0 to 255; so is the result, in float32.
     """
     if (operations == NO_OPERATION).all():
         return pixels.float()
@@ -142,11 +132,9 @@ def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
 
 
 def mix(normalised: torch.Tensor, mix_ratio: np.ndarray, mix_box: np.ndarray):
-    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the pairs (2k, 2k + 1), in place.
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the pairs (2k, 2k + 1) of (n, 3, S, S), in place.
 
-    Args:
-        normalised: (n, 3, S, S).
-        mix_ratio, mix_box: (n / 2,), (n / 2, 4), see `views.Draws`.
+    `mix_ratio` (n / 2,) and `mix_box` (n / 2, 4) are those of `views.Draws`.
     """
     first, second = normalised[0::2], normalised[1::2]
     by_box = mix_box[:, 2] >= 0
@@ -176,9 +164,7 @@ def _exchange(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor):
 def noise(numbers: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
     """Standard normal noise from a counter-based generator in tensor operations: the same numbers on every device.
 
-    Args:
-        numbers: (...) int32, the pixels' numbers in their view.
-        key: the view's, an integer of 32 bits or an int32 tensor that broadcasts.
+    It has one number for each of the pixels' numbers in their view, int32. The view's key, int32 too, may broadcast.
     """
     bits = _hash(numbers ^ key)
     uniform = bits.bitwise_and_(0x7FFFFF).float().mul_(2.0**-22).sub_(1 - 2.0**-23)  # in (-1, 1), exact in float32
@@ -194,11 +180,7 @@ _FUNCTIONS = [
 def _perform(
     step: int, slot: int, pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor
 ) -> torch.Tensor:
-    """A step that views (n, 3, S, S) have in common in a slot, the first or the second of their two operations.
-
-    Args:
-        operations, arguments: (n, 2) on the host.
-    """
+    """A step that views (n, 3, S, S) have in common in a slot, the first or the second of their operations (n, 2)."""
     if step == _TWICE:
         return transform_twice(pixels, operations, arguments)
     if _FUNCTIONS[step] is shear_or_translate:
@@ -211,33 +193,29 @@ def _side_by_side(
 ) -> torch.Tensor:
     """The steps (n, 2) of many views, one slot after the other.
 
-    Views with the same step are laid beside each other, so that it runs once for them: of steps 7, -, 2, 7 the order is
-    1 (which rests), 2, 0, 3. At the end all lie as they came.
+    Views with the same step are put beside each other, so that it runs once for them: of steps 7, -, 2, 7 the order is
+    1 (which rests), 2, 0, 3. At the end all are back in their own order.
     """
-    lying = np.arange(len(pixels))  # which view lies where
+    order = np.arange(len(pixels))  # which view is at which place
     for slot in range(NUM_OPERATIONS):
-        order = np.argsort(steps[:, slot], kind="stable")
-        pixels, lying = _rearrange(pixels, lying, order).float(), order
+        old_order, order = order, np.argsort(steps[:, slot], kind="stable")
+        pixels = _rearrange(pixels, old_order, order).float()
         drawn = steps[order, slot]
         for step in np.unique(drawn[drawn != NO_OPERATION]):
             begin, end = np.searchsorted(drawn, (step, step + 1))
             chosen, views = order[begin:end], pixels[begin:end]
             views.copy_(_perform(step, slot, views, operations[chosen], torch.from_numpy(arguments[chosen])))
-    return _rearrange(pixels, lying, np.arange(len(pixels)))
+    return _rearrange(pixels, order, np.arange(len(pixels)))
 
 
-def _rearrange(pixels: torch.Tensor, lying: np.ndarray, order: np.ndarray) -> torch.Tensor:
-    """A copy of views that lie as `lying` says, laid as `order` says."""
-    return pixels.index_select(0, to_device(np.argsort(lying)[order], pixels.device))
+def _rearrange(pixels: torch.Tensor, old_order: np.ndarray, order: np.ndarray) -> torch.Tensor:
+    """A copy of the views in another order."""
+    return pixels.index_select(0, to_device(np.argsort(old_order)[order], pixels.device))
 
 
 def _normalisation(mean, std, device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (torch.tensor(value, dtype=torch.float32, device="cpu").view(3, 1, 1) for value in (mean, std))
     return to_device(1 / (255 * std), device), to_device(-mean / std, device)
-
-
-def _partners(values: torch.Tensor) -> torch.Tensor:
-    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:

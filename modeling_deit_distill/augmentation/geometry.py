@@ -44,9 +44,7 @@ def _turn(pixels: torch.Tensor, turned: np.ndarray) -> torch.Tensor:
 def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """out[y, x] = in[y, x + shift(y)], bicubic along the row; what comes from outside is filled.
 
-    Args:
-        pixels: (n, 3, S, S).
-        shift: (n, S), in pixels, less than S / 2; on the host.
+    The shifts (n, S) are on the host, in pixels, and less than S / 2.
     """
     num_views, channels, height, width = pixels.shape
     whole = torch.floor(shift)
@@ -86,20 +84,15 @@ def _fill_outside(values: torch.Tensor, distance: torch.Tensor, limit: float) ->
 
 def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
     """(n, 2, 3): where a geometric operation takes the pixel at (x, y) from, in pixels, corners at whole numbers."""
-    one, zero = torch.ones_like(argument), torch.zeros_like(argument)
     if name == "rotate":
         angle = torch.deg2rad(argument)
         cos, sin, centre = torch.cos(angle), torch.sin(angle), size / 2
         rows = [cos, -sin, centre * (1 - cos + sin), sin, cos, centre * (1 - cos - sin)]
-    elif name == "shear_x":
-        rows = [one, argument, zero, zero, one, zero]
-    elif name == "shear_y":
-        rows = [one, zero, zero, argument, one, zero]
-    elif name == "translate_x":
-        rows = [one, zero, argument * size, zero, one, zero]
-    else:
-        rows = [one, zero, zero, zero, one, argument * size]
-    return torch.stack(rows, dim=1).view(-1, 2, 3)
+        return torch.stack(rows, dim=1).view(-1, 2, 3)
+    matrices = torch.eye(2, 3, device="cpu").repeat(len(argument), 1, 1)
+    row, column = {"shear_x": (0, 1), "shear_y": (1, 0), "translate_x": (0, 2), "translate_y": (1, 2)}[name]
+    matrices[:, row, column] = argument * size if column == 2 else argument
+    return matrices
 
 
 def transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor) -> torch.Tensor:
@@ -113,12 +106,7 @@ def transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: tor
 
 
 def _resample(pixels: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Take each pixel from where matrices send it, one after the other; outside at any stage is filled.
-
-    Args:
-        pixels: (n, 3, S, S).
-        matrices: (stages, n, 2, 3), see [`_matrices`]; on the host.
-    """
+    """Take each pixel from where matrices (stages, n, 2, 3), on the host, send it; outside at any stage is filled."""
     size = pixels.shape[-1]
     a, b, c, d, e, f = matrices.flatten(2).unbind(-1)
     scaled = torch.stack([a, b, c * (2 / size) + a + b - 1, d, e, f * (2 / size) + d + e - 1], dim=1)

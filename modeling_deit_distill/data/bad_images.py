@@ -31,11 +31,9 @@ class BadImages:
         self.seen: set[int | str] = set()
 
     def note(self, bad: list[int] | list[str], num_shown: float = 0):
-        """Take note of the unreadable rows of a batch (of a stream: what is wrong with which, in words).
+        """Take note of a batch's unreadable rows; of a stream, what is wrong with which, in words.
 
-        Args:
-            bad: as in the batch.
-            num_shown: images in the batch, by which a stream's bad ones are judged.
+        A stream's are judged by `num_shown`, the images in the batch.
 
         Raises:
             InputError: at the first with `on_bad_image="error"`, or when there are too many.
@@ -45,11 +43,9 @@ class BadImages:
             if row in self.seen:
                 continue
             self.seen.add(row)
-            message = (
-                row
-                if self.rows is None
-                else f"{describe_row(self.rows, row)} is a bad image: " + why_bad(self.rows, row)
-            )
+            message = row
+            if self.rows is not None:
+                message = f"{describe_row(self.rows, row)} is a bad image: {why_bad(self.rows, row)}"
             if self.on_bad_image == "error":
                 raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
             logger.warning(f"{message}; another is shown in its place")

@@ -1,6 +1,7 @@
 """Batches of views: each image decoded once for all its views in a batch, cropped and resized to uint8 by a worker."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,9 +9,9 @@ import torch.nn.functional as F
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
-from ..errors import InputError, LocalInputError
+from ..errors import LocalInputError
 from .decoding import BadImageError, decode_pixels
-from .views import AugmentationSettings, View, crop_box, draw, draw_replacement, draw_uniforms
+from .views import AugmentationSettings, View, check_pairs, crop_box, draw, draw_replacement, draw_uniforms
 
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
@@ -18,7 +19,7 @@ SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
 
 
 class ViewDataset(torch.utils.data.Dataset):
-    """Batches of views: each image decoded once for all its views in the batch, cropped and resized to uint8.
+    """Batches of views.
 
     A batch holds `pixel_values` (views, 3, side, side) uint8, `labels` (views,), and on the host `epoch` and
     `position` (views,), `draws` (see `views.Draws`) and `bad_images`, rows that were asked for but could not be
@@ -26,7 +27,6 @@ class ViewDataset(torch.utils.data.Dataset):
 
     Args:
         rows: the training split of [`ImageData`].
-        settings: what is drawn.
         seed: of all draws.
         keep_decoded: keep the pixels of every image that was decoded, in each worker its own: for small datasets of
             small images, whose decoding costs more than their cropping. The batches are the same.
@@ -47,8 +47,7 @@ class ViewDataset(torch.utils.data.Dataset):
         bad: list[int] = []
         decoded: dict = self._kept if self.keep_decoded else {}
         images = (self._look(view, decoded, bad) for view in views)
-        positions = [view.position for view in views]
-        return _crop_views(images, self.settings, self.seed, views[0].epoch, positions, bad)
+        return _crop_views(self, images, views[0].epoch, [view.position for view in views], bad)
 
     def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[torch.Tensor, int]:
         """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
@@ -84,18 +83,19 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
 
     Args:
         stream: the training split of [`ImageData`].
-        settings: what is drawn.
-        batch_size: views per batch; even, if they are mixed.
+        batch_size: views per batch.
         repeats: views of an image, neighbours as in `views.ViewSampler`.
         seed: of all draws and of the stream's shuffling.
         rank, num_processes: whose share of the shards is read.
+
+    Raises:
+        InputError: an odd batch although views are mixed in pairs.
     """
 
     def __init__(
         self, stream, settings: AugmentationSettings, batch_size: int, repeats=3, seed=0, rank=0, num_processes=1
     ):
-        if settings.mixes and batch_size % 2:
-            raise InputError(f"per_device_train_batch_size is {batch_size}, which is odd; views are mixed in pairs")
+        check_pairs(settings, batch_size)
         self.stream = split_dataset_by_node(stream, rank, num_processes).shuffle(seed, buffer_size=SHUFFLE_BUFFER)
         self.settings = settings
         self.batch_size = batch_size
@@ -114,8 +114,8 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
             batch = list(itertools.islice(views, self.batch_size))
             if not batch:
                 return
-            positions = list(range(number * self.batch_size, number * self.batch_size + len(batch)))
-            yield _crop_views(batch, self.settings, self.seed, 0, positions, bad)
+            first = number * self.batch_size
+            yield _crop_views(self, batch, 0, range(first, first + len(batch)), bad)
             bad.clear()
 
     def _views(self, lane: int, bad: list[str]):
@@ -143,9 +143,9 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
                 bad.append(f"{name} is a bad image: {error}")
 
 
-def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, positions: list[int], bad: list) -> dict:
+def _crop_views(dataset, images, epoch: int, positions: Sequence[int], bad: list) -> dict:
     """A batch as `ViewDataset` describes it: one crop of each of `images`, (pixels, label), in the positions' order."""
-    uniforms = draw_uniforms(seed, epoch, positions)
+    uniforms, settings = draw_uniforms(dataset.seed, epoch, positions), dataset.settings
     size = settings.image_size
     shape = (len(positions), 3, size, size)
     pixel_values = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as the resizing leaves it
@@ -159,18 +159,15 @@ def _crop_views(images, settings: AugmentationSettings, seed: int, epoch: int, p
         "labels": torch.tensor(labels),
         "epoch": np.full(len(positions), epoch),
         "position": np.asarray(positions),
-        "draws": draw(settings, seed, epoch, positions, uniforms),
+        "draws": draw(settings, dataset.seed, epoch, positions, uniforms),
         "bad_images": list(bad),
     }
 
 
 def crop_and_resize(pixels: torch.Tensor, box: tuple[int, int, int, int], output: torch.Tensor):
-    """Write a box of an image into `output`, resized bicubically with antialiasing, in uint8 throughout.
+    """Write a box (top, left, height, width) of an image into `output`, resized bicubically with antialiasing.
 
-    Args:
-        pixels: (3, height, width) uint8.
-        box: top, left, height, width.
-        output: (3, side, side) uint8.
+    Both are uint8 throughout, (3, height, width) and (3, side, side).
     """
     top, left, height, width = box
     cropped = pixels[None, :, top : top + height, left : left + width]

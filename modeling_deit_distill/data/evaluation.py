@@ -3,9 +3,7 @@
 import functools
 from collections.abc import Callable
 
-import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import torch
 from datasets import Dataset
 from transformers import DeiTImageProcessor
@@ -50,11 +48,7 @@ def evaluation_view(processor) -> str:
 
 
 class EvaluationDataset(torch.utils.data.Dataset):
-    """Rows decoded and transformed one by one: `pixel_values` and `labels`.
-
-    Args:
-        rows: a split of [`ImageData`].
-        transform: from an RGB image to a float tensor (3, height, width).
+    """Rows of a split decoded and transformed one by one: `pixel_values` (3, height, width) float, and `labels`.
 
     Raises:
         InputError: a broken image, which would make every figure wrong.

@@ -11,26 +11,21 @@ from transformers.trainer_utils import seed_worker
 from .datasets import StreamingViewDataset, ViewDataset
 from .views import ViewSampler
 
+LOADER_ARGUMENTS = (
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_multiprocessing_context",
+    "dataloader_prefetch_factor",
+    "dataloader_pin_memory",
+)
+
 
 def training_loader(dataset, sampler: Sampler | None, args, collate_fn, accelerator) -> DataLoader:
-    """The batches of a training. A stream yields those of its own share, which Accelerate must not share out again.
-
-    Args:
-        dataset: the training set.
-        sampler: from [`training_sampler`].
-        args: the [`DistillationTrainingArguments`].
-        collate_fn: from samples to a batch.
-        accelerator: shares batches out and moves them to the device.
-    """
-    settings = {
-        "collate_fn": collate_fn,
-        "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory,
-        "persistent_workers": args.dataloader_persistent_workers,
-        "multiprocessing_context": args.dataloader_multiprocessing_context,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-    }
+    """The batches of a training, in the order of the sampler, see [`training_sampler`]."""
+    settings = {name.removeprefix("dataloader_"): getattr(args, name) for name in LOADER_ARGUMENTS}
+    settings["collate_fn"] = collate_fn
     if isinstance(dataset, StreamingViewDataset):
+        # It yields the batches of its own share, which Accelerate must not share out again.
         return DataLoader(dataset, batch_size=None, **settings)
     seeded = functools.partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index)
     loader = DataLoader(dataset, args.train_batch_size, sampler=sampler, worker_init_fn=seeded, **settings)
@@ -38,11 +33,7 @@ def training_loader(dataset, sampler: Sampler | None, args, collate_fn, accelera
 
 
 class SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch; what Trainer and Accelerate wrap around it does not always pass it on.
-
-    Args:
-        sampler: called for the [`ViewSampler`] of the training; None where there is none.
-    """
+    """Tells the training's sampler, if it has one, the epoch; what Trainer and Accelerate wrap around it may not."""
 
     def __init__(self, sampler: Callable[[], ViewSampler | None]):
         self._sampler = sampler

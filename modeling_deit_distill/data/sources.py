@@ -1,17 +1,14 @@
 """Where images and labels come from: the embedded digits, a Hub dataset, a folder, parquet, or a folder per class."""
 
+import contextlib
 import functools
 import glob
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import PIL.ExifTags
-import PIL.Image
-import PIL.ImageOps
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 from datasets import config as datasets_config
@@ -20,7 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .decoding import REFUSED, encoded_bytes
 
 logger = logging.get_logger(__name__)
@@ -31,32 +28,27 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
+CANNOT_BE_LOADED = (OSError, ValueError, RuntimeError, DatasetsError)
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
 @dataclass
 class ImageData:
-    """A training and a validation split, with columns `image` (encoded: bytes or path) and `label` (class index).
-
-    Attributes:
-        train, validation: rows.
-        class_names: names in the order of the label's indices.
-        source: what the user named, for summaries and cards.
-        validation_source: where the validation rows come from, in words.
-    """
+    """A training and a validation split, with columns `image` (encoded: bytes or path) and `label` (class index)."""
 
     train: Dataset
     validation: Dataset
-    class_names: list[str]
-    source: str
-    validation_source: str
+    class_names: list[str]  # in the order of the label's indices
+    source: str  # what the user named, for summaries and cards
+    validation_source: str  # where the validation rows come from, in words
 
     def fingerprint(self) -> str:
         """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
         digest = hashlib.sha256(repr(self.class_names).encode())
         digest.update(_labels(self.train).tobytes() + _labels(self.validation).tobytes())
         for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
-            digest.update(_readable_bytes(self.train[int(row)]["image"]))
+            with contextlib.suppress(OSError, TypeError):  # a file that is missing, a row without an image
+                digest.update(encoded_bytes(self.train[int(row)]["image"]))
         return digest.hexdigest()[:16]
 
 
@@ -93,16 +85,16 @@ def load_image_data(
     splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
     roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
     splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+    train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     if streaming:
-        return _as_stream(splits, train_split, validation_split, source)
-    train, validation, split = _choose_splits(splits, train_split, validation_split, validation_fraction)
+        return _as_stream(train, splits, split, source)
     validation_source = f"split {split!r}" if split else f"{validation_fraction:.0%} of split {train_split!r}"
+    train, validation = (train, splits[split]) if split else _cut(train, validation_fraction)
     _check_labels(train, f"split {train_split!r}", "train_split")
     _check_labels(validation, validation_source, "validation_split")
     train, validation = _encode_labels(train, validation)
-    class_names = train.features["label"].names
-    _check_classes(train, validation, class_names, source, is_cut=split is None)
-    return ImageData(train, validation, class_names, source, validation_source)
+    _check_classes(train, validation, source, is_cut=split is None)
+    return ImageData(train, validation, train.features["label"].names, source, validation_source)
 
 
 def load_digits() -> Dataset:
@@ -111,40 +103,22 @@ def load_digits() -> Dataset:
 
     digits = sklearn_datasets.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    rows = {"image": [{"bytes": _png(image), "path": None} for image in pixels], "label": digits.target.tolist()}
     features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
-    return Dataset.from_dict(rows, features=features)
+    return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _readable_bytes(image: dict | None) -> bytes:
-    """The bytes of an image, none for a file that is missing."""
-    try:
-        return encoded_bytes(image)
-    except (OSError, TypeError):
-        return b""
-
-
-def _as_stream(splits: dict, train_split: str, validation_split: str | None, source: str) -> ImageData:
+def _as_stream(train, splits: dict, split: str | None, source: str) -> ImageData:
     """Training as a stream; the validation split is written to the disk, since it is read again and again."""
-    train = splits[train_split]
-    named = [validation_split] if validation_split else [name for name in EVALUATION_SPLITS if name in splits]
-    if not named or named[0] not in splits:
+    if split is None:
         raise InputError(f"streaming needs a validation split, {source!r} has: {', '.join(splits)}; --validation_split")
     if not isinstance(train.features["label"], ClassLabel):
         raise InputError(
             f"streaming needs labels with class names (ClassLabel), {source!r} has {train.features['label']}"
         )
-    validation = Dataset.from_generator(
-        _each_row, features=splits[named[0]].features, gen_kwargs={"rows": splits[named[0]]}
-    )
-    _check_labels(validation, f"split {named[0]!r}", "validation_split")
-    return ImageData(train, validation, train.features["label"].names, source, f"split {named[0]!r}")
+    rows = splits[split]
+    validation = Dataset.from_generator(_each_row, features=rows.features, gen_kwargs={"rows": rows})
+    _check_labels(validation, f"split {split!r}", "validation_split")
+    return ImageData(train, validation, train.features["label"].names, source, f"split {split!r}")
 
 
 def _each_row(rows):
@@ -167,21 +141,18 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
             splits = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
             return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
         return dict(load_dataset(str(path) if path.exists() else name, config_name, streaming=streaming))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+    except CANNOT_BE_LOADED as error:
+        reason = one_line(error.__cause__ or error)
         where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
         raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
 
 def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> dict[str, Dataset]:
-    files = {}
-    for split, argument, folder in (
-        ("train", "train_dir", train_dir),
-        ("validation", "validation_dir", validation_dir),
-    ):
+    files, folders = {}, {"train": train_dir, "validation": validation_dir}
+    for split, folder in folders.items():
         if folder is None:
             continue
-        path = Path(folder).expanduser()
+        argument, path = f"{split}_dir", Path(folder).expanduser()
         if not path.is_dir():
             raise InputError(f"{argument} {folder!r} is not a folder; give one with a subfolder of images per class")
         if (path / "train").is_dir():
@@ -193,10 +164,10 @@ def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -
         files[split] = glob.escape(str(path.resolve())) + "/**"
     try:
         return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        folders = " and ".join(repr(folder) for folder in (train_dir, validation_dir) if folder)
-        raise InputError(f"no images could be read from {folders} ({type(error).__name__}: {reason})") from error
+    except CANNOT_BE_LOADED as error:
+        where = " and ".join(repr(folder) for folder in folders.values() if folder)
+        reason = one_line(error.__cause__ or error)
+        raise InputError(f"no images could be read from {where} ({type(error).__name__}: {reason})") from error
 
 
 def _check_one_folder_per_class(argument: str, folder: Path):
@@ -206,12 +177,11 @@ def _check_one_folder_per_class(argument: str, folder: Path):
         inside = Path(root).relative_to(folder)
         images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
         if images and len(inside.parts) != 1:
-            where = (
-                f"{inside / images[0]} lies {len(inside.parts)} folders deep"
-                if inside.parts
-                else (f"{images[0]} lies in no class folder")
+            where = f"{len(inside.parts)} folders deep" if inside.parts else "in no class folder"
+            raise InputError(
+                f"{argument} {str(folder)!r}: {inside / images[0]} lies {where}; every image must lie in <class>/, "
+                "one folder deep"
             )
-            raise InputError(f"{argument} {str(folder)!r}: {where}; every image must lie in <class>/, one folder deep")
 
 
 def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column) -> dict[str, Dataset]:
@@ -231,9 +201,7 @@ def _select_columns(rows: Dataset, image_column: str | None, label_column: str |
     features = rows.features
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not labels:
-        plain = [name for name in LABEL_NAMES if isinstance(features.get(name), Value)]
-        labels = plain[:1]
+    labels = labels or [name for name in LABEL_NAMES if isinstance(features.get(name), Value)][:1]
     image = _the_column("image_column", image_column, images, features)
     label = _the_column("label_column", label_column, labels, features)
     if image == label:
@@ -293,17 +261,12 @@ def _is_inside(path: str, roots: tuple[str, ...]) -> bool:
     return (os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)).startswith(roots)
 
 
-def _choose_splits(splits: dict[str, Dataset], train_split: str, validation_split: str | None, fraction: float):
-    """Training rows, validation rows, and the name of the split these are, None for a cut of the training split."""
-    train = splits[train_split]
-    if validation_split is not None:
-        if validation_split not in splits:
-            raise InputError(f"validation_split {validation_split!r} is not in the data; it has: {', '.join(splits)}")
-        return train, splits[validation_split], validation_split
-    for name in EVALUATION_SPLITS:
-        if name in splits and name != train_split and not _unlabelled(splits[name]):
-            return train, splits[name], name
-    return *_cut(train, fraction), None
+def _find_validation(splits: dict, train_split: str, given: str | None, streaming: bool) -> str | None:
+    """The name of the validation split; None where one must be cut off the training split."""
+    if given is not None and given not in splits:
+        raise InputError(f"validation_split {given!r} is not in the data; it has: {', '.join(splits)}")
+    others = [name for name in EVALUATION_SPLITS if name in splits and name != train_split]
+    return given or next((name for name in others if streaming or not _unlabelled(splits[name])), None)
 
 
 def _cut(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
@@ -353,8 +316,8 @@ def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Datase
     return encode(train), encode(validation)
 
 
-def _check_classes(train: Dataset, validation: Dataset, class_names: list[str], source: str, is_cut: bool):
-    theirs = validation.features["label"].names
+def _check_classes(train: Dataset, validation: Dataset, source: str, is_cut: bool):
+    class_names, theirs = (rows.features["label"].names for rows in (train, validation))
     if theirs != class_names:
         raise InputError(
             f"validation has the classes {theirs[:10]}, training has {class_names[:10]}; they must be equal"

@@ -77,24 +77,15 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """What is drawn, from which distributions (paper, Table 9); named as the arguments of a run.
+    """What is drawn, from which distributions (paper, Table 9); named as the arguments of a run."""
 
-    Attributes:
-        image_size: side of a crop in pixels.
-        random_crop_scale: range of a crop's share of the image's area.
-        horizontal_flip_prob: chance of a mirrored view.
-        rand_augment_magnitude: mean strength of RandAugment, 0 (off) to 10.
-        random_erasing_prob: chance of an erased box.
-        mixup_alpha, cutmix_alpha: Beta parameters; 0 is off.
-    """
-
-    image_size: int
-    random_crop_scale: tuple[float, float] = (0.08, 1.0)
+    image_size: int  # side of a crop in pixels
+    random_crop_scale: tuple[float, float] = (0.08, 1.0)  # range of a crop's share of the image's area
     horizontal_flip_prob: float = 0.5
-    rand_augment_magnitude: float = 9.0
+    rand_augment_magnitude: float = 9.0  # mean strength of RandAugment, 0 (off) to 10
     random_erasing_prob: float = 0.25
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
+    mixup_alpha: float = 0.8  # Beta parameter; 0 is off
+    cutmix_alpha: float = 1.0  # Beta parameter; 0 is off
 
     @classmethod
     def from_arguments(cls, args, image_size: int) -> "AugmentationSettings":
@@ -109,6 +100,19 @@ class AugmentationSettings:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 
+def check_pairs(settings: AugmentationSettings, batch_size: int):
+    """Refuse a batch of a device in which views that are mixed would not lie in whole pairs.
+
+    Raises:
+        InputError: an odd batch although views are mixed.
+    """
+    if settings.mixes and batch_size % 2:
+        raise InputError(
+            f"per_device_train_batch_size is {batch_size}, which is odd; mixup and cutmix mix views in pairs, which "
+            "must lie in one batch: choose an even one, or set both alphas to 0"
+        )
+
+
 def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
     """What a store or a checkpoint says of its settings, under the names of [`AugmentationSettings`]."""
     return {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
@@ -118,23 +122,16 @@ def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
 class Draws:
     """What the device does to n cropped views; NumPy arrays, so that they stay on the host.
 
-    Attributes:
-        flip: (n,) bool.
-        operations: (n, 2) indices into `OPERATIONS`, or `NO_OPERATION`.
-        arguments: (n, 2) what each operation is given: degrees, bits, threshold, added levels, factor, or share.
-        erased_box: (n, 4) top, left, height, width; height 0 where nothing is erased.
-        noise_seed: (n,) seed of the erased box's noise, below 2**31.
-        mix_ratio: (n / 2,) how much a view keeps of itself, for the pairs (2k, 2k + 1); None without mixing.
-        mix_box: (n / 2, 4) top, left, height, width of cutmix; height -1 for mixup.
+    Views are mixed in pairs (2k, 2k + 1). Boxes are top, left, height and width.
     """
 
-    flip: np.ndarray
-    operations: np.ndarray
-    arguments: np.ndarray
-    erased_box: np.ndarray
-    noise_seed: np.ndarray
-    mix_ratio: np.ndarray | None = None
-    mix_box: np.ndarray | None = None
+    flip: np.ndarray  # (n,) bool
+    operations: np.ndarray  # (n, 2) indices into `OPERATIONS`, or `NO_OPERATION`
+    arguments: np.ndarray  # (n, 2) of the operations: degrees, bits, threshold, added levels, factor, or share
+    erased_box: np.ndarray  # (n, 4) height 0 where nothing is erased
+    noise_seed: np.ndarray  # (n,) of the erased box's noise, below 2**31
+    mix_ratio: np.ndarray | None = None  # (n / 2,) how much a view keeps of itself; None without mixing
+    mix_box: np.ndarray | None = None  # (n / 2, 4) of cutmix; height -1 for mixup
 
 
 class ViewSampler(Sampler[View]):
@@ -150,26 +147,9 @@ class ViewSampler(Sampler[View]):
         global_batch_size: views per optimiser step, over all processes.
         repeats: views of a drawn image in an epoch.
         seed: of the order and, with the position, of all draws.
-        per_device_batch_size, mixes: checked, since pairs must lie in one batch.
-
-    Raises:
-        InputError: an odd batch per device although views are mixed in pairs.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        global_batch_size: int,
-        repeats: int = 3,
-        seed: int = 0,
-        per_device_batch_size: int | None = None,
-        mixes: bool = False,
-    ):
-        if mixes and (per_device_batch_size or global_batch_size) % 2:
-            raise InputError(
-                f"per_device_train_batch_size is {per_device_batch_size or global_batch_size}, which is odd; mixup and "
-                "cutmix mix views in pairs, which must lie in one batch: choose an even one, or set both alphas to 0"
-            )
+    def __init__(self, num_images: int, global_batch_size: int, repeats: int = 3, seed: int = 0):
         self.num_images = num_images
         self.repeats = repeats
         self.seed = seed
@@ -180,9 +160,8 @@ class ViewSampler(Sampler[View]):
     @classmethod
     def from_arguments(cls, args, dataset) -> "ViewSampler":
         """The order of a run's views, of a [`ViewDataset`]."""
-        settings, size = dataset.settings, args.effective_batch_size
-        repeats, seed = args.repeated_augmentation, dataset.seed
-        return cls(len(dataset), size, repeats, seed, args.train_batch_size, settings.mixes)
+        check_pairs(dataset.settings, args.train_batch_size)
+        return cls(len(dataset), args.effective_batch_size, args.repeated_augmentation, dataset.seed)
 
     def __len__(self) -> int:
         return self.length - self.start
@@ -227,12 +206,8 @@ def draw_replacement(seed: int, epoch: int, position: int, num_images: int) -> I
 def crop_box(uniforms: np.ndarray, height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
     """A random box of an image, (top, left, height, width) in pixels.
 
-    Area and shape are drawn up to ten times until the box fits; then the largest central box of a permitted shape.
-
-    Args:
-        uniforms: one row of [`draw_uniforms`].
-        height, width: of the image.
-        scale: range of the box's share of the area.
+    Area, a share of the image's in the range `scale`, and shape are drawn up to ten times until the box fits; then it
+    is the largest central box of a permitted shape. `uniforms` is one row of [`draw_uniforms`].
     """
     low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     for area_draw, ratio_draw in zip(uniforms[_CROP_AREA].tolist(), uniforms[_CROP_RATIO].tolist(), strict=True):
@@ -250,12 +225,10 @@ def crop_box(uniforms: np.ndarray, height: int, width: int, scale: tuple[float, 
 def draw(
     settings: AugmentationSettings, seed: int, epoch: int, positions: Sequence[int], uniforms: np.ndarray
 ) -> Draws:
-    """Everything the device is told about views.
+    """What the device does to views, from their [`draw_uniforms`].
 
-    Args:
-        settings: the distributions.
-        seed, epoch, positions: of the views; where views are mixed, whole pairs (2k, 2k + 1) in order.
-        uniforms: their [`draw_uniforms`].
+    Raises:
+        ValueError: views are mixed, but the positions are not whole pairs (2k, 2k + 1) in order.
     """
     operations, arguments = _draw_operations(uniforms, settings.rand_augment_magnitude)
     draws = Draws(
@@ -304,31 +277,26 @@ def _draw_operations(uniforms: np.ndarray, magnitude: float) -> tuple[np.ndarray
     levels = np.clip(magnitude + MAGNITUDE_STD * normals, 0, MAX_MAGNITUDE) / MAX_MAGNITUDE
     signs = np.where(uniforms[:, _SIGN] < 0.5, -1.0, 1.0)
     arguments = np.zeros_like(levels)
-    for index, name in enumerate(OPERATIONS):
-        chosen = operations == index
-        arguments[chosen] = _argument(name, levels[chosen], signs[chosen])
+    for name, argument in OPERATION_ARGUMENTS.items():
+        chosen = operations == OPERATIONS.index(name)
+        arguments[chosen] = argument(levels[chosen], signs[chosen])
     operations[uniforms[:, _APPLY] >= OPERATION_PROB] = NO_OPERATION
     return operations, arguments.astype(np.float32)
 
 
-def _argument(name: str, level: np.ndarray, sign: np.ndarray) -> np.ndarray:
-    """An operation's argument at a strength from 0 to 1, in the variants that grow with it."""
-    if name == "rotate":
-        return sign * level * 30  # degrees
-    if name == "posterize":
-        # Bits kept. At full strength the public code keeps none, which Pillow refuses and which shows nothing.
-        return np.maximum(4 - np.floor(level * 4), 1)
-    if name == "solarize":
-        return 256 - np.floor(level * 256)  # threshold
-    if name == "solarize_add":
-        return np.floor(level * 110)  # grey levels
-    if name in ("color", "contrast", "brightness", "sharpness"):
-        return np.maximum(1 + sign * level * 0.9, 0.1)  # factor
-    if name in ("shear_x", "shear_y"):
-        return sign * level * 0.3  # pixels per pixel
-    if name in ("translate_x", "translate_y"):
-        return sign * level * 0.45  # share of the side
-    return np.zeros_like(level)
+# An operation's argument at a strength from 0 to 1 and a sign of -1 or 1, in the variants that grow with the strength.
+OPERATION_ARGUMENTS = {
+    "rotate": lambda level, sign: sign * level * 30,  # degrees
+    # Bits kept. At full strength the public code keeps none, which Pillow refuses and which shows nothing.
+    "posterize": lambda level, sign: np.maximum(4 - np.floor(level * 4), 1),
+    "solarize": lambda level, sign: 256 - np.floor(level * 256),  # threshold
+    "solarize_add": lambda level, sign: np.floor(level * 110),  # grey levels
+    **dict.fromkeys(  # factor
+        ("color", "contrast", "brightness", "sharpness"), lambda level, sign: np.maximum(1 + sign * level * 0.9, 0.1)
+    ),
+    **dict.fromkeys(("shear_x", "shear_y"), lambda level, sign: sign * level * 0.3),  # pixels per pixel
+    **dict.fromkeys(("translate_x", "translate_y"), lambda level, sign: sign * level * 0.45),  # share of the side
+}
 
 
 def _draw_erased_boxes(uniforms: np.ndarray, image_size: int, prob: float) -> np.ndarray:

@@ -31,6 +31,7 @@ from .teacher import load_teacher
 CHECKSUMS = "checksums.json"
 # What a store consists of; nothing else that a repository names is written or removed.
 STORE_FILE = re.compile(rf"{re.escape(DESCRIPTION)}|{re.escape(VALIDATION)}|epoch-\d{{5,}}\.bin")
+DATA_SOURCES = ("dataset_name", "train_dir", "validation_dir")
 # Another device or another precision of the same teacher decides a view in a hundred otherwise.
 MIN_ALIKE = 0.98
 
@@ -51,20 +52,18 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     check = commands.add_parser("verify", help="ask the live teacher again about a sample")
     push = commands.add_parser("push", help="upload to a dataset repository on the Hub")
     pull = commands.add_parser("pull", help="fetch from a dataset repository on the Hub")
-    for parser_of_command, command in ((info, show), (check, check_answers), (push, push_store), (pull, pull_store)):
-        parser_of_command.set_defaults(command=command)
     pull.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
-    for parser_of_command in (info, check, push, pull):
-        parser_of_command.add_argument("store", help="folder of the store")
+    for each, command in ((info, show), (check, check_answers), (push, push_store), (pull, pull_store)):
+        each.set_defaults(command=command)
+        each.add_argument("store", help="folder of the store")
     push.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
     push.add_argument("--private", action="store_true", help="make a new repository private")
     pull.add_argument("--revision", help="branch, tag or commit")
     check.add_argument("--num_samples", type=int, default=256, help="views to ask about again")
-    check.add_argument("--teacher_name_or_path", help="the teacher, if it lies elsewhere by now")
     check.add_argument("--teacher_label_map", help="the label map the store was made with, if any")
-    check.add_argument("--dataset_name", help="the data, if they lie elsewhere by now")
-    check.add_argument("--train_dir", help="the training images, if they lie elsewhere by now")
-    check.add_argument("--validation_dir", help="the validation images, if they lie elsewhere by now")
+    moved = {"teacher_name_or_path": "teacher", **dict.fromkeys(DATA_SOURCES, "images")}
+    for name, what in moved.items():
+        check.add_argument(f"--{name}", help=f"the {what}, if moved since the store was made")
     check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
     check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
     return parser.parse_args(arguments)
@@ -137,7 +136,7 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     """
     sources = dict(store.about.get("data", {}))
     sources.pop("crop_pct", None)
-    moved = {name: getattr(options, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+    moved = {name: getattr(options, name) for name in DATA_SOURCES}
     if any(moved.values()):
         sources |= moved
     data = load_image_data(**sources)
@@ -200,22 +199,26 @@ def pull_store(options: argparse.Namespace):
     target, source = Path(options.store), {"repo_id": options.repository, "repo_type": "dataset"}
     with hub_errors(f"pull of {options.repository!r}"):
         fetched = snapshot_download(**source, revision=options.revision, allow_patterns=[CHECKSUMS, DESCRIPTION])
-    checksums = read_checksums(Path(fetched), options.repository)
-    wanted = {name: checksums[name] for name in files_to_fetch(target, Path(fetched), checksums, options.repository)}
-    if wanted:
-        revision = Path(fetched).name  # the commit that the checksums belong to
-        with hub_errors(f"pull of {options.repository!r}"):
-            snapshot_download(**source, revision=revision, allow_patterns=[*wanted], local_dir=target)
-    _check_checksums(target, wanted)
+        checksums = read_checksums(Path(fetched), options.repository)
+        wanted = files_to_fetch(target, Path(fetched), checksums, options.repository)
+        if wanted:
+            revision = Path(fetched).name  # the commit that the checksums belong to
+            snapshot_download(**source, revision=revision, allow_patterns=wanted, local_dir=target)
+    paths = [target / name for name in wanted]
+    damaged = [path for path in paths if not path.exists() or sha256(path) != checksums[path.name]]
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise InputError(
+            f"not as their checksums say, and removed from {target}: {names}; pull again, and if that does not help, "
+            "push the store anew"
+        )
     show(options)
 
 
 def files_to_fetch(target: Path, fetched: Path, checksums: dict[str, str], repository: str) -> list[str]:
-    """What a folder lacks of a repository's store.
-
-    Args:
-        target: where the store is to be.
-        fetched: where `store.json` of the repository lies already.
+    """What the folder `target` lacks of a repository's store, whose `store.json` was fetched already.
 
     Raises:
         InputError: the folder holds something else, or other answers.
@@ -284,16 +287,3 @@ def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
     """The names of what two stores' answers are about and do not agree in."""
     ours, theirs = (public_description(each)["fingerprint"] for each in (store, other))
     return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-
-
-def _check_checksums(target: Path, checksums: dict[str, str]):
-    paths = {target / name: expected for name, expected in checksums.items()}
-    damaged = [path for path, expected in paths.items() if not path.exists() or sha256(path) != expected]
-    for path in damaged:
-        path.unlink(missing_ok=True)
-    if damaged:
-        names = ", ".join(path.name for path in damaged)
-        raise InputError(
-            f"not as their checksums say, and removed from {target}: {names}; pull again, and if that does not help, "
-            "push the store anew"
-        )

@@ -63,11 +63,7 @@ def fill(
     num_processes: int = 1,
     num_workers: int = 0,
 ) -> Iterator[tuple[int, int]]:
-    """Ask about every view that is not known yet, each process about its share of the batches.
-
-    Args:
-        batch_size: views at a time, even if they are mixed.
-        rank, num_processes: whose share.
+    """Ask about every view that is not known yet, each process about its share of the batches, even if views are mixed.
 
     Yields:
         (epoch, views asked) after each batch.
@@ -92,12 +88,7 @@ def fill(
 def ask_about_validation(
     store: TeacherStore, teacher: Teacher, held_out: EvaluationDataset, view: str, batch_size: int
 ) -> float:
-    """Keep the teacher's answers about the validation images; its accuracy, from 0 to 1.
-
-    Args:
-        held_out: the validation images, normalised for the student.
-        view: how they are shown, see `data.evaluation_view`.
-    """
+    """Keep the teacher's answers about the validation images, shown as `view` says; its accuracy, from 0 to 1."""
     answers, labels = decisions_of(teacher, held_out, batch_size)
     accuracy = float(np.mean(answers == labels))
     store.write_validation(view, accuracy, answers, labels)

@@ -12,6 +12,7 @@ nobody asked about yet. Entries are written in one piece, front to back, with wh
 end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
 """
 
+import contextlib
 import datetime
 import json
 import math
@@ -34,10 +35,7 @@ DEFAULT_TOP_K = 10
 
 
 class TeacherStore:
-    """The stored answers of one teacher about the views of one dataset.
-
-    Args:
-        directory: of a store that exists, see [`create_store`].
+    """The stored answers of one teacher about the views of one dataset; [`create_store`] makes a new one.
 
     Raises:
         InputError: no store, or one of a later format.
@@ -51,8 +49,7 @@ class TeacherStore:
             self.fingerprint = with_current_names(dict(description["fingerprint"]))
             self.about = dict(description["about"])
             self.check({"format": FORMAT})
-            self.dtype = entry_dtype(self.fingerprint)
-            self.num_views = int(self.fingerprint["num_views"])
+            self.dtype, self.num_views = entry_dtype(self.fingerprint), int(self.fingerprint["num_views"])
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"teacher_store {str(directory)!r} is no store: it has no {DESCRIPTION}") from None
         except InputError:
@@ -104,7 +101,7 @@ class TeacherStore:
         """
         self._check_positions(positions)
         path = self.path(epoch)
-        try:
+        with _disk_errors_named(path):
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 if os.fstat(file).st_size == 0:
@@ -116,8 +113,6 @@ class TeacherStore:
                         _write_at(file, int(positions[run[0]]) * self.dtype.itemsize, entries[run].tobytes())
             finally:
                 os.close(file)
-        except OSError as error:
-            raise LocalInputError(f"{path} cannot be written ({error}); what it holds is intact") from error
 
     def encode(self, logits: torch.Tensor) -> np.ndarray:
         """A teacher's logits (views, classes) as entries (views,) of this store.
@@ -134,7 +129,7 @@ class TeacherStore:
         return encode_top_k(logits, self.dtype, self.fingerprint["temperature"])
 
     def count(self, epoch: int, num_views: int | None = None) -> int:
-        """How many of the epoch's first `num_views` positions (all by default) are known."""
+        """How many of the epoch's first `num_views` positions, all by default, are known."""
         entries = self._entries(epoch)
         return 0 if entries is None else int(np.count_nonzero(is_known(entries[:num_views])))
 
@@ -157,10 +152,7 @@ class TeacherStore:
         return self.directory / f"epoch-{epoch:05d}.bin"
 
     def read_validation(self, view: str) -> dict | None:
-        """The teacher's `accuracy`, its `answers` and the true `labels` (class indices) of the validation images.
-
-        None where they are not known in that view.
-        """
+        """The `accuracy`, the `answers` and the true `labels` (class indices) of the validation images, if known."""
         try:
             kept = json.loads((self.directory / VALIDATION).read_text())
             answered = kept["view"] == view and len(kept["answers"]) == len(kept["labels"]) and kept["accuracy"] >= 0
@@ -171,7 +163,8 @@ class TeacherStore:
     def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
         """Keep what the teacher said about the validation images, shown as `view` says."""
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
-        _write_json(self.directory / VALIDATION, kept, indent=None)
+        with _disk_errors_named(self.directory / VALIDATION):
+            write_json(self.directory / VALIDATION, kept, indent=None)
 
     def _entries(self, epoch: int) -> np.ndarray | None:
         """The mapped entries of an epoch, None where nothing is known."""
@@ -208,7 +201,6 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
     """Make an empty store, or find the same one made by another process at the same moment.
 
     Args:
-        directory: a new or empty folder.
         fingerprint: what the answers depend on; see `agreement.py`. For soft distillation without a k it is 10.
         about: what a reader may want to know besides (names, sources); never compared.
 
@@ -222,7 +214,8 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
         _make_folder(directory)
         created = datetime.date.today().isoformat()
         description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
-        _write_json(directory / DESCRIPTION, description, replace=False)
+        with _disk_errors_named(directory / DESCRIPTION):
+            write_json(directory / DESCRIPTION, description, replace=False)
     store = TeacherStore(directory)
     store.check(fingerprint)
     return store
@@ -277,14 +270,10 @@ def encode_top_k(logits: torch.Tensor, dtype: np.dtype, temperature: float) -> n
 
 
 def decode_top_k(entries: np.ndarray, num_classes: int, temperature: float, device) -> torch.Tensor:
-    """Logits (views, classes) whose distribution at that temperature has the teacher's k highest probabilities.
+    """Logits (views, classes) from entries (views,) that were encoded at the same temperature.
 
-    The mass that these leave is spread evenly over the other classes.
-
-    Args:
-        entries: (views,), encoded at the same temperature.
-        num_classes: of the dataset.
-        temperature: τ.
+    Their distribution at it has the teacher's k highest probabilities. The mass that these leave is spread evenly over
+    the other classes.
     """
     log_sum_exp, highest, classes = (
         torch.from_numpy(np.ascontiguousarray(entries[name])).to(device, non_blocking=True)
@@ -308,24 +297,24 @@ def _write_at(file: int, offset: int, content: bytes):
 
 def _make_folder(directory: Path):
     """Make the folder of a new store; one that exists must be empty."""
+    name = f"teacher_store {str(directory)!r}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         others = [path for path in directory.iterdir() if path.suffix != ".partial"]
     except OSError as error:
-        raise InputError(f"teacher_store {str(directory)!r} cannot be made ({error}); choose another folder") from error
+        raise InputError(f"{name} cannot be made ({error}); choose another folder") from error
     if others and not (directory / DESCRIPTION).exists():  # another process may have made the store meanwhile
         raise InputError(
-            f"teacher_store {str(directory)!r} exists and is no store; choose a new folder, so that nothing of "
-            "yours is mixed with it"
+            f"{name} exists and is no store; choose a new folder, so that nothing of yours is mixed with it"
         )
 
 
-def _write_json(path: Path, content: dict[str, object], **options):
-    """[`write_json`] whose errors name the file; they concern this process alone."""
+@contextlib.contextmanager
+def _disk_errors_named(path: Path):
     try:
-        write_json(path, content, **options)
-    except OSError as error:
-        raise LocalInputError(f"{path} cannot be written ({error})") from error
+        yield
+    except OSError as error:  # of this process alone
+        raise LocalInputError(f"{path} cannot be written ({error}); what it holds is intact") from error
 
 
 def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object, object]:

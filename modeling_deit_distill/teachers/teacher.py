@@ -151,23 +151,24 @@ def weights_checksum(name_or_path: str) -> str:
     Raises:
         InputError: no weights there.
     """
-    for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-        path = _cached(name_or_path, name)
-        if path is None:
-            continue
-        if name not in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-            return sha256(path)
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        return sha256(*(_cached(name_or_path, shard) for shard in shards))
+    try:
+        for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+            path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
+            if path is None:
+                continue
+            if name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+                return sha256(Path(path))
+            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            return sha256(*(Path(cached_file(name_or_path, shard)) for shard in shards))
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error
     raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
 
 
 def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
-    """Try the teacher on some hundred images before training by it; its share of right answers.
+    """Try the teacher on some hundred validation images before training by it; its share of right answers.
 
-    Args:
-        images: validation images, `pixel_values` normalised for the student and `labels`.
-        allow_weak: go on whatever comes of it.
+    The images are `pixel_values` normalised for the student, and `labels`. If `allow_weak`, go on whatever comes of it.
 
     Raises:
         InputError: hardly better than chance, which is as many hits as shuffled answers would have: within three
@@ -231,11 +232,3 @@ def own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> 
     if not getattr(processor, "do_normalize", True):
         return InputView(side, (0.0,) * 3, (1.0,) * 3)
     return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
-
-
-def _cached(name_or_path: str, filename: str) -> Path | None:
-    try:
-        path = cached_file(name_or_path, filename, _raise_exceptions_for_missing_entries=False)
-        return path and Path(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error

@@ -14,7 +14,7 @@ from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import evaluation_processor
-from ..data.loaders import training_loader
+from ..data.loaders import LOADER_ARGUMENTS, training_loader
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
@@ -35,14 +35,10 @@ SHARED_ARGUMENTS = (
     "use_cpu",
     "seed",
     "full_determinism",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_multiprocessing_context",
-    "dataloader_prefetch_factor",
-    "dataloader_pin_memory",
     "disable_tqdm",
     "ddp_backend",
     "ddp_timeout",
+    *LOADER_ARGUMENTS,
 )
 
 
@@ -58,7 +54,6 @@ def find_or_train_teacher(
 
     Args:
         config: from [`describe_teacher`].
-        data: of the run.
         model_args: the teacher's schedule, and the checkpoint to fine-tune, if any.
         args: the run's, which shares machine, batch and augmentation.
         student_image_size: in pixels; a new teacher is trained at that size unless given another.

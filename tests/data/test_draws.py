@@ -22,10 +22,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from modeling_deit_distill.data.views import (
     NO_OPERATION,
+    OPERATION_ARGUMENTS,
     OPERATIONS,
     AugmentationSettings,
     Draws,
-    _argument,
     crop_box,
     draw,
     draw_uniforms,
@@ -293,7 +293,7 @@ def test_every_strength_gives_the_recipes_argument(timm_operations, monkeypatch,
         if name == "posterize":
             assert theirs[-1] == 0  # what Pillow refuses
             theirs = np.maximum(theirs, 1)
-        ours = _argument(name, magnitudes / 10, np.full(2001, sign))
+        ours = OPERATION_ARGUMENTS[name](magnitudes / 10, np.full(2001, sign))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12, err_msg=name)
 
 

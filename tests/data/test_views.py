@@ -3,6 +3,7 @@
 import tracemalloc
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from scipy import stats
 from torch.utils.data import BatchSampler
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.views import (
+    AugmentationSettings,
     View,
     ViewSampler,
     draw_replacement,
@@ -99,7 +102,7 @@ def test_any_split_into_processes_and_batches_gives_one_order(
 ):
     per_device = 2 * half_batch
     step = per_device * num_processes * accumulation
-    split = ViewSampler(num_images, step, repeats, per_device_batch_size=per_device, mixes=True)
+    split = ViewSampler(num_images, step, repeats)
     expected = list(split)
     split.start = step * data.draw(st.integers(0, len(split) // step - 1))
     batches = BatchSampler(split, per_device, drop_last=False)
@@ -195,16 +198,20 @@ def test_plan_holds_the_drawn_images_in_order_and_no_others(sampler):
     assert len(plan) == max(places) + 1
 
 
+def of_a_run(batch_size: int, num_processes: int = 1, **settings) -> ViewSampler:
+    step = batch_size * num_processes
+    args = SimpleNamespace(train_batch_size=batch_size, effective_batch_size=step, repeated_augmentation=3)
+    return ViewSampler.from_arguments(args, ViewDataset(range(100), AugmentationSettings(16, **settings)))
+
+
 def test_odd_batch_with_mixing_is_refused():
-    for per_device in (3, None):
-        with pytest.raises(InputError, match=r"per_device_train_batch_size is \d+, which is odd.*pairs"):
-            ViewSampler(100, 3, per_device_batch_size=per_device, mixes=True)
-    with pytest.raises(InputError, match="odd"):
-        ViewSampler(100, 6, per_device_batch_size=3, mixes=True)  # the sum over two processes is even, no help
+    for num_processes in (1, 2):  # the sum over two processes is even, no help
+        with pytest.raises(InputError, match="per_device_train_batch_size is 3, which is odd.*pairs.*an even one"):
+            of_a_run(3, num_processes)
 
 
 def test_odd_batch_without_mixing_is_fine():
-    assert len(images(ViewSampler(100, 3, per_device_batch_size=3, mixes=False))) == 99
+    assert len(images(of_a_run(3, mixup_alpha=0.0, cutmix_alpha=0.0))) == 99
 
 
 # ---- instead of a broken image ----
