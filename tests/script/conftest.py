@@ -7,7 +7,7 @@ import pytest
 from helpers.runs import arguments
 
 import train_deit
-from modeling_deit_distill.publishing import inside, publisher
+from modeling_deit_distill.publishing import card, inside
 
 
 @pytest.fixture(scope="module")
@@ -26,4 +26,4 @@ def blank_pictures(monkeypatch):
         PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
 
     monkeypatch.setattr(inside, "draw_predictions", draw)
-    monkeypatch.setattr(publisher, "plot_training_curves", draw)
+    monkeypatch.setattr(card, "plot_training_curves", draw)

@@ -18,7 +18,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import train_deit
 from modeling_deit_distill import InputError
 from modeling_deit_distill.precision import multiplies_bf16
-from modeling_deit_distill.publishing import inside, publisher
+from modeling_deit_distill.publishing import card, inside
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STEPS, NUM_KILLS = 14, 20
@@ -63,7 +63,7 @@ def blank_pictures(monkeypatch):
         PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
 
     monkeypatch.setattr(inside, "draw_predictions", draw)
-    monkeypatch.setattr(publisher, "plot_training_curves", draw)
+    monkeypatch.setattr(card, "plot_training_curves", draw)
 
 
 @pytest.fixture(scope="module")
