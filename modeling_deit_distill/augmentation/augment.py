@@ -74,11 +74,8 @@ def augment(
 def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: int) -> torch.Tensor:
     """The labels of mixed views, (n, classes) float32: each pair (2k, 2k + 1) shares its two classes by its ratio.
 
-    Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels.
-
-    Args:
-        labels: (n,) class indices.
-        mix_ratio: (n / 2,) what a view keeps of itself; None leaves the labels as they are.
+    Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels. `mix_ratio` (n / 2,) is what a
+    view keeps of itself; None leaves the labels as they are, class indices (n,).
     """
     if mix_ratio is None:
         return labels
@@ -164,7 +161,7 @@ def _exchange(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor):
 def noise(numbers: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
     """Standard normal noise from a counter-based generator in tensor operations: the same numbers on every device.
 
-    It has one number for each of the pixels' numbers in their view, int32. The view's key, int32 too, may broadcast.
+    One for each of `numbers`, those of the pixels in their view, int32. The view's `key`, int32 too, may broadcast.
     """
     bits = _hash(numbers ^ key)
     uniform = bits.bitwise_and_(0x7FFFFF).float().mul_(2.0**-22).sub_(1 - 2.0**-23)  # in (-1, 1), exact in float32

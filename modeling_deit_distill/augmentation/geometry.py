@@ -48,7 +48,9 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """
     num_views, channels, height, width = pixels.shape
     whole = torch.floor(shift)
-    by_row = to_device(torch.cat([shift[None], whole[None], _cubic_weights(shift - whole)]), pixels.device)
+    # Weights (4, n, S) of the four neighbours of a point that lies a fraction after the second.
+    cubic = (_CUBIC @ (shift - whole).reshape(1, -1) ** _EXPONENTS).view(4, *shift.shape)
+    by_row = to_device(torch.cat([shift[None], whole[None], cubic]), pixels.device)
     shift, whole, *weights = by_row[..., None].unbind(0)  # each (n, S, 1)
     # All rows one after the other, two pixels longer at both ends, which is as far as taps of inside pixels reach.
     padded_width, margin = width + 4, width // 2
@@ -69,11 +71,6 @@ def _shift_rows(pixels: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         output.addcmul_(taken[..., tap : tap + width], weights[tap][:, None])
     centre = torch.arange(width, device=pixels.device) + (0.5 - width / 2)
     return _fill_outside(output, (centre + shift).abs_(), width / 2)
-
-
-def _cubic_weights(fraction: torch.Tensor) -> torch.Tensor:
-    """(...) → (4, ...): weights of the four neighbours of a point that lies a fraction after the second."""
-    return (_CUBIC @ fraction.reshape(1, -1) ** _EXPONENTS).view(4, *fraction.shape)
 
 
 def _fill_outside(values: torch.Tensor, distance: torch.Tensor, limit: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which training images could not be read: each is named once, and too many end the run."""
+"""Training images that cannot be read, and why."""
 
 from datasets import Dataset
 from transformers.utils import logging
@@ -13,11 +13,9 @@ STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
 class BadImages:
     """Which rows could not be read: each is named once, and too many end the run.
 
-    Args:
-        rows: the training split of [`ImageData`]; None for a stream, which has no length.
-        on_bad_image: `"warn"`, or `"error"` to stop at the first.
-        max_fraction: of the rows; with more than that (and more than one) unreadable, the run stops.
-        num_processes: each of which sees its share of the rows.
+    The rows are the training split of [`ImageData`]; None for a stream, which has no length. Each process sees its
+    share. With more than `max_fraction` of it (and more than one) unreadable the run stops; with `on_bad_image` of
+    `"error"` at the first.
     """
 
     def __init__(

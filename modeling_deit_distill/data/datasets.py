@@ -25,11 +25,9 @@ class ViewDataset(torch.utils.data.Dataset):
     `position` (views,), `draws` (see `views.Draws`) and `bad_images`, rows that were asked for but could not be
     read. In their place a row drawn from the view itself is shown, so the batch does not depend on the company.
 
-    Args:
-        rows: the training split of [`ImageData`].
-        seed: of all draws.
-        keep_decoded: keep the pixels of every image that was decoded, in each worker its own: for small datasets of
-            small images, whose decoding costs more than their cropping. The batches are the same.
+    The rows are the training split of [`ImageData`]. With `keep_decoded` each worker keeps the pixels of every image
+    that it decoded: for small datasets of small images, whose decoding costs more than their cropping. The batches are
+    the same.
     """
 
     def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0, keep_decoded: bool = False):
@@ -81,12 +79,8 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
     positions that no other worker has; but which image has which position depends on how many read the stream, so
     what is stored by position (a teacher's answers) cannot be used with it, and a resumed run reads the stream anew.
 
-    Args:
-        stream: the training split of [`ImageData`].
-        batch_size: views per batch.
-        repeats: views of an image, neighbours as in `views.ViewSampler`.
-        seed: of all draws and of the stream's shuffling.
-        rank, num_processes: whose share of the shards is read.
+    The stream is the training split of [`ImageData`]. An image has `repeats` views, neighbours as in
+    `views.ViewSampler`. `seed` is that of all draws and of the stream's shuffling.
 
     Raises:
         InputError: an odd batch although views are mixed in pairs.

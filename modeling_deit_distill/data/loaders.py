@@ -11,18 +11,13 @@ from transformers.trainer_utils import seed_worker
 from .datasets import StreamingViewDataset, ViewDataset
 from .views import ViewSampler
 
-LOADER_ARGUMENTS = (
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_multiprocessing_context",
-    "dataloader_prefetch_factor",
-    "dataloader_pin_memory",
-)
+# Arguments of a DataLoader that are a run's too, there behind `dataloader_`.
+LOADER_ARGUMENTS = ("num_workers", "pin_memory", "persistent_workers", "multiprocessing_context", "prefetch_factor")
 
 
 def training_loader(dataset, sampler: Sampler | None, args, collate_fn, accelerator) -> DataLoader:
     """The batches of a training, in the order of the sampler, see [`training_sampler`]."""
-    settings = {name.removeprefix("dataloader_"): getattr(args, name) for name in LOADER_ARGUMENTS}
+    settings = {name: getattr(args, f"dataloader_{name}") for name in LOADER_ARGUMENTS}
     settings["collate_fn"] = collate_fn
     if isinstance(dataset, StreamingViewDataset):
         # It yields the batches of its own share, which Accelerate must not share out again.

@@ -28,7 +28,6 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
-CANNOT_BE_LOADED = (OSError, ValueError, RuntimeError, DatasetsError)
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
@@ -133,7 +132,8 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
     path = Path(name).expanduser()
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".parquet"):
         raise InputError(f"dataset_name {name!r} does not exist; give a folder, a parquet file or a Hub dataset's name")
-    try:
+    where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
+    with _load_errors(f"dataset_name {name!r} {where}"):
         if path.is_file() and path.suffix == ".parquet":
             return dict(load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming))
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
@@ -141,10 +141,6 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
             splits = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
             return {name: rows.to_iterable_dataset() for name, rows in splits.items()} if streaming else splits
         return dict(load_dataset(str(path) if path.exists() else name, config_name, streaming=streaming))
-    except CANNOT_BE_LOADED as error:
-        reason = one_line(error.__cause__ or error)
-        where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
-        raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
 
 def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> dict[str, Dataset]:
@@ -162,12 +158,17 @@ def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -
             )
         _check_one_folder_per_class(argument, path)
         files[split] = glob.escape(str(path.resolve())) + "/**"
-    try:
+    where = " and ".join(repr(folder) for folder in folders.values() if folder)
+    with _load_errors(f"no images could be read from {where}"):
         return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
-    except CANNOT_BE_LOADED as error:
-        where = " and ".join(repr(folder) for folder in folders.values() if folder)
-        reason = one_line(error.__cause__ or error)
-        raise InputError(f"no images could be read from {where} ({type(error).__name__}: {reason})") from error
+
+
+@contextlib.contextmanager
+def _load_errors(what: str):
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise InputError(f"{what} ({type(error).__name__}: {one_line(error.__cause__ or error)})") from error
 
 
 def _check_one_folder_per_class(argument: str, folder: Path):
@@ -306,7 +307,6 @@ def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Datase
     feature = ClassLabel(names=[str(value) for value in classes])
 
     def encode(rows):
-        """`rows` with indices for labels."""
         column = rows["label"][:]
         unknown = sorted({str(value) for value in column if value not in index})
         if unknown:

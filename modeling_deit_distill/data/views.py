@@ -58,7 +58,6 @@ _NUM_UNIFORMS = 56  # one to spare: Philox makes four numbers at a count
 _NUM_PAIR_UNIFORMS = 4
 _NUM_REPLACEMENT_COUNTS = 16
 
-
 # Names of settings in stores and checkpoints of earlier versions.
 _EARLIER_NAMES = {
     "crop_scale": "random_crop_scale",
@@ -142,11 +141,7 @@ class ViewSampler(Sampler[View]):
     mixed, positions 2k and 2k + 1, never show the same image, and a batch decodes an image once for all its views.
     So an epoch of 3 repeats sees a third of the images.
 
-    Args:
-        num_images: rows of the dataset.
-        global_batch_size: views per optimiser step, over all processes.
-        repeats: views of a drawn image in an epoch.
-        seed: of the order and, with the position, of all draws.
+    `global_batch_size` is the views of an optimiser step over all processes.
     """
 
     def __init__(self, num_images: int, global_batch_size: int, repeats: int = 3, seed: int = 0):

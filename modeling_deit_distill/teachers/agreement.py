@@ -19,9 +19,7 @@ _PASS = "pass --{field} {theirs}"
 REMEDIES = {
     "format": "update the library, or fill a store with this one",
     # The data
-    "dataset": "give the data that the store was made with",
-    "num_images": "give the data that the store was made with",
-    "num_classes": "give the data that the store was made with",
+    **dict.fromkeys(("dataset", "num_images", "num_classes"), "give the data that the store was made with"),
     # The views
     "num_views": "the data are smaller than a batch: give the run the store's batch size",
     "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",

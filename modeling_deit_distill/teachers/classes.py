@@ -327,9 +327,8 @@ def _nearest(matching: _Matching, classes: list[int]) -> str:
     first = next((matching.class_names[index] for index in classes if index not in matching.ambiguous), None)
     if first is None:
         return ""
-    synonyms = {}
-    for name in matching.teacher_names:
-        synonyms.update(dict.fromkeys(_synonyms(matching.words.get(name, name)), name))
+    names, words = matching.teacher_names, matching.words
+    synonyms = {part: name for name in names for part in _synonyms(words.get(name, name))}
     for part in sorted(_synonyms(matching.words.get(first, first))):
         near = difflib.get_close_matches(part, synonyms, n=1)
         if near:

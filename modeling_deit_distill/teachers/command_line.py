@@ -141,9 +141,9 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
         sources |= moved
     data = load_image_data(**sources)
     store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
-    settings = {name: store.fingerprint[name] for name in AugmentationSettings.__dataclass_fields__}
-    settings["random_crop_scale"] = tuple(settings["random_crop_scale"])
-    return ViewDataset(data.train, AugmentationSettings(**settings), store.fingerprint["data_seed"]), data.class_names
+    kept = argparse.Namespace(**store.fingerprint)
+    settings = AugmentationSettings.from_arguments(kept, kept.image_size)
+    return ViewDataset(data.train, settings, kept.data_seed), data.class_names
 
 
 def push_store(options: argparse.Namespace):

@@ -45,7 +45,9 @@ def describe_teacher(
         if model_args.teacher_config_overrides:
             config = _override(config, model_args.teacher_config_overrides)
     except InputError as error:
-        if not _is_gone(model_args.teacher_name_or_path):
+        path = model_args.teacher_name_or_path
+        # Only a folder can be gone; a name on the Hub has one slash at most.
+        if path is None or Path(path).exists() or path.count("/") == 1:
             raise
         if is_store(directory) and TeacherStore(directory).about.get("teacher") == named:
             return None
@@ -67,8 +69,3 @@ def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
         return type(config)(**{**fields, **overrides})
     except Exception as error:  # transformers' own checks of fields have several kinds
         raise InputError(f"teacher_config_overrides: {one_line(error)}") from error
-
-
-def _is_gone(name_or_path: str | None) -> bool:
-    """Whether a folder was named that is not there; a name on the Hub has one slash at most."""
-    return name_or_path is not None and not Path(name_or_path).exists() and str(name_or_path).count("/") != 1

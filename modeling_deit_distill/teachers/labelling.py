@@ -1,4 +1,4 @@
-"""A teacher and the views of a run brought together in a store: what must agree, asking, filling, verifying.
+"""A teacher and the views of a run brought together in a store: asking, filling, verifying.
 
 `train_deit.py` fills a store as it trains, `examples/label_with_teacher.py` without training, and `store_cli.py`
 verifies what lies in one.
@@ -63,10 +63,9 @@ def fill(
     num_processes: int = 1,
     num_workers: int = 0,
 ) -> Iterator[tuple[int, int]]:
-    """Ask about every view that is not known yet, each process about its share of the batches, even if views are mixed.
+    """Ask about every view that is not known yet, each process about its share; an even batch, if views are mixed.
 
-    Yields:
-        (epoch, views asked) after each batch.
+    Yields (epoch, views asked) after each batch.
     """
     for epoch in epochs:
         sampler.set_epoch(epoch)
@@ -95,13 +94,12 @@ def ask_about_validation(
     return accuracy
 
 
-def verify(store: TeacherStore, teacher: Teacher, views: ViewDataset, sampler: ViewSampler, num_samples: int) -> tuple:
-    """Ask the live teacher again about stored views, drawn from all epochs.
+def verify(
+    store: TeacherStore, teacher: Teacher, views: ViewDataset, sampler: ViewSampler, num_samples: int
+) -> tuple[int, int]:
+    """Ask the live teacher again about stored views, drawn from all epochs: how many are alike, of how many compared.
 
-    A decision is alike if it is the same class; for top-k, if the most likely class is.
-
-    Returns:
-        How many answers are alike, and how many were compared.
+    An answer is alike if the class is the same; for top-k, the most likely class.
     """
     generator = np.random.default_rng(0)
     epochs, together = store.epochs(), 2 if views.settings.mixes else 1  # mixed views need their partners

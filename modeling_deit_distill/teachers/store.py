@@ -211,7 +211,16 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
     if fingerprint["distillation_type"] == "soft":
         fingerprint.setdefault("k", min(DEFAULT_TOP_K, fingerprint["num_classes"]))
     if not (directory / DESCRIPTION).exists():
-        _make_folder(directory)
+        name = f"teacher_store {str(directory)!r}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            others = [path for path in directory.iterdir() if path.suffix != ".partial"]
+        except OSError as error:
+            raise InputError(f"{name} cannot be made ({error}); choose another folder") from error
+        if others and not (directory / DESCRIPTION).exists():  # another process may have made the store meanwhile
+            raise InputError(
+                f"{name} exists and is no store; choose a new folder, so that nothing of yours is mixed with it"
+            )
         created = datetime.date.today().isoformat()
         description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
         with _disk_errors_named(directory / DESCRIPTION):
@@ -293,20 +302,6 @@ def _write_at(file: int, offset: int, content: bytes):
     while content:
         written = os.pwrite(file, content, offset)
         content, offset = content[written:], offset + written
-
-
-def _make_folder(directory: Path):
-    """Make the folder of a new store; one that exists must be empty."""
-    name = f"teacher_store {str(directory)!r}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        others = [path for path in directory.iterdir() if path.suffix != ".partial"]
-    except OSError as error:
-        raise InputError(f"{name} cannot be made ({error}); choose another folder") from error
-    if others and not (directory / DESCRIPTION).exists():  # another process may have made the store meanwhile
-        raise InputError(
-            f"{name} exists and is no store; choose a new folder, so that nothing of yours is mixed with it"
-        )
 
 
 @contextlib.contextmanager

@@ -52,15 +52,11 @@ class InputView:
 
 
 class Teacher(nn.Module):
-    """A frozen image classifier that looks at the student's pixels in its own view.
+    """A frozen image classifier that looks at pixels, which come in the student's view, in a view of its own.
 
     Args:
-        model: an image classifier.
-        view: what the classifier expects.
-        student_view: how `pixel_values` come.
         classes: its class for each class of the dataset; None where they are the dataset's, in their order.
         precision: `"fp32"`, or autocast to `"bf16"` or `"fp16"`, whatever the student's precision is.
-        compile: with `torch.compile`.
     """
 
     def __init__(
@@ -104,12 +100,7 @@ class Teacher(nn.Module):
 
 
 def load_teacher(model_args: ModelArguments, class_names: list[str], student_image_size: int) -> Teacher:
-    """The trained teacher that `teacher_name_or_path` names, frozen, and asked as the other arguments say.
-
-    Args:
-        model_args: its precision is fp32 unless given.
-        class_names: the dataset's classes, in order.
-        student_image_size: side in pixels of what it will be shown.
+    """The trained teacher that is named, frozen, to be shown `student_image_size` pixels a side; in fp32 unless said.
 
     Raises:
         InputError: a teacher that cannot be read, or classes that it has not.

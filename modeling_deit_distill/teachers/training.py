@@ -38,7 +38,7 @@ SHARED_ARGUMENTS = (
     "disable_tqdm",
     "ddp_backend",
     "ddp_timeout",
-    *LOADER_ARGUMENTS,
+    *(f"dataloader_{name}" for name in LOADER_ARGUMENTS),
 )
 
 
@@ -52,12 +52,8 @@ def find_or_train_teacher(
 ) -> Path:
     """Train the teacher on the run's data unless `<output_dir>/teacher` holds it already; return that folder.
 
-    Args:
-        config: from [`describe_teacher`].
-        model_args: the teacher's schedule, and the checkpoint to fine-tune, if any.
-        args: the run's, which shares machine, batch and augmentation.
-        student_image_size: in pixels; a new teacher is trained at that size unless given another.
-        crop_pct: as of `data.evaluation_processor`.
+    Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's. A new teacher
+    is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own.
 
     Raises:
         InputError: the folder holds a teacher of other data or another configuration, or the training ended in NaN.
@@ -79,7 +75,7 @@ def find_or_train_teacher(
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
-    trainer = _teacher_trainer(model, processor, data, partial, args, model_args)
+    trainer = _TeacherTrainer(model, processor, data, partial, args, model_args)
     trainer.train()
     learning_rate = model_args.teacher_learning_rate
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
@@ -99,10 +95,13 @@ def training_record(
 ) -> dict[str, object]:
     """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
     is_new = model_args.teacher_name_or_path is None
+    # What changes with the library's version or with saving.
+    passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
+    fields = json.loads(config.to_json_string(use_diff=False))
     return {
         "dataset": data.fingerprint(),
         "teacher": model_args.teacher_name_or_path or config.model_type,
-        "config": _architecture(config),
+        "config": {key: value for key, value in sorted(fields.items()) if key not in passing},
         # A new one is trained at the size at which it will be asked.
         "image_size": (is_new and model_args.teacher_image_size) or student_image_size,
         "num_train_epochs": model_args.teacher_num_train_epochs,
@@ -124,46 +123,35 @@ def _untrained(config: PreTrainedConfig, model_args: ModelArguments, image_size:
     return load_classifier(name_or_path, **settings), view
 
 
-def _teacher_trainer(model, processor, data: ImageData, output_dir: Path, args, model_args: ModelArguments) -> Trainer:
-    teacher_args = TrainingArguments(
-        output_dir=str(output_dir),
-        num_train_epochs=model_args.teacher_num_train_epochs,
-        learning_rate=model_args.teacher_learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,  # a share of all steps
-        weight_decay=0.05,
-        label_smoothing_factor=0.1,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="epoch",
-        report_to="none",
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        **{name: getattr(args, name) for name in SHARED_ARGUMENTS},
-    )
-    # The teacher learns from labels as they are: nothing erased, nothing mixed.
-    settings = dataclasses.replace(
-        AugmentationSettings.from_arguments(args, processor.crop_size["height"]),
-        random_erasing_prob=0.0,
-        mixup_alpha=0.0,
-        cutmix_alpha=0.0,
-    )
-    return _TeacherTrainer(
-        model=model,
-        args=teacher_args,
-        data_collator=collate,
-        train_dataset=ViewDataset(data.train, settings, args.seed, args.keep_decoded_images),
-        processing_class=processor,
-        bad_images=BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size),
-    )
-
-
 class _TeacherTrainer(Trainer):
     """Trains a classifier on labels, on views augmented on the device as the student's are."""
 
-    def __init__(self, *args, bad_images: BadImages, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.bad_images = bad_images
+    def __init__(self, model, processor, data: ImageData, output_dir: Path, args, model_args: ModelArguments):
+        teacher_args = TrainingArguments(
+            output_dir=str(output_dir),
+            num_train_epochs=model_args.teacher_num_train_epochs,
+            learning_rate=model_args.teacher_learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,  # a share of all steps
+            weight_decay=0.05,
+            label_smoothing_factor=0.1,
+            save_strategy="no",
+            logging_strategy="epoch",
+            report_to="none",
+            remove_unused_columns=False,
+            ddp_find_unused_parameters=False,
+            **{name: getattr(args, name) for name in SHARED_ARGUMENTS},
+        )
+        # The teacher learns from labels as they are: nothing erased, nothing mixed.
+        settings = dataclasses.replace(
+            AugmentationSettings.from_arguments(args, processor.crop_size["height"]),
+            random_erasing_prob=0.0,
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
+        )
+        train_dataset = ViewDataset(data.train, settings, args.seed, args.keep_decoded_images)
+        super().__init__(model, teacher_args, collate, train_dataset, processing_class=processor)
+        self.bad_images = BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
 
     def get_train_dataloader(self) -> DataLoader:
         """Each image once an epoch, in whole optimiser steps."""
@@ -194,10 +182,3 @@ def _check_record(directory: Path, found: dict, wanted: dict):
             f"{directory} holds a teacher trained with another {key} ({before}, now {value}); choose another "
             "--output_dir, or pass that folder as --teacher_name_or_path without --train_teacher"
         )
-
-
-def _architecture(config: PreTrainedConfig) -> dict:
-    """The configuration without what changes with the library's version or with saving."""
-    passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
-    fields = json.loads(config.to_json_string(use_diff=False))
-    return {key: value for key, value in sorted(fields.items()) if key not in passing}
