@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import InputError
+from ..plain_yaml import mapping_nodes, meaning
 
 WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 PLACEHOLDER = re.compile(r"LABEL_\d+", re.ASCII)
@@ -67,8 +68,8 @@ def read_label_map(path) -> dict[str, str | int] | None:
     """A JSON or YAML file: one object from dataset class name to the teacher's class name or index.
 
     Args:
-        path: JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes. None,
-            or what was read before, comes back as it is.
+        path: JSON if it ends so, else YAML, whose keys and words are taken as they are written. None, or what was read
+            before, comes back as it is.
 
     Returns:
         The file's object, its keys as strings.
@@ -82,16 +83,18 @@ def read_label_map(path) -> dict[str, str | int] | None:
     name = f"teacher_label_map {str(path)!r}"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        is_json = path.suffix.lower() == ".json"
+        content = json.loads(text) if is_json else {k: _name_or_index(v) for k, v in mapping_nodes(text).items()}
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}; give {FILE_FORM}") from error
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} is not valid JSON or YAML ({reason}); give {FILE_FORM}") from error
+    except TypeError as error:
+        raise InputError(f"{name} is not an object but {error}; give {FILE_FORM}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name} is not an object but {type(content).__name__}; give {FILE_FORM}")
     for key, value in content.items():
-        # YAML reads yes, no, on and off as truth values, and dates as dates.
         if not _is_name_or_index(key) or not _is_name_or_index(value):
             raise InputError(f"{name}: {key!r}: {value!r} is no pair of names; put names in quotes, give {FILE_FORM}")
     return {str(key): value for key, value in content.items()}
@@ -233,6 +236,13 @@ def _checked(value, key: str, num_classes: int) -> int:
             f"0 to {num_classes - 1}"
         )
     return value
+
+
+def _name_or_index(node: yaml.Node) -> object:
+    """A whole number as it is usually written is an index; every other scalar is a name: `007`, `1e5`, `no`."""
+    value = meaning(node)
+    is_index = type(value) is int and str(value) == node.value
+    return value if is_index or not isinstance(node, yaml.ScalarNode) or value is None else node.value
 
 
 def _is_name_or_index(value) -> bool:
