@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -25,6 +26,7 @@ from transformers.utils import (
 from ..data.datasets import collate
 from ..errors import InputError, one_line
 from ..files import sha256
+from ..weights import unwrapped_names
 from .description import find_config, teacher_classes
 
 logger = logging.get_logger(__name__)
@@ -188,8 +190,46 @@ def _hits_by_chance(answers: np.ndarray, labels: np.ndarray) -> float:
 
 
 def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """A classifier by transformers, which would draw weights that it does not find and only warn of it.
+
+    Names that torch.compile, DDP or FSDP wrapped are found. With `ignore_mismatched_sizes`, for what is trained here,
+    the head and whatever else is less than half of the tensors may be new.
+
+    Raises:
+        InputError: nothing there that can be loaded, or weights are missing.
+    """
+    model, report = _load_classifier(name_or_path, **kwargs)
+    missing = _missing(report)
+    if missing and any(old != new for old, new in unwrapped_names(report["unexpected_keys"]).items()):
+        weights = _read_weights(name_or_path)
+        names = unwrapped_names(weights)
+        old, new = next(pair for pair in names.items() if pair[0] != pair[1])
+        logger.warning(f"{name_or_path}: its weights are read again without the names of wrappers ({old} as {new})")
+        weights = {names[old]: value for old, value in weights.items()}
+        settings = {"config": model.config, "dtype": torch.float32, "output_loading_info": True}
+        settings["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False)
+        model, report = type(model).from_pretrained(None, state_dict=weights, **settings)
+        model.name_or_path = name_or_path
+        missing = _missing(report)
+    may_be_new = len(model.state_dict()) / 2 if kwargs.get("ignore_mismatched_sizes") else 0
+    if len(missing) > may_be_new:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} lacks {len(missing)} of its weights ({missing[0]}, ...), which "
+            f"would be random; its files have {len(report['unexpected_keys'])} that the model does not know"
+        )
+    return model
+
+
+def _missing(report: dict) -> list[str]:
+    # A count that only a momentum of None reads; old checkpoints lack it.
+    return sorted(name for name in report["missing_keys"] if not name.endswith(".num_batches_tracked"))
+
+
+def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
     try:
-        return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+        return AutoModelForImageClassification.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
@@ -232,6 +272,14 @@ def _weight_files(name_or_path: str) -> list[str]:
             shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
             return [_cached(name_or_path, shard) for shard in shards]
     raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+
+
+def _read_weights(name_or_path: str) -> dict[str, torch.Tensor]:
+    weights = {}
+    for path in _weight_files(name_or_path):
+        is_safe = path.endswith(".safetensors")
+        weights |= load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _cached(name_or_path: str, filename: str) -> str | None:
