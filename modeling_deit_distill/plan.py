@@ -18,6 +18,7 @@ from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_tra
 from .data.sources import ImageData, load_image_data
 from .data.views import AugmentationSettings
 from .errors import InputError
+from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .output_folder import TEACHER
 from .recipes import Arguments, parse_arguments
@@ -51,6 +52,7 @@ class Plan:
         self.model_args, self.data_args, self.args = arguments
         self.command_line = command_line
         _check_streaming(arguments)
+        check_shared_folders(self.model_args, self.args)
 
     @classmethod
     def from_arguments(cls, command_line: list[str]) -> "Plan":
