@@ -148,7 +148,7 @@ class DataArguments:
     """
 
     dataset_name: Annotated[str | None, Choice(DATA)] = HfArg(
-        default=None, help="'digits' (embedded), a Hub dataset, a local folder or a parquet file."
+        default=None, help="'digits' (embedded), a Hub dataset, a local folder, a parquet file or a webdataset's tar."
     )
     dataset_config_name: Annotated[str | None, DATA] = HfArg(default=None, help="Configuration of the Hub dataset.")
     train_dir: Annotated[str | None, Choice(DATA)] = HfArg(default=None, help="Training images, one folder per class.")

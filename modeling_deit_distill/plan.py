@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
+import datasets
 from transformers import PreTrainedConfig, set_seed
 
 from .conversion.checkpoint import PretrainedStudent
@@ -17,6 +18,7 @@ from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_tra
 from .data.sources import ImageData, load_image_data
 from .data.views import AugmentationSettings
 from .errors import InputError
+from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .output_folder import TEACHER
 from .recipes import Arguments, parse_arguments
@@ -50,6 +52,7 @@ class Plan:
         self.model_args, self.data_args, self.args = arguments
         self.command_line = command_line
         _check_streaming(arguments)
+        check_shared_folders(self.model_args, self.args)
 
     @classmethod
     def from_arguments(cls, command_line: list[str]) -> "Plan":
@@ -224,3 +227,9 @@ def _check_streaming(arguments: Arguments):
         raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
     if model_args.train_teacher and args.distillation_type != "none":
         raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
+    # There shuffling counts too few shards (huggingface/datasets issue 8669); the other workers would get nothing.
+    if args.dataloader_num_workers > 1 and datasets.__version__ == "5.0.0":
+        raise InputError(
+            "streaming: datasets 5.0.0 gives all shards of a stream to one worker; install another (pip install -U "
+            "datasets), or give --dataloader_num_workers 1"
+        )

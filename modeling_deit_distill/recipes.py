@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from .arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from .errors import InputError
 from .fields import Choice, Range, declarations
+from .plain_yaml import NULL, mapping_nodes, meaning, written
 
 
 class Arguments(NamedTuple):
@@ -46,8 +47,9 @@ def parse_arguments(arguments: list[str]) -> Arguments:
     """Read `RECIPE.yaml --key value ...`: the recipe first, the command line over it.
 
     A recipe is a command line written down, one `key: value` a line, so both go through the same parser: `5e-4` in a
-    recipe is a number because the argument is. Lists become several values, mappings JSON; a null is left out. A data
-    source, a teacher or a learning rate on the command line replaces the recipe's, with all that it says of it.
+    recipe is a number because the argument is, and `no` is false only for an argument that is true or false. Lists
+    become several values, mappings JSON; a null is left out. A data source, a teacher or a learning rate on the
+    command line replaces the recipe's, with all that it says of it.
 
     Raises:
         InputError: an unknown key (with the nearest known one), a bad value, a recipe that cannot be read.
@@ -68,6 +70,8 @@ def parse_arguments(arguments: list[str]) -> Arguments:
     for key, value in recipe.items():
         if isinstance(value, list) and len(value) != 1 and parser._option_string_actions[f"--{key}"].nargs != "+":
             raise InputError(f"{key} takes one value, not the list {value} of the recipe")
+        if isinstance(value, list) and any(word.startswith("--") for word in value):
+            raise InputError(f"{key} has a value that begins with dashes, as arguments do: {value}")
     recipe = _not_replaced(recipe, given)
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(
@@ -90,6 +94,11 @@ def said_arguments(arguments: list[str]) -> dict[str, object]:
     """
     recipe, command_line = _split_recipe(arguments)
     said, words, key = _not_replaced(recipe, _names(command_line)), {}, None
+    for name, value in said.items():
+        if isinstance(value, list):
+            said[name] = [_as_in_a_recipe(word) for word in value]
+        elif isinstance(value, str):
+            said[name] = _as_in_a_recipe(value)
     for word in command_line:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
@@ -103,11 +112,13 @@ def said_arguments(arguments: list[str]) -> dict[str, object]:
 
 
 def _as_in_a_recipe(word: str) -> object:
+    """A number or a truth value if YAML writes it as `word`, else the word: `010` would come back as 10."""
     try:
-        value = yaml.safe_load(word)
-    except yaml.YAMLError:
+        value = json.loads(word)
+    except ValueError:
         return word
-    return value if isinstance(value, (bool, int, float)) else word
+    is_plain = isinstance(value, (bool, int, float)) and yaml.safe_dump(value).split()[0] == word
+    return value if is_plain else word
 
 
 def without_tokens(arguments: list[str]) -> list[str]:
@@ -138,16 +149,33 @@ def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"recipe {str(path)!r} is not a .yaml file; options start with --")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = {key: _value(key, node) for key, node in mapping_nodes(path.read_text(encoding="utf-8-sig")).items()}
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error}") from error
     except OSError as error:
         raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; see examples/recipes") from error
     except yaml.YAMLError as error:
         raise InputError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"recipe {str(path)!r} must be a list of 'key: value' lines")
-    return {str(key): value for key, value in recipe.items() if value is not None}, arguments[1:]
+    except TypeError as error:
+        raise InputError(f"recipe {str(path)!r} must be a list of 'key: value' lines") from error
+    return {key: value for key, value in values.items() if value is not None}, arguments[1:]
+
+
+def _value(key: str, node: yaml.Node) -> str | list[str] | dict | None:
+    """What a recipe gives an argument: text as it is written, a list of texts, or a mapping; None for a null.
+
+    Raises:
+        InputError: nothing is given.
+    """
+    nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    # `~` is null in YAML and a folder to most people; null is clear.
+    if not nodes or any(written(each) in ("", "~") and each.style is None for each in nodes):
+        raise InputError(f"{key} has no value in the recipe; give one, write null for the default, or drop the line")
+    if isinstance(node, yaml.MappingNode):
+        return meaning(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [written(each) for each in nodes]
+    return None if node.tag == NULL else node.value
 
 
 def _check_keys(keys, known: set[str], where: str):
@@ -161,13 +189,9 @@ def _check_keys(keys, known: set[str], where: str):
 def _as_command_line(recipe: dict) -> list[str]:
     words = []
     for key, value in recipe.items():
-        words.append(f"--{key}")
-        if isinstance(value, bool):
-            words.append(str(value).lower())
-        elif isinstance(value, dict):
-            words.append(json.dumps(value))
-        elif isinstance(value, list):
-            words.extend(str(item) for item in value)
+        if isinstance(value, list):
+            words += [f"--{key}", *value]
         else:
-            words.append(os.path.expanduser(str(value)))
+            # One word, since a value may begin with a dash.
+            words.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else os.path.expanduser(value)}")
     return words

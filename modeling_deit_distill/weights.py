@@ -1,5 +1,6 @@
-"""A model's weights, left as they are around an evaluation, and refused where they are not finite."""
+"""A model's weights: kept around an evaluation, refused where they are not finite, and freed from wrappers' names."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from .errors import InputError
+
+# What torch.compile (`_orig_mod`), DDP, averages (`module`), FSDP and Lightning (`model`) put before a weight's name.
+WRAPPERS = ("module", "model", "_orig_mod", "_fsdp_wrapped_module")
+# Parts of a model may be compiled or sharded alone.
+INNER_WRAPPERS = r"\.(?:_orig_mod|_fsdp_wrapped_module)(?=\.)"
 
 
 @contextmanager
@@ -44,3 +50,27 @@ def check_finite_weights(
     if any(gather_object([bool(names)])) if is_sharded else names:
         found = f"{names[0]} and {len(names) - 1} more" if names else "those of another process"
         raise InputError(f"{what}: the weights are not finite ({found}), so they were not saved; {remedy}")
+
+
+def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
+    """The names that weights have without wrappers, by those that they have.
+
+    Raises:
+        InputError: two would become one.
+    """
+    names = list(names)
+    prefix = _wrapper_prefix(names)
+    new = {name: re.sub(INNER_WRAPPERS, "", name.removeprefix(prefix)) for name in names}
+    if len(set(new.values())) < len(new):
+        raise InputError("names of weights become equal without what torch.compile or FSDP put into them")
+    return new
+
+
+def _wrapper_prefix(names: Iterable[str]) -> str:
+    """What wrappers have put before all names, `"module._orig_mod."`, or nothing."""
+    prefix, parts = "", zip(*(name.split(".")[:-1] for name in names), strict=False)
+    for part in parts:
+        if len(set(part)) > 1 or part[0] not in WRAPPERS:
+            break
+        prefix += f"{part[0]}."
+    return prefix

@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..errors import InputError, one_line
+from ..weights import unwrapped_names
 from .weight_names import State
 
 logger = logging.get_logger(__name__)
+# Where training codes keep a model's weights: the public code, Lightning and most others; timm and the rest.
+TRAINED = ("model", "state_dict", "model_state_dict")
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -136,18 +140,42 @@ def read_weights(path: str, source: str) -> State:
 
 
 def _unwrap(content: object, source: str) -> State:
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            if "model_ema" in content:
-                logger.warning(f"{source}: the weights of `{key}` are taken, not those of `model_ema`")
-            content = content[key]
+    while key := _container(content, source):
+        content = content[key]
     if not isinstance(content, dict) or not content:
         raise InputError(f"{source!r} holds no state dict")
     if strangers := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
         raise InputError(f"{source!r} holds no state dict: {some_of(strangers)} is no tensor")
-    if all(str(name).startswith("module.") for name in content):  # DDP
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-    return {str(name): tensor.detach().contiguous() for name, tensor in content.items()}
+    names = unwrapped_names(str(name) for name in content if name != "n_averaged")  # a count of torch's AveragedModel
+    return {new: content[name].detach().contiguous() for name, new in names.items()}
+
+
+def _container(content: object, source: str) -> str | None:
+    """The key of the weights in a training checkpoint, trained ones before averaged ones; None in a state dict.
+
+    Raises:
+        InputError: it cannot be told which is meant.
+    """
+    trained, averaged = ([key for key in keys if _holds_weights(content, key)] for keys in (TRAINED, AVERAGED))
+    chosen = trained or averaged
+    if len(chosen) > 1:
+        raise InputError(f"{source!r} has several sets of weights: {', '.join(chosen)}; save one of them alone")
+    if not chosen:
+        return None
+    if trained and averaged:
+        others = " and ".join(f"`{key}`" for key in averaged)
+        logger.warning(f"{source}: the weights of `{trained[0]}` are taken, not those of {others}")
+    elif averaged:
+        logger.warning(f"{source}: the averaged weights of `{averaged[0]}` are taken; there are no others")
+    return chosen[0]
+
+
+def _holds_weights(content: object, key: str) -> bool:
+    inner = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(inner, dict):
+        return False
+    is_tensor = any(isinstance(value, torch.Tensor) for value in inner.values())
+    return is_tensor or any(_holds_weights(inner, each) for each in (*TRAINED, *AVERAGED))
 
 
 def some_of(names) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -19,15 +19,24 @@ from transformers.utils import logging
 
 from ..errors import InputError, one_line
 from .decoding import REFUSED, encoded_bytes
+from .labels import (
+    check_labels,
+    encode_labels,
+    encode_stream,
+    is_missing,
+    known_columns,
+    label_columns,
+    with_label_column,
+)
 
 logger = logging.get_logger(__name__)
 
 # A split that was not named is looked for under these, in this order.
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
-LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
+FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
@@ -68,7 +77,7 @@ def load_image_data(
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one. With `streaming` the training split is never stored: `train` is a stream, and the validation
-    split, which must exist, is.
+    split, which must exist, is stored. Where labels have no class names, the classes are those of the validation split.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
@@ -89,9 +98,9 @@ def load_image_data(
         return _as_stream(train, splits, split, source)
     validation_source = f"split {split!r}" if split else f"{validation_fraction:.0%} of split {train_split!r}"
     train, validation = (train, splits[split]) if split else _cut(train, validation_fraction)
-    _check_labels(train, f"split {train_split!r}", "train_split")
-    _check_labels(validation, validation_source, "validation_split")
-    train, validation = _encode_labels(train, validation)
+    check_labels(train, f"split {train_split!r}", "train_split")
+    check_labels(validation, validation_source, "validation_split")
+    train, validation = encode_labels(train, validation)
     _check_classes(train, validation, source, is_cut=split is None)
     return ImageData(train, validation, train.features["label"].names, source, validation_source)
 
@@ -110,14 +119,14 @@ def _as_stream(train, splits: dict, split: str | None, source: str) -> ImageData
     """Training as a stream; the validation split is written to the disk, since it is read again and again."""
     if split is None:
         raise InputError(f"streaming needs a validation split, {source!r} has: {', '.join(splits)}; --validation_split")
-    if not isinstance(train.features["label"], ClassLabel):
-        raise InputError(
-            f"streaming needs labels with class names (ClassLabel), {source!r} has {train.features['label']}"
-        )
-    rows = splits[split]
+    where, rows = f"split {split!r}", splits[split]
     validation = Dataset.from_generator(_each_row, features=rows.features, gen_kwargs={"rows": rows})
-    _check_labels(validation, f"split {split!r}", "validation_split")
-    return ImageData(train, validation, train.features["label"].names, source, f"split {split!r}")
+    check_labels(validation, where, "validation_split")
+    train, validation = encode_stream(train, validation, where)
+    class_names = train.features["label"].names
+    if len(class_names) < 2:
+        raise InputError(f"{where} of {source!r} has one class only ({class_names[0]}); choose another")
+    return ImageData(train, validation, class_names, source, where)
 
 
 def _each_row(rows):
@@ -130,12 +139,15 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
             raise InputError("the digits are embedded and in memory; drop streaming")
         return {"train": load_digits()}
     path = Path(name).expanduser()
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".parquet"):
-        raise InputError(f"dataset_name {name!r} does not exist; give a folder, a parquet file or a Hub dataset's name")
+    kind = FILE_KINDS.get(path.suffix)
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or kind):
+        raise InputError(
+            f"dataset_name {name!r} does not exist; give a folder, a parquet or tar file, or a Hub dataset's name"
+        )
     where = "could not be read" if path.exists() else "was not found here, nor could it be read from the Hub"
     with _load_errors(f"dataset_name {name!r} {where}"):
-        if path.is_file() and path.suffix == ".parquet":
-            return dict(load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming))
+        if path.is_file() and kind:
+            return dict(load_dataset(kind, data_files={"train": str(path)}, streaming=streaming))
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             saved = load_from_disk(str(path))
             splits = dict(saved) if isinstance(saved, DatasetDict) else {"train": saved}
@@ -168,7 +180,10 @@ def _load_errors(what: str):
     try:
         yield
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise InputError(f"{what} ({type(error).__name__}: {one_line(error.__cause__ or error)})") from error
+        reason = one_line(error.__cause__ or error)
+        # A webdataset's `.cls` is a whole number by its own rules, for every reader.
+        hint = "; if it has words in .cls files, call them .cls.txt" if "invalid literal for int()" in reason else ""
+        raise InputError(f"{what} ({type(error).__name__}: {reason}){hint}") from error
 
 
 def _check_one_folder_per_class(argument: str, folder: Path):
@@ -201,28 +216,26 @@ def _select_columns(rows: Dataset, image_column: str | None, label_column: str |
     """The two columns under the names `image` and `label`, the image undecoded."""
     features = rows.features
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    labels = labels or [name for name in LABEL_NAMES if isinstance(features.get(name), Value)][:1]
-    image = _the_column("image_column", image_column, images, features)
-    label = _the_column("label_column", label_column, labels, features)
+    image = _the_column("image_column", image_column, images, list(features))
+    label = _the_column("label_column", label_column, label_columns(features), known_columns(features))
     if image == label:
         raise InputError(f"image_column and label_column are both {label!r}; choose another --label_column")
     if not isinstance(features[image], Image):
         rows = rows.cast_column(image, Image())
-    rows = rows.select_columns([image, label]).cast_column(image, Image(decode=False))
+    rows = with_label_column(rows, image, label)
     taken = {image: "image", label: "label"}
     return rows.rename_columns({old: new for old, new in taken.items() if old != new})
 
 
-def _the_column(argument: str, given: str | None, candidates: list[str], features: Features) -> str:
+def _the_column(argument: str, given: str | None, candidates: list[str], columns: list[str]) -> str:
     if given is not None:
-        if given not in features:
-            raise InputError(f"{argument} {given!r} is not in the data; its columns are: {', '.join(features)}")
+        if given not in columns:
+            raise InputError(f"{argument} {given!r} is not in the data; its columns are: {', '.join(columns)}")
         return given
     if len(candidates) == 1:
         return candidates[0]
     found = f"several fit: {', '.join(candidates)}" if candidates else "none fits by its type"
-    raise InputError(f"{argument} is not clear, {found}; choose one with --{argument} (columns: {', '.join(features)})")
+    raise InputError(f"{argument} is not clear, {found}; choose one with --{argument} (columns: {', '.join(columns)})")
 
 
 def _roots(sources: list[str | None]) -> tuple[str, ...]:
@@ -287,41 +300,11 @@ def _labels(rows: Dataset) -> np.ndarray:
 
 def _unlabelled(rows: Dataset) -> bool:
     labels = rows["label"][:1]
-    return len(rows) == 0 or labels[0] is None or labels[0] == -1
-
-
-def _check_labels(rows: Dataset, where: str, option: str):
-    if len(rows) == 0:
-        raise InputError(f"{where} has no images")
-    missing = {None, -1} if isinstance(rows.features["label"], ClassLabel) else {None}
-    if missing & set(rows["label"][:]):
-        raise InputError(f"{where} has images without a label; choose another split with --{option}")
-
-
-def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
-    """Labels that are not ClassLabel yet (strings, integers) become indices into the sorted classes of training."""
-    if isinstance(train.features["label"], ClassLabel):
-        return train, validation
-    classes = sorted(value for value in set(train["label"][:]) if value is not None)
-    index = {value: position for position, value in enumerate(classes)}
-    feature = ClassLabel(names=[str(value) for value in classes])
-
-    def encode(rows):
-        column = rows["label"][:]
-        unknown = sorted({str(value) for value in column if value not in index})
-        if unknown:
-            raise InputError(f"validation has labels that training does not know: {', '.join(unknown[:10])}")
-        return rows.remove_columns("label").add_column("label", [index[value] for value in column], feature=feature)
-
-    return encode(train), encode(validation)
+    return len(rows) == 0 or is_missing(labels[0])
 
 
 def _check_classes(train: Dataset, validation: Dataset, source: str, is_cut: bool):
-    class_names, theirs = (rows.features["label"].names for rows in (train, validation))
-    if theirs != class_names:
-        raise InputError(
-            f"validation has the classes {theirs[:10]}, training has {class_names[:10]}; they must be equal"
-        )
+    class_names = train.features["label"].names
     trained, validated = set(_labels(train).tolist()), set(_labels(validation).tolist())
     if len(trained) < 2:
         names = ", ".join(class_names[index] for index in trained)

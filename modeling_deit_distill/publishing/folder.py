@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from accelerate.utils import broadcast_object_list
+
 from ..arguments import DistillationTrainingArguments
 from ..files import write_json
 from ..output_folder import PUBLISHED, RESULTS, disk_errors_explained, list_checkpoints, remove_checkpoint, results_of
@@ -14,7 +16,8 @@ from .repository import clear_stages, open_repository_of, push_all, stage_run
 
 def is_finished(args: DistillationTrainingArguments, command_line: list[str]) -> bool:
     """Whether `output_dir` holds a finished run that the user did not ask to replace; says so, and what differs."""
-    results = results_of(args.output_dir)
+    # The main process looks: without a shared disk the others have no results, and all must go one way.
+    results = broadcast_object_list([results_of(args.output_dir) if args.process_index == 0 else None])[0]
     if results is None or args.overwrite_output_dir or args.dry_run:
         return False
     text = [results_table(results)]

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..plain_yaml import mapping_nodes, meaning
 
 logger = logging.get_logger(__name__)
 
@@ -80,7 +81,7 @@ def match_classes(
 def read_label_map(path: str | Path | dict | None) -> dict[str, str | int] | None:
     """A JSON or YAML file: one object from dataset class name to the teacher's class name or index; None without one.
 
-    It is JSON if it ends so, else YAML. Whole numbers for keys are names too, as of the digits' classes.
+    It is JSON if it ends so, else YAML, whose keys and words are taken as they are written.
 
     Raises:
         InputError: a file that is missing, broken or no such object.
@@ -91,12 +92,15 @@ def read_label_map(path: str | Path | dict | None) -> dict[str, str | int] | Non
     name = f"teacher_label_map {str(path)!r}"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        is_json = path.suffix.lower() == ".json"
+        content = json.loads(text) if is_json else {k: _name_or_index(v) for k, v in mapping_nodes(text).items()}
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}; give {FILE_FORM}") from error
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name} is not valid JSON or YAML ({reason}); give {FILE_FORM}") from error
+    except TypeError as error:
+        raise InputError(f"{name} is not an object but {error}; give {FILE_FORM}") from error
     if not isinstance(content, dict):
         raise InputError(f"{name} is not an object but {type(content).__name__}; give {FILE_FORM}")
     for key, value in content.items():
@@ -223,6 +227,13 @@ def _apply_label_map(label_map: dict, teacher_names: list[str], class_names: lis
             )
         mapped.update(dict.fromkeys(classes[key], value))
     return mapped
+
+
+def _name_or_index(node: yaml.Node) -> object:
+    """A whole number as it is usually written is an index; every other scalar is a name: `007`, `1e5`, `no`."""
+    value = meaning(node)
+    is_index = type(value) is int and str(value) == node.value
+    return value if is_index or not isinstance(node, yaml.ScalarNode) or value is None else node.value
 
 
 def _normalise(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,6 +34,7 @@ from ..arguments import ModelArguments
 from ..data.datasets import collate
 from ..errors import InputError, one_line
 from ..files import sha256
+from ..weights import unwrapped_names
 from .classes import read_label_map, teacher_classes
 
 logger = logging.get_logger(__name__)
@@ -142,18 +144,7 @@ def weights_checksum(name_or_path: str) -> str:
     Raises:
         InputError: no weights there.
     """
-    try:
-        for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
-            path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
-            if path is None:
-                continue
-            if name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
-                return sha256(Path(path))
-            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
-            return sha256(*(Path(cached_file(name_or_path, shard)) for shard in shards))
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error
-    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+    return sha256(*_weight_files(name_or_path))
 
 
 def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
@@ -192,8 +183,46 @@ def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size:
 
 
 def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """A classifier by transformers, which would draw weights that it does not find and only warn of it.
+
+    Names that torch.compile, DDP or FSDP wrapped are found. With `ignore_mismatched_sizes`, for what is trained here,
+    the head and whatever else is less than half of the tensors may be new.
+
+    Raises:
+        InputError: nothing there that can be loaded, or weights are missing.
+    """
+    model, report = _load_classifier(name_or_path, **kwargs)
+    missing = _missing(report)
+    if missing and any(old != new for old, new in unwrapped_names(report["unexpected_keys"]).items()):
+        weights = _read_weights(name_or_path)
+        names = unwrapped_names(weights)
+        old, new = next(pair for pair in names.items() if pair[0] != pair[1])
+        logger.warning(f"{name_or_path}: its weights are read again without the names of wrappers ({old} as {new})")
+        weights = {names[old]: value for old, value in weights.items()}
+        settings = {"config": model.config, "dtype": torch.float32, "output_loading_info": True}
+        settings["ignore_mismatched_sizes"] = kwargs.get("ignore_mismatched_sizes", False)
+        model, report = type(model).from_pretrained(None, state_dict=weights, **settings)
+        model.name_or_path = name_or_path
+        missing = _missing(report)
+    may_be_new = len(model.state_dict()) / 2 if kwargs.get("ignore_mismatched_sizes") else 0
+    if len(missing) > may_be_new:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} lacks {len(missing)} of its weights ({missing[0]}, ...), which "
+            f"would be random; its files have {len(report['unexpected_keys'])} that the model does not know"
+        )
+    return model
+
+
+def _missing(report: dict) -> list[str]:
+    # A count that only a momentum of None reads; old checkpoints lack it.
+    return sorted(name for name in report["missing_keys"] if not name.endswith(".num_batches_tracked"))
+
+
+def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
     try:
-        return AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **kwargs)
+        return AutoModelForImageClassification.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
@@ -223,3 +252,26 @@ def own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> 
     if not getattr(processor, "do_normalize", True):
         return InputView(side, (0.0,) * 3, (1.0,) * 3)
     return InputView(side, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _read_weights(name_or_path: str) -> dict[str, torch.Tensor]:
+    weights = {}
+    for path in _weight_files(name_or_path):
+        is_safe = path.suffix == ".safetensors"
+        weights |= load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def _weight_files(name_or_path: str) -> list[Path]:
+    try:
+        for name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
+            path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False)
+            if path is None:
+                continue
+            if name in (SAFE_WEIGHTS_NAME, WEIGHTS_NAME):
+                return [Path(path)]
+            shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
+            return [Path(cached_file(name_or_path, shard)) for shard in shards]
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error
+    raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")

@@ -48,14 +48,61 @@ def test_the_public_codes_training_checkpoint_is_read(tmp_path, public, monkeypa
     assert "not those of `model_ema`" in warnings[0]
 
 
-def test_a_state_dict_may_be_wrapped_by_ddp(tmp_path, public):
-    wrapped = {f"module.{name}": tensor for name, tensor in public.items()}
-    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        path = tmp_path / f"weights{suffix}"
+WRAPPERS = ("module.", "_orig_mod.", "model.", "module._orig_mod.", "model._orig_mod.module.")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_names_may_be_wrapped_by_what_trains_and_compiles(tmp_path, public, suffix):
+    inside = {name.replace("blocks.0.", "blocks.0._orig_mod."): tensor for name, tensor in public.items()}
+    layouts = [{f"{wrapper}{name}": tensor for name, tensor in public.items()} for wrapper in WRAPPERS]
+    layouts += [inside, {f"_fsdp_wrapped_module.{name}": tensor for name, tensor in inside.items()}]
+    layouts += [{**layouts[0], "n_averaged": torch.tensor(3)}]  # torch's AveragedModel
+    for number, wrapped in enumerate(layouts):
+        path = tmp_path / f"{number}{suffix}"
         save_file(wrapped, path) if suffix == ".safetensors" else torch.save(wrapped, path)
         checkpoint = load_checkpoint(path)
         assert_same_weights(checkpoint.state_dict, public_to_ours(public))
-        assert (checkpoint.config.num_attention_heads, checkpoint.config.image_size) == (1, 32), suffix
+        assert (checkpoint.config.num_attention_heads, checkpoint.config.image_size) == (1, 32)
+
+
+def test_names_that_become_equal_are_refused(tmp_path, public):
+    name = next(name for name in public if name.startswith("blocks.0."))
+    twice = {**public, name.replace("blocks.0.", "blocks.0._orig_mod."): public[name] + 1}
+    torch.save(twice, tmp_path / "twice.pth")
+    assert "become equal" in refused(tmp_path / "twice.pth")
+
+
+def other(weights: dict) -> dict:
+    return {name: tensor + 1 for name, tensor in weights.items()}
+
+
+def test_which_of_several_sets_of_weights_is_taken_is_said(tmp_path, public, monkeypatch):
+    said = []
+    monkeypatch.setattr(reading.logger, "warning", said.append)
+    for content, words in [
+        (
+            {"state_dict": public, "state_dict_ema": other(public)},
+            "of `state_dict` are taken, not those of `state_dict_ema`",
+        ),
+        ({"model_ema": public, "epoch": 3}, "the averaged weights of `model_ema` are taken"),
+        ({"state_dict_ema": {f"module.{name}": tensor for name, tensor in public.items()}}, "of `state_dict_ema` are"),
+        ({"ema_state_dict": public, "model": {}, "optimizer": {}}, "of `ema_state_dict` are taken"),
+        (
+            {"model": {"state_dict": public}, "model_ema": other(public)},
+            "of `model` are taken, not those of `model_ema`",
+        ),
+        ({"model": {"depth": 12}, "state_dict": public}, None),  # a description, no weights
+    ]:
+        torch.save(content, tmp_path / "checkpoint.pth")
+        assert_same_weights(load_checkpoint(str(tmp_path / "checkpoint.pth")).state_dict, public_to_ours(public))
+        assert [words in line for line in said] == [True] if words else said == [], words
+        said.clear()
+
+
+@pytest.mark.parametrize("keys", [("model", "state_dict"), ("model_ema", "state_dict_ema")])
+def test_where_it_cannot_be_told_which_weights_are_meant_they_are_named(tmp_path, public, keys):
+    torch.save(dict(zip(keys, (public, other(public)), strict=True)), tmp_path / "checkpoint.pth")
+    assert f"several sets of weights: {', '.join(keys)}; save one of them alone" in refused(tmp_path / "checkpoint.pth")
 
 
 def test_our_own_names_are_read_from_a_file_too(tmp_path, public):

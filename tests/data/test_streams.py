@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from helpers.images import encode, grey, level, rows
 from helpers.refusals import complaint, refusal
+from helpers.shards import write_shard
 from helpers.views import PLAIN, SETTINGS, by_position, views_of
 from torch.utils.data import DataLoader
 
@@ -86,6 +87,20 @@ def test_processes_and_workers_share_a_stream(stream, num_processes, num_workers
     assert len(by_position(shares)) == 24  # no position twice
 
 
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_each_worker_gets_a_shard_of_a_webdataset(tmp_path, num_workers):
+    # datasets 5.0.0 gives all of them to one worker (huggingface/datasets issue 8669).
+    for number in range(6):
+        levels = range(4 * number, 4 * number + 4)
+        write_shard(tmp_path / f"train-{number}.tar", levels, lambda level: {"cls": b"%d" % level})
+    write_shard(tmp_path / "test.tar", range(24), lambda level: {"cls": b"%d" % level})
+    dataset = StreamingViewDataset(load_image_data(str(tmp_path), streaming=True).train, PLAIN, 2, repeats=1)
+    batches = some(dataset, 12, num_workers)
+    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == list(range(24))
+    lanes = [batch["position"][0] // 2 % num_workers for batch in batches]
+    assert all(lanes.count(lane) == 12 // num_workers for lane in range(num_workers))
+
+
 def test_a_stream_has_no_end(stream):
     labels = torch.cat([batch["labels"] for batch in some(StreamingViewDataset(stream().train, SETTINGS, 8, 1), 9)])
     assert [sorted(one) for one in labels.reshape(3, 24).tolist()] == [list(range(24))] * 3
@@ -141,9 +156,6 @@ def test_what_cannot_be_streamed(tmp_path):
     assert "streaming" in refusal("digits", streaming=True)
     rows([0, 1], ["a", "b"]).to_parquet(tmp_path / "data" / "train.parquet")
     assert "--validation_split" in refusal(str(tmp_path / "data"), streaming=True)
-    rows(["a", "b"]).to_parquet(tmp_path / "plain" / "train.parquet")
-    rows(["a", "b"]).to_parquet(tmp_path / "plain" / "test.parquet")
-    assert "class names" in refusal(str(tmp_path / "plain"), streaming=True)
 
 
 def test_a_stream_of_saved_rows(saved):

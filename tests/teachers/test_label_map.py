@@ -20,6 +20,8 @@ def test_a_map_is_read(tmp_path):
     assert read_label_map(path) == {**wanted, "8": "9"}
     path.write_text("{}")
     assert read_label_map(path) == {}
+    path.write_text("yes: no\n007: 010\n2024-01-01: 1e5\n1:30: true\n", encoding="utf-8")
+    assert read_label_map(path) == {"yes": "no", "007": "010", "2024-01-01": "1e5", "1:30": "true"}
 
 
 def test_errors_of_the_file(tmp_path):
@@ -34,8 +36,9 @@ def test_errors_of_the_file(tmp_path):
         ("map.json", '{"a": null}', ("'a': None", "quotes")),
         ("map.json", '{"a": ["b"]}', ("'a': ['b']",)),
         ("map.json", '{"a": true}', ("'a': True",)),
-        ("map.yaml", "ok: 1\nyes: 1\n", ("True: 1", "quotes")),
-        ("map.yaml", "a: no\n", ("'a': False", "quotes")),
+        ("map.yaml", "a: null\n", ("'a': None", "quotes")),
+        ("map.yaml", "a: [b]\n", ("'a': ['b']",)),
+        ("map.yaml", "a: b\na: c\n", ("the key 'a' is there twice",)),
     ]:
         path = tmp_path / name
         path.write_text(text)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.teachers import DIGITS, SMALL, describe, save_resnet, teacher_in
+from safetensors.torch import load_file, save_file
 from transformers import (
     BitImageProcessor,
     ConvNextImageProcessor,
@@ -14,8 +15,14 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from modeling_deit_distill import InputError
-from modeling_deit_distill.teachers.teacher import InputView, Teacher, check_teacher, weights_checksum
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, InputError
+from modeling_deit_distill.teachers.teacher import (
+    InputView,
+    Teacher,
+    check_teacher,
+    load_classifier,
+    weights_checksum,
+)
 
 
 def test_classes_that_the_teacher_lacks_are_listed(tmp_path):
@@ -38,6 +45,58 @@ def test_loading_freezes_and_gives_the_models_logits(tmp_path):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     pixel_values = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(teacher(pixel_values), model(pixel_values=pixel_values).logits)  # channels last
+
+
+def rename(folder, change):
+    """Give a checkpoint's weights other names; a weight whose name becomes None is left out."""
+    weights = {change(name): value for name, value in load_file(folder / "model.safetensors").items()}
+    weights.pop(None, None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NARROW = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
+NARROW |= {"image_size": 8, "patch_size": 4}
+
+
+def save_deit(folder):
+    DeiTDistillForImageClassification(DeiTDistillConfig(**NARROW, num_labels=10)).save_pretrained(folder)
+
+
+def save_vit(folder):
+    config = ViTConfig(**NARROW, num_labels=10)
+    ViTForImageClassification(config).save_pretrained(folder)  # by older names than its modules have
+
+
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "trained by DDP": lambda name: f"module._orig_mod.{name}",
+    "a compiled layer": lambda name: name.replace(".0.", ".0._orig_mod.", 1),
+}
+
+
+@pytest.mark.parametrize("save", [save_resnet, save_vit, save_deit])
+@pytest.mark.parametrize("change", WRAPPED.values(), ids=WRAPPED)
+def test_a_compiled_teacher_keeps_its_weights(tmp_path, save, change, caplog):
+    save(tmp_path)
+    expected = load_classifier(str(tmp_path)).state_dict()
+    rename(tmp_path, change)
+    for more in ({}, {"ignore_mismatched_sizes": True}):  # as it is, and to fine-tune it
+        model = load_classifier(str(tmp_path), **more)
+        assert model.name_or_path == str(tmp_path)
+        found = model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "without the names of wrappers" in caplog.text
+
+
+def test_a_teacher_that_would_get_random_weights_is_refused(tmp_path):
+    save_resnet(tmp_path)
+    rename(tmp_path, lambda name: None if name == "classifier.1.weight" else name)
+    with pytest.raises(InputError, match=r"lacks 1 of its weights \(classifier.1.weight, ...\), which would be random"):
+        load_classifier(str(tmp_path))
+    load_classifier(str(tmp_path), ignore_mismatched_sizes=True)  # a new head is what fine-tuning begins with
+    rename(tmp_path, lambda name: f"encoder.{name}")
+    with pytest.raises(InputError, match="lacks 32 of its weights .* 37 that the model does not know"):
+        load_classifier(str(tmp_path), ignore_mismatched_sizes=True)
 
 
 def test_answers_come_in_the_datasets_classes(tmp_path):

@@ -1,0 +1,158 @@
+"""Labels: which column holds them, and how integers and words become classes."""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from ..errors import InputError, LocalInputError
+
+# `cls` is webdataset's; a text file beside the image ends in `.txt`.
+LABEL_NAMES = ("label", "labels", "class", "target", "cls")
+MAX_LISTED = 10
+
+
+def label_columns(features: Features) -> list[str]:
+    """The columns that may hold labels: those with class names, else the first of a usual name.
+
+    A field of a webdataset's `json` is called `json.label`.
+    """
+    with_names = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if with_names:
+        return with_names
+    known = dict(_plain_columns(features))
+    usual = [f"{name}{suffix}" for name in LABEL_NAMES for suffix in ("", ".txt")]
+    usual += [f"json.{name}" for name in LABEL_NAMES]
+    return [name for name in usual if name in known][:1]
+
+
+def known_columns(features: Features) -> list[str]:
+    """All columns by name, and the fields of those that hold JSON."""
+    return list({**features, **dict(_plain_columns(features))})
+
+
+def _plain_columns(features: Features) -> Iterator[tuple[str, Value]]:
+    for name, feature in features.items():
+        if isinstance(feature, dict):
+            yield from ((f"{name}.{field}", inner) for field, inner in _plain_columns(feature))
+        elif isinstance(feature, Value):
+            yield name, feature
+
+
+def with_label_column(rows: Dataset, image: str, label: str) -> Dataset:
+    """Rows with two columns, the image undecoded; a label that is a field of a column is taken out of it.
+
+    Raises:
+        InputError: a column that is not of one label for each image.
+    """
+    feature = {**dict(_plain_columns(rows.features)), **rows.features}[label]
+    if not isinstance(feature, (ClassLabel, Value)):
+        raise InputError(f"label_column {label!r} holds {feature}, not one label for each image; choose another")
+    if label in rows.features:
+        return rows.select_columns([image, label]).cast_column(image, Image(decode=False))
+    column, *fields = label.split(".")
+    rows = rows.select_columns([image, column])
+    if isinstance(rows, Dataset):  # nothing is copied
+        return rows.flatten().select_columns([image, label]).cast_column(image, Image(decode=False))
+    features = Features({image: Image(decode=False), label: feature})
+    take = functools.partial(_take_field, column=column, fields=fields)
+    return rows.cast_column(image, Image(decode=False)).map(take, features=features, remove_columns=[column])
+
+
+def _take_field(row: dict, column: str, fields: list[str]) -> dict:
+    value = row[column]
+    for field in fields:
+        value = (value or {}).get(field)
+    return {".".join((column, *fields)): value}
+
+
+def check_labels(rows: Dataset, where: str, option: str):
+    """Refuse rows of which one has no label, as [`is_missing`] says.
+
+    Raises:
+        InputError: such a row, or no rows.
+    """
+    if len(rows) == 0:
+        raise InputError(f"{where} has no images")
+    if any(is_missing(label) for label in set(rows["label"][:])):
+        raise InputError(f"{where} has images without a label; choose another split with --{option}")
+
+
+def is_missing(label) -> bool:
+    """Whether there is no label: none at all, the usual -1 of unlabelled splits, or not a number."""
+    return label is None or label == -1 or label != label
+
+
+def encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
+    """Labels that have no class names yet become indices into the sorted classes of training.
+
+    Raises:
+        InputError: validation has other classes, or one that training lacks.
+    """
+    if isinstance(train.features["label"], ClassLabel):
+        _check_equal_names(train.features["label"], validation.features["label"])
+        return train, validation
+    classes = _sorted_classes(train["label"][:])
+    return _encode(train, classes, "training"), _encode(validation, classes, "training")
+
+
+def encode_stream(stream, validation: Dataset, where: str) -> tuple[object, Dataset]:
+    """The same for a stream, whose labels are not known before it is read: the classes are those of `validation`.
+
+    A label of the stream that is not among them ends the run when it is met.
+
+    Args:
+        stream: training rows.
+        validation: stored rows.
+        where: what `validation` is, in words.
+
+    Raises:
+        InputError: validation has other classes.
+    """
+    feature = stream.features["label"]
+    if isinstance(feature, ClassLabel):
+        _check_equal_names(feature, validation.features["label"])
+        index = {number: number for number in range(feature.num_classes)}
+    else:
+        classes = _sorted_classes(validation["label"][:])
+        validation = _encode(validation, classes, where)
+        feature, index = validation.features["label"], {value: number for number, value in enumerate(classes)}
+    features = Features({"image": Image(decode=False), "label": feature})
+    return stream.map(functools.partial(_encode_row, index=index, where=where), features=features), validation
+
+
+def _check_equal_names(feature: ClassLabel, of_validation: ClassLabel | Value):
+    theirs = of_validation.names if isinstance(of_validation, ClassLabel) else of_validation
+    if theirs != feature.names:
+        theirs = f"the classes {theirs[:MAX_LISTED]}" if isinstance(theirs, list) else "no class names"
+        raise InputError(f"validation has {theirs}, training has {feature.names[:MAX_LISTED]}; they must be equal")
+
+
+def _encode_row(row: dict, index: dict, where: str) -> dict:
+    label = _plain(row["label"])
+    if label in index and not is_missing(label):
+        return {**row, "label": index[label]}
+    if is_missing(label):
+        raise LocalInputError("the stream has an image without a label; leave such images out of it")
+    raise LocalInputError(
+        f"the stream has the label {label!r}, which {where} lacks, whose labels are the classes of a stream; choose a "
+        "--validation_split with images of all classes, or store the data (--streaming false)"
+    )
+
+
+def _plain(label):
+    # Editors end a text file with a new line.
+    return label.rstrip("\r\n") if isinstance(label, str) else label
+
+
+def _sorted_classes(labels: Iterable) -> list:
+    return sorted({_plain(label) for label in labels})
+
+
+def _encode(rows: Dataset, classes: list, whose: str) -> Dataset:
+    index = {value: number for number, value in enumerate(classes)}
+    column = [_plain(label) for label in rows["label"][:]]
+    if unknown := sorted({str(label) for label in column if label not in index}):
+        raise InputError(f"validation has labels that {whose} does not know: {', '.join(unknown[:MAX_LISTED])}")
+    feature = ClassLabel(names=[str(value) for value in classes])
+    return rows.remove_columns("label").add_column("label", [index[label] for label in column], feature=feature)
