@@ -7,7 +7,7 @@ import re
 
 import pytest
 import yaml
-from helpers.arguments import parse
+from helpers.arguments import RECIPES, parse
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -105,6 +105,15 @@ def test_any_text_of_a_recipe_is_that_of_the_command_line(tmp_path_factory, give
     from_recipe = parse(str(path))
     assert as_dictionaries(from_recipe) == as_dictionaries(parse("--dataset_name", "digits", *words))
     assert all(getattr(from_recipe[1], name) == os.path.expanduser(value) for name, value in given.items())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_our_recipes_mean_the_same_to_other_readers_of_yaml(path):
+    words = []
+    for name, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *(json.dumps(each) if isinstance(each, (dict, bool)) else str(each) for each in values)]
+    assert as_dictionaries(parse(str(path))) == as_dictionaries(parse(*words))
 
 
 CHARACTERS = st.text(st.characters(max_codepoint=0xFFFF))  # JSON writes others as two halves, which YAML does not join
