@@ -4,14 +4,14 @@ import traceback
 
 import pytest
 import torch
+from helpers.fake_device import augment_on_fake_gpu, every_operation, on_fake_gpu
 from helpers.process_worker import make
 from helpers.trainers import CountingTeacher, student
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modeling_deit_distill.augmentation.augment import augment
-from modeling_deit_distill.data.views import OPERATIONS, Draws
+from modeling_deit_distill.data.views import OPERATIONS
 
 # What needs values on the host, or a size that depends on values.
 READERS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
@@ -51,18 +51,6 @@ class Sent(TorchDispatchMode):
         return result
 
 
-def on_fake_gpu(module):
-    """Replaces the module's tensors; its forward is then one of shapes alone."""
-    for part in module.modules():
-        for name, value in part._parameters.items():
-            if value is not None:
-                fake = torch.empty_like(value, device="cuda")
-                part._parameters[name] = torch.nn.Parameter(fake, requires_grad=value.requires_grad)
-        for name, value in part._buffers.items():
-            part._buffers[name] = torch.empty_like(value, device="cuda")
-    return module
-
-
 def test_a_wait_is_found():
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         values = torch.ones(3).to("cuda", non_blocking=True)
@@ -87,27 +75,6 @@ def test_a_step_is_sent_to_the_device_without_waiting(tmp_path, kind):
             loss = run.compute_loss(run.model, {**batch, **tensors})
     assert loss.device.type == "cuda" and teacher.asked == 32
     assert not waits.found
-
-
-def every_operation(repeats: int) -> Draws:
-    """Draws of so many times thirty views, in which each operation comes in both places."""
-    numbers = torch.arange(2 * len(OPERATIONS)) % len(OPERATIONS)
-    others = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
-    pairs = len(numbers) * repeats // 2
-    return Draws(
-        flip=(numbers % 2 == 0).repeat(repeats).numpy(),
-        operations=torch.stack([numbers, others], 1).repeat(repeats, 1).numpy(),
-        arguments=torch.full((2 * pairs, 2), 0.25).numpy(),
-        erased_box=torch.tensor([[1, 2, 3, 4]]).repeat(2 * pairs, 1).numpy(),
-        noise_seed=torch.arange(2 * pairs).numpy(),
-        mix_ratio=torch.full((pairs,), 0.5).numpy(),
-        mix_box=torch.tensor([[0, 0, -1, 0], [1, 1, 4, 4]]).repeat(pairs, 1)[:pairs].numpy(),
-    )
-
-
-def augment_on_fake_gpu(draws: Draws) -> torch.Tensor:
-    pixels = torch.empty(len(draws.flip), 3, 16, 16, dtype=torch.uint8, device="cuda")
-    return augment(pixels, draws, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_every_operation_is_sent_without_waiting_and_a_larger_batch_by_no_more_kernels():

@@ -59,8 +59,11 @@ def color(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def contrast(pixels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the mean grey."""
-    grey = _grey(pixels).flatten(1)
-    mean = (grey.sum(dim=1, dtype=torch.double) / grey.shape[1] + 0.5).floor()
+    grey = _grey(pixels)
+    area = grey.shape[1] * grey.shape[2]
+    # In whole numbers, because MPS has no float64 and float32 holds no sum above 2**24; a row's sum it does hold.
+    total = grey.sum(dim=2).long().sum(dim=1)
+    mean = (2 * total + area) // (2 * area)  # rounded, half up
     return _blend(mean.float().view(-1, 1, 1, 1), pixels, factor)
 
 
@@ -107,8 +110,12 @@ def where_marked(marked: np.ndarray, change, pixels: torch.Tensor) -> torch.Tens
 
 
 def to_device(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
-    """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before."""
+    """On the device; the host goes on at once, where a plain `.to` would wait until the device has done all before.
+
+    What the host computed in float64 becomes float32 there: a Mac's device (MPS) has no float64.
+    """
     values = torch.as_tensor(values, device="cpu")
+    values = values.float() if values.dtype == torch.float64 else values
     if torch.cuda.is_available() and torch.device(device).type == "cuda":
         values = values.pin_memory()  # from other memory, the driver may wait all the same
     return values.to(device, non_blocking=True)
