@@ -21,6 +21,7 @@ from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError
+from .cutting import GROUP, cut
 from .decoding import REFUSED, encoded_bytes
 
 logger = logging.get_logger(__name__)
@@ -28,8 +29,6 @@ logger = logging.get_logger(__name__)
 # A split that was not named is looked for under these, in this order.
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 LABEL_NAMES = ("label", "labels", "class", "target")
-# The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
-SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
@@ -43,6 +42,7 @@ class ImageData:
         class_names: names in the order of the label's indices.
         source: what the user named, for summaries and cards.
         validation_source: where the validation rows come from, in words.
+        groups: which groups of images the cut kept together, in words; None without any.
     """
 
     train: Dataset
@@ -50,6 +50,7 @@ class ImageData:
     class_names: list[str]
     source: str
     validation_source: str
+    groups: str | None = None
 
     def fingerprint(self) -> str:
         """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
@@ -72,12 +73,13 @@ def load_image_data(
     image_column: str | None = None,
     label_column: str | None = None,
     streaming: bool = False,
+    group_by: str | None = None,
 ) -> ImageData:
     """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, or a folder per class.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
-    always the same one. With `streaming` the training split is never stored: `train` is a stream, and the validation
-    split, which must exist, is.
+    always the same one (see `cutting.cut`, also for `group_by`). With `streaming` the training split is never stored:
+    `train` is a stream, and the validation split, which must exist, is.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
@@ -90,19 +92,27 @@ def load_image_data(
         splits, source = _load_named(dataset_name, dataset_config_name, streaming), dataset_name
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
-    splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
+    splits = _select_all(splits, (train_split, validation_split), image_column, label_column, group_by)
     roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
     splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
     if streaming:
         return _as_stream(splits, train_split, validation_split, source)
-    train, validation, split = _choose_splits(splits, train_split, validation_split, validation_fraction)
-    validation_source = f"split {split!r}" if split else f"{validation_fraction:.0%} of split {train_split!r}"
+    train, split, groups = splits[train_split], _evaluation_split(splits, train_split, validation_split), None
+    if group_by is not None and split is not None:
+        raise InputError(
+            f"group_by is about cutting the training split, and {source!r} has split {split!r}; leave it out"
+        )
     _check_labels(train, f"split {train_split!r}", "train_split")
-    _check_labels(validation, validation_source, "validation_split")
-    train, validation = _encode_labels(train, validation)
+    if split is None:
+        validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
+        train, validation, groups = cut(_encode_labels(train, train)[0], validation_fraction, group_by)
+    else:
+        validation, validation_source = splits[split], f"split {split!r}"
+        _check_labels(validation, validation_source, "validation_split")
+        train, validation = _encode_labels(train, validation)
     class_names = train.features["label"].names
-    _check_classes(train, validation, class_names, source, is_cut=split is None)
-    return ImageData(train, validation, class_names, source, validation_source)
+    _check_classes(train, validation, class_names, source)
+    return ImageData(train, validation, class_names, source, validation_source, groups)
 
 
 def load_digits() -> Dataset:
@@ -214,20 +224,20 @@ def _check_one_folder_per_class(argument: str, folder: Path):
             raise InputError(f"{argument} {str(folder)!r}: {where}; every image must lie in <class>/, one folder deep")
 
 
-def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column) -> dict[str, Dataset]:
-    """The splits with their two columns; one that nobody named may lack them (a test split without labels)."""
+def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column, group_by) -> dict[str, Dataset]:
+    """The splits with their columns; one that nobody named may lack them (a test split without labels)."""
     selected = {}
     for name, rows in splits.items():
         try:
-            selected[name] = _select_columns(rows, image_column, label_column)
+            selected[name] = _select_columns(rows, image_column, label_column, group_by)
         except InputError:
             if name in needed:
                 raise
     return selected
 
 
-def _select_columns(rows: Dataset, image_column: str | None, label_column: str | None) -> Dataset:
-    """The two columns under the names `image` and `label`, the image undecoded."""
+def _select_columns(rows: Dataset, image_column: str | None, label_column: str | None, group_by: str | None) -> Dataset:
+    """The columns under the names `image`, `label` and, if it is one, `group`; the image undecoded."""
     features = rows.features
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
@@ -240,8 +250,14 @@ def _select_columns(rows: Dataset, image_column: str | None, label_column: str |
         raise InputError(f"image_column and label_column are both {label!r}; choose another --label_column")
     if not isinstance(features[image], Image):
         rows = rows.cast_column(image, Image())
-    rows = rows.select_columns([image, label]).cast_column(image, Image(decode=False))
     taken = {image: "image", label: "label"}
+    if group_by in features:
+        if group_by in taken or not isinstance(features[group_by], (ClassLabel, Value)):
+            raise InputError(
+                f"group_by {group_by!r} is a column of {features[group_by]}; choose one of words or numbers"
+            )
+        taken[group_by] = GROUP
+    rows = rows.select_columns([*taken]).cast_column(image, Image(decode=False))
     return rows.rename_columns({old: new for old, new in taken.items() if old != new})
 
 
@@ -293,32 +309,19 @@ def _is_inside(path: str, roots: tuple[str, ...]) -> bool:
     return (os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)).startswith(roots)
 
 
-def _choose_splits(splits: dict[str, Dataset], train_split: str, validation_split: str | None, fraction: float):
-    """Training rows, validation rows, and the name of the split these are, None for a cut of the training split."""
-    train = splits[train_split]
+def _evaluation_split(splits: dict[str, Dataset], train_split: str, validation_split: str | None) -> str | None:
+    """The name of the split to evaluate on; None where there is none."""
     if validation_split is not None:
         if validation_split not in splits:
             raise InputError(f"validation_split {validation_split!r} is not in the data; it has: {', '.join(splits)}")
-        return train, splits[validation_split], validation_split
-    for name in EVALUATION_SPLITS:
-        if name in splits and name != train_split and not _unlabelled(splits[name]):
-            return train, splits[name], name
-    return *_cut(train, fraction), None
-
-
-def _cut(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    if len(rows) < 2:
-        raise InputError(f"the training split has {len(rows)} image; at least two are needed to hold one out")
-    stratified = {"stratify_by_column": "label"} if isinstance(rows.features["label"], ClassLabel) else {}
-    try:
-        parts = rows.train_test_split(test_size=fraction, seed=SPLIT_SEED, **stratified)
-    except ValueError:  # a class with a single image, or fewer held-out images than classes
-        parts = rows.train_test_split(test_size=fraction, seed=SPLIT_SEED)
-    return parts["train"], parts["test"]
+        return validation_split
+    found = (name for name in EVALUATION_SPLITS if name in splits and name != train_split)
+    return next((name for name in found if not _unlabelled(splits[name])), None)
 
 
 def _labels(rows: Dataset) -> np.ndarray:
-    return np.asarray(rows["label"][:])
+    labels = rows.data.column("label").to_numpy()  # `rows["label"][:]` takes 20 s for a million chosen rows
+    return labels if rows._indices is None else labels[rows._indices.column(0).to_numpy()]
 
 
 def _unlabelled(rows: Dataset) -> bool:
@@ -353,7 +356,7 @@ def _encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Datase
     return encode(train), encode(validation)
 
 
-def _check_classes(train: Dataset, validation: Dataset, class_names: list[str], source: str, is_cut: bool):
+def _check_classes(train: Dataset, validation: Dataset, class_names: list[str], source: str):
     theirs = validation.features["label"].names
     if theirs != class_names:
         raise InputError(
@@ -364,5 +367,5 @@ def _check_classes(train: Dataset, validation: Dataset, class_names: list[str], 
         names = ", ".join(class_names[index] for index in trained)
         raise InputError(f"{source!r} has one class only ({names}); a classifier needs at least two")
     missing = [class_names[index] for index in sorted(validated - trained)]
-    if missing and not is_cut:  # a cut may well take a class's only image
+    if missing:
         raise InputError(f"validation has classes without a training image: {', '.join(missing[:10])}")
