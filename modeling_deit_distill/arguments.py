@@ -160,6 +160,11 @@ class DataArguments:
     validation_fraction: Annotated[float, Range(above=0, below=1), DATA] = HfArg(
         default=0.1, help="Share of the training split held out where no other split exists."
     )
+    group_by: Annotated[str | None, DATA] = HfArg(
+        default=None,
+        help="Column, or regular expression in the image's path, whose value (its first group, or the match) images "
+        "of one object share: the cut keeps them together.",
+    )
     image_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of images, where several exist.")
     label_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of labels, where several exist.")
     streaming: Annotated[bool, DATA] = HfArg(
@@ -177,6 +182,9 @@ class DataArguments:
             raise InputError("no data: give --dataset_name (e.g. digits) or --train_dir with one folder per class")
         if self.validation_dir and not self.train_dir:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
+        uncut = [name for name in ("validation_dir", "validation_split", "streaming") if getattr(self, name)]
+        if self.group_by is not None and uncut:
+            raise InputError(f"group_by is about cutting the training split; with {uncut[0]} nothing is cut: drop one")
 
     @property
     def sources(self) -> dict[str, object]:

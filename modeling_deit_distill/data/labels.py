@@ -39,8 +39,8 @@ def _plain_columns(features: Features) -> Iterator[tuple[str, Value]]:
             yield name, feature
 
 
-def with_label_column(rows: Dataset, image: str, label: str) -> Dataset:
-    """Rows with two columns, the image undecoded; a label that is a field of a column is taken out of it.
+def with_label_column(rows: Dataset, image: str, label: str, *others: str) -> Dataset:
+    """Rows with these columns alone, the image undecoded; a label that is a field of a column is taken out of it.
 
     Raises:
         InputError: a column that is not of one label for each image.
@@ -49,11 +49,11 @@ def with_label_column(rows: Dataset, image: str, label: str) -> Dataset:
     if not isinstance(feature, (ClassLabel, Value)):
         raise InputError(f"label_column {label!r} holds {feature}, not one label for each image; choose another")
     if label in rows.features:
-        return rows.select_columns([image, label]).cast_column(image, Image(decode=False))
+        return rows.select_columns([image, label, *others]).cast_column(image, Image(decode=False))
     column, *fields = label.split(".")
-    rows = rows.select_columns([image, column])
+    rows = rows.select_columns([image, column, *others])
     if isinstance(rows, Dataset):  # nothing is copied
-        return rows.flatten().select_columns([image, label]).cast_column(image, Image(decode=False))
+        return rows.flatten().select_columns([image, label, *others]).cast_column(image, Image(decode=False))
     features = Features({image: Image(decode=False), label: feature})
     take = functools.partial(_take_field, column=column, fields=fields)
     return rows.cast_column(image, Image(decode=False)).map(take, features=features, remove_columns=[column])

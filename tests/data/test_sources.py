@@ -370,11 +370,6 @@ def test_one_image_cannot_be_cut(saved):
     assert "at least two" in refusal(saved(rows([0], ["a", "b"])))
 
 
-def test_classes_with_a_single_image_can_be_cut(saved):
-    data = load_image_data(saved(rows(list(range(20)), [f"class {index}" for index in range(20)])))
-    assert (len(data.train), len(data.validation)) == (18, 2)
-
-
 # --- fingerprint ------------------------------------------------------------------------------------------------------
 
 
