@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
+HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
     "import-linter>=2.0",
@@ -41,7 +42,7 @@ setup(
         "safetensors>=0.8",
         "matplotlib>=3.9",
     ],
-    extras_require={"onnx": ONNX, "test": [*ONNX, *TEST]},
+    extras_require={"heic": HEIC, "onnx": ONNX, "test": [*HEIC, *ONNX, *TEST]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -23,3 +23,7 @@ class LocalInputError(InputError):
 def one_line(error: Exception) -> str:
     """What a library says about an error, in one line of moderate length, to be quoted in a message of ours."""
     return " ".join(str(error).split())[:300]
+
+
+class BadImageError(Exception):
+    """An image that cannot be shown; the message says why."""

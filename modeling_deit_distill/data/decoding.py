@@ -1,5 +1,24 @@
-"""Encoded images to pixels: upright, RGB, or refused with the reason."""
+"""Encoded images to pixels: upright, RGB, 8 bits a channel, or refused with the reason.
 
+An image is shown as a viewer shows it, with these limits:
+
+- **Samples of other depths** (16 bits, floats, ...) become 8 bits as `samples.py` says.
+- **Alpha is dropped**, as transformers' pipelines and torchvision's folders do: transparent pixels have the colour that
+  lies under them. The exception is a picture whose shape is in its alpha alone (a logo in one colour): dropped alpha
+  would leave one colour. It is put on white, or on black if it is bright. An image of one colour that is transparent
+  everywhere is refused.
+- **Of several frames or pages** (GIF, WebP, APNG, TIFF) the first is shown.
+- **Colour profiles (ICC) are not applied**, nor gamma; CMYK becomes RGB without a profile, LAB through Pillow's own.
+- **More than 89 megapixels** (`PIL.Image.MAX_IMAGE_PIXELS`): shown at half the width and height. A JPEG is decoded so
+  and may have three times the limit (a phone's 200 megapixels), any other format twice. More than that, or more than
+  100 pixels for each byte of a file, is refused as a decompression bomb.
+- **A strip** more than 500 times as long as wide is refused: no crop of it shows anything, and the resizing of
+  evaluation would make gigabytes of it.
+
+[`decoding_notes`] says where one of these made a difference.
+"""
+
+import importlib.util
 import io
 import math
 import struct
@@ -7,31 +26,59 @@ from pathlib import Path
 
 import numpy as np
 import PIL.ExifTags
+import PIL.features
 import PIL.Image
 import PIL.ImageOps
+import PIL.JpegImagePlugin
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
+
+from ..errors import BadImageError
+from .samples import to_eight_bits
 
 # Where Pillow finds an image's orientation; looking only there saves a parse of most files.
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 # In place of the bytes of an image whose path leads out of its dataset.
 REFUSED = b"refused"
+# Of an image above Pillow's limit: how often the limit a JPEG may have, and pixels for each byte of the file.
+JPEG_TIMES, MOST_PIXELS_A_BYTE = 3, 100
+MOST_OBLONG = 500
+# A picture in which no colour spans more levels than this, while alpha spans many, has its shape in its alpha.
+FLAT, SHAPED = 32, 128
+# Brands of ISO media files, from the box that these begin with.
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+# What files that Pillow cannot identify begin with, and what they are.
+_UNREADABLE = {
+    b"II*\0": "a TIFF of a kind that Pillow cannot read, such as several channels of 32 bits or floats of 64",
+    b"MM\0*": "a TIFF of a kind that Pillow cannot read, such as several channels of 32 bits or floats of 64",
+    b"II+\0": "a BigTIFF of a kind that Pillow cannot read",
+    b"\xff\x0a": "JPEG XL, which Pillow cannot read",
+    b"\0\0\0\x0cJXL ": "JPEG XL, which Pillow cannot read",
+    b"v/1\x01": "OpenEXR, which Pillow cannot read",
+    b"#?RADIANCE": "Radiance HDR, which Pillow cannot read",
+    b"%PDF": "a PDF",
+}
 
 
-class BadImageError(Exception):
-    """An image that cannot be shown; the message says why."""
+def can_read_heic() -> bool:
+    """Whether HEIC images can be decoded here: by `pillow-heif`, which needs not be registered."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def can_read_avif() -> bool:
+    """Whether AVIF images can be decoded here: by Pillow from 11.3 on, if it was built so, as its wheels are."""
+    return "avif" in PIL.features.modules and PIL.features.check("avif")
 
 
 def decode_image(image: dict) -> PIL.Image.Image:
-    """An encoded row image, `{"bytes", "path"}`, as an upright RGB image: what a viewer or a pipeline shows.
-
-    (But for 16 bits a channel: here they are scaled to 8, where transformers' own loading cuts them off at 255.)
+    """An encoded row image, `{"bytes", "path"}`, as an upright RGB image; see the head of this file.
 
     Raises:
-        BadImageError: nothing that can be read, one pixel, or more pixels than an honest image has.
+        BadImageError: nothing that can be read or known, one pixel, or more pixels than an honest image has.
     """
     try:
-        return _to_rgb(_open(encoded_bytes(image)))
+        return _to_rgb(encoded_bytes(image), [])
     except Exception as error:  # whatever a decoder makes of broken bytes: OSError, SyntaxError, struct.error, ...
         raise _bad_image(error) from error
 
@@ -49,9 +96,25 @@ def decode_pixels(image: dict) -> torch.Tensor:
                 return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
             except RuntimeError:
                 pass  # strict decoders refuse a few files that Pillow reads
-        return torch.from_numpy(np.array(_to_rgb(_open(encoded)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(_to_rgb(encoded, []))).permute(2, 0, 1)
     except Exception as error:
         raise _bad_image(error) from error
+
+
+def decoding_notes(image: dict) -> list[str]:
+    """What was assumed or changed to show an image, in words: empty for almost all.
+
+    Raises:
+        BadImageError: as for [`decode_image`].
+    """
+    notes: list[str] = []
+    try:
+        encoded = encoded_bytes(image)
+        if not _needs_decoding_only(encoded):
+            _to_rgb(encoded, notes)
+    except Exception as error:
+        raise _bad_image(error) from error
+    return notes
 
 
 def encoded_bytes(image: dict) -> bytes:
@@ -64,29 +127,80 @@ def _open(encoded: bytes) -> PIL.Image.Image:
         raise BadImageError("the file is empty")
     if encoded == REFUSED:
         raise BadImageError("its path leads out of the dataset's folder, so it was not opened")
-    try:
-        opened = PIL.Image.open(io.BytesIO(encoded))
-    except PIL.UnidentifiedImageError:
-        raise BadImageError("Pillow cannot identify it as an image of any format") from None
+    opened = _open_by_format(encoded)
     _check_size(opened.width, opened.height)
+    if _is_large(*opened.size):
+        _check_large(opened, len(encoded))
     return opened
 
 
+def _open_by_format(encoded: bytes) -> PIL.Image.Image:
+    stream = io.BytesIO(encoded)
+    if encoded.startswith(b"\xff\xd8\xff"):
+        try:
+            return PIL.JpegImagePlugin.jpeg_factory(stream)  # Pillow's `open` refuses what has twice its limit
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            stream.seek(0)  # and says what is wrong in words of its own
+    brands = _brands(encoded) if encoded[4:8] == b"ftyp" else set()
+    if brands & _HEIC_BRANDS and not brands & _AVIF_BRANDS:
+        if not can_read_heic():
+            raise BadImageError("HEIC, which needs pillow-heif: pip install pillow-heif")
+        import pillow_heif  # an extra, and not registered: other code may want Pillow as it is
+
+        try:
+            return pillow_heif.HeifImageFile(stream)
+        except SyntaxError as error:
+            raise BadImageError(f"broken HEIC: {error}") from None
+    if brands & _AVIF_BRANDS and not can_read_avif():
+        raise BadImageError("AVIF, which this Pillow cannot read: pip install 'pillow>=11.3'")
+    try:
+        return PIL.Image.open(stream)
+    except PIL.UnidentifiedImageError:
+        known = [name for start, name in _UNREADABLE.items() if encoded.startswith(start)]
+        advice = f" ({known[0]}; save it as PNG or JPEG)" if known else ""
+        raise BadImageError(f"Pillow cannot identify it as an image of any format{advice}") from None
+    except PIL.Image.DecompressionBombError as error:
+        raise BadImageError(f"{error} Save it smaller, or as JPEG, which is decoded at half its size") from None
+
+
+def _brands(encoded: bytes) -> set[bytes]:
+    """What an ISO media file (HEIC, AVIF, a film) says that it is."""
+    end = min(int.from_bytes(encoded[:4], "big"), len(encoded), 256)
+    return {encoded[8:12], *(encoded[place : place + 4] for place in range(16, end - 3, 4))}
+
+
+def _is_large(width: int, height: int) -> bool:
+    return width * height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
+
+
+def _check_large(opened: PIL.Image.Image, num_bytes: int):
+    pixels = opened.width * opened.height
+    times = JPEG_TIMES if opened.format in ("JPEG", "MPO") else 2
+    if pixels > times * PIL.Image.MAX_IMAGE_PIXELS or pixels > MOST_PIXELS_A_BYTE * num_bytes:
+        raise BadImageError(
+            f"{opened.width}x{opened.height} pixels in {num_bytes} bytes: a decompression bomb? If not, save it "
+            "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+
+
 def _check_size(width: int, height: int):
-    if width * height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
-        raise BadImageError(f"{width}x{height} pixels: a decompression bomb?")
+    if width * height == 0:
+        raise BadImageError(f"{width}x{height} pixels: none at all")
     if width * height == 1:
         raise BadImageError("one pixel only")
+    if max(width, height) > MOST_OBLONG * min(width, height):
+        raise BadImageError(f"{width}x{height} pixels: a strip, of which no crop shows anything")
 
 
 def _needs_decoding_only(encoded: bytes) -> bool:
-    """Whether it is a JPEG, grey or in colour, that is to be shown as it is stored."""
+    """Whether it is a JPEG, grey or in colour and not large, that is to be shown as it is stored."""
     size = _plain_jpeg_size(encoded)
-    if size is not None:
+    if size is not None and not _is_large(*size):
         _check_size(*size)
         return True
     opened = _open(encoded)
-    return opened.format == "JPEG" and opened.mode in ("RGB", "L") and _is_upright(opened)
+    is_jpeg = opened.format == "JPEG" and opened.mode in ("RGB", "L")
+    return is_jpeg and not _is_large(*opened.size) and _is_upright(opened)
 
 
 def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
@@ -115,12 +229,44 @@ def _is_upright(opened: PIL.Image.Image) -> bool:
         return True  # a broken block spoils no pixels
 
 
-def _to_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
-    opened.load()
-    upright = opened if _is_upright(opened) else PIL.ImageOps.exif_transpose(opened)
-    if upright.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        return PIL.Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return upright.convert("RGB")
+def _to_rgb(encoded: bytes, notes: list[str]) -> PIL.Image.Image:
+    opened = _open(encoded)
+    size, is_large = opened.size, _is_large(*opened.size)
+    if is_large:
+        notes.append(f"{size[0]}x{size[1]} pixels, decoded at half the width and height")
+        if opened.format in ("JPEG", "MPO"):
+            opened.draft(None, (size[0] // 2, size[1] // 2))
+    shown = to_eight_bits(opened, encoded, lambda: _open(encoded), notes)
+    if is_large and opened.size == size:
+        shown = _without_alpha(shown, notes).reduce(2)
+    return _without_alpha(_turned_upright(shown, opened), notes)
+
+
+def _turned_upright(shown: PIL.Image.Image, opened: PIL.Image.Image) -> PIL.Image.Image:
+    """An image turned as the file says that it was opened from."""
+    if _is_upright(opened):
+        return shown
+    if shown is not opened:
+        shown.getexif()[PIL.ExifTags.Base.Orientation] = opened.getexif()[PIL.ExifTags.Base.Orientation]
+    return PIL.ImageOps.exif_transpose(shown)
+
+
+def _without_alpha(shown: PIL.Image.Image, notes: list[str]) -> PIL.Image.Image:
+    """In RGB; its alpha is dropped, unless that would leave one colour."""
+    if shown.mode == "La":  # Pillow converts it to nothing else
+        shown = shown.convert("LA")
+    if shown.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in shown.info:
+        straight = shown if shown.mode == "RGBA" else shown.convert("RGBA")
+        *colours, (clearest, densest) = straight.getextrema()
+        if all(high - low <= FLAT for low, high in colours):
+            if densest == 0:
+                raise BadImageError("transparent everywhere, with nothing under it")
+            if densest - clearest >= SHAPED:
+                ground = "white" if sum(low + high for low, high in colours) < 6 * 128 else "black"
+                notes.append(f"its shape is in its alpha alone: shown on {ground}")
+                canvas = PIL.Image.new("RGBA", straight.size, ground)
+                return PIL.Image.alpha_composite(canvas, straight).convert("RGB")
+    return shown.convert("RGB")
 
 
 def _bad_image(error: Exception) -> BadImageError:

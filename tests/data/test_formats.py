@@ -1,0 +1,307 @@
+"""Formats, sizes and alpha of images: what is shown, and what is refused by name."""
+
+import io
+import multiprocessing
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from helpers.deep_images import tiff
+from helpers.images import encode, undecoded
+from helpers.odd_images import PHOTO, TURNED, as_array, cut, oriented
+
+from modeling_deit_distill.data import decoding
+from modeling_deit_distill.data.decoding import (
+    BadImageError,
+    can_read_avif,
+    can_read_heic,
+    decode_image,
+    decode_pixels,
+    decoding_notes,
+)
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+
+needs_heic = pytest.mark.skipif(not can_read_heic(), reason="needs pillow-heif")
+needs_avif = pytest.mark.skipif(not can_read_avif(), reason="needs a Pillow that reads AVIF")
+
+
+def both_ways(image: dict) -> np.ndarray:
+    """(height, width, 3); what is the same in training and evaluation."""
+    pixels = as_array(decode_pixels(image))
+    np.testing.assert_array_equal(np.asarray(decode_image(image)), pixels)
+    return pixels
+
+
+def why(image: dict) -> str:
+    reasons = set()
+    for decode in (decode_image, decode_pixels):
+        with pytest.raises(BadImageError) as caught:
+            decode(image)
+        reasons.add(str(caught.value))
+    (reason,) = reasons
+    return reason
+
+
+def heic(image: PIL.Image.Image, **options) -> dict:
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=95, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+# --- HEIC and AVIF ----------------------------------------------------------------------------------------------------
+
+
+@needs_heic
+def test_heic_is_shown_upright_though_nobody_registered_it():
+    for options, shown in (({}, PHOTO), ({"exif": oriented(6).tobytes()}, TURNED)):
+        pixels = both_ways(heic(PHOTO, **options))
+        assert pixels.shape[:2] == (shown.height, shown.width)
+        assert abs(pixels - np.asarray(shown)).mean() < 12  # its colours have half the resolution
+    assert "HEIF" not in PIL.Image.OPEN
+
+
+@needs_heic
+def test_a_deep_grey_heic_is_not_dark():
+    import pillow_heif
+
+    ramp = np.tile(np.arange(0, 4096, 64, dtype=np.uint16) * 16, (64, 1))
+    for samples in (ramp, ramp // 16):  # the second is dark: the format says how many bits there are
+        buffer = io.BytesIO()
+        pillow_heif.from_bytes("L;16", (64, 64), samples.tobytes()).save(buffer, quality=-1)
+        image = {"bytes": buffer.getvalue(), "path": None}
+        assert abs(both_ways(image)[..., 0] - samples // 257).max() <= 2 and decoding_notes(image) == []
+
+
+@needs_heic
+def test_a_broken_heic_has_a_reason():
+    whole = heic(PHOTO)
+    for share in (0.1, 0.5, 0.9):
+        assert why({"bytes": cut(whole, share), "path": None})
+
+
+@needs_avif
+def test_avif_is_shown_upright():
+    for options, shown in (({}, PHOTO), ({"exif": oriented(6)}, TURNED)):
+        pixels = both_ways(encode(PHOTO, "AVIF", quality=95, **options))
+        assert abs(pixels - np.asarray(shown)).mean() < 6
+    assert why({"bytes": cut(encode(PHOTO, "AVIF"), 0.5), "path": None})
+
+
+@needs_avif
+@pytest.mark.parametrize("brand", [b"mif1", b"avif"])
+def test_avif_is_told_from_heic_by_all_its_brands(brand, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # nothing of it is needed
+    encoded = encode(PHOTO, "AVIF")["bytes"]
+    assert encoded[8:12] == b"avif" and b"mif1" in encoded[16:40]
+    assert both_ways({"bytes": encoded[:8] + brand + encoded[12:], "path": None}).shape == (60, 80, 3)
+
+
+def ftyp(*brands: bytes) -> dict:
+    """The beginning of an ISO media file."""
+    content = b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
+    return {"bytes": (len(content) + 4).to_bytes(4, "big") + content + bytes(100), "path": None}
+
+
+def test_without_what_reads_them_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(decoding, "can_read_heic", lambda: False)
+    monkeypatch.setattr(decoding, "can_read_avif", lambda: False)
+    for brands in ((b"heic", b"mif1", b"heic"), (b"mif1", b"miaf", b"heix"), (b"heix",)):
+        assert why(ftyp(*brands)) == "HEIC, which needs pillow-heif: pip install pillow-heif"
+    for brands in ((b"avif", b"mif1"), (b"mif1", b"avif")):
+        assert why(ftyp(*brands)) == "AVIF, which this Pillow cannot read: pip install 'pillow>=11.3'"
+    assert "cannot identify" in why(ftyp(b"isom", b"mp42"))  # a film
+
+
+def test_whether_they_can_be_read_is_known_without_loading_them(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not can_read_heic()
+    monkeypatch.setattr("PIL.features.modules", {})  # of an earlier Pillow
+    assert not can_read_avif()
+
+
+@needs_heic
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_decode_heic(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    rows = undecoded([heic(PHOTO)] * 2)
+    dataset = EvaluationDataset(rows, evaluation_transform(evaluation_processor(16)))
+    loader = torch.utils.data.DataLoader(dataset, 2, num_workers=1, multiprocessing_context=method)
+    (batch,) = loader
+    assert torch.equal(batch["pixel_values"][0], dataset[0]["pixel_values"])
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def limit(monkeypatch, pixels: int):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", pixels)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("format", "options", "within"),
+    [
+        ("JPEG", {"quality": 95}, 3),
+        ("JPEG", {"quality": 95, "progressive": True}, 3),
+        ("MPO", {"quality": 95, "save_all": True, "append_images": [PHOTO]}, 3),
+        ("PNG", {}, 2),
+        ("WEBP", {"lossless": True}, 2),
+        ("TIFF", {"compression": "tiff_lzw"}, 2),
+    ],
+)
+def test_a_large_photo_is_shown_at_half_its_size(monkeypatch, format, options, within):
+    size = PHOTO.width * PHOTO.height  # 80 x 60
+    for exif, shown in ((None, PHOTO), (oriented(6), TURNED)):
+        image = encode(PHOTO, format, **options, **({} if exif is None else {"exif": exif}))
+        whole = both_ways(image) if format not in ("JPEG", "MPO") else None
+        assert decoding_notes(image) == []
+        limit(monkeypatch, size // within)
+        half = both_ways(image)
+        assert half.shape == (shown.height // 2, shown.width // 2, 3)
+        assert abs(half - np.asarray(shown.reduce(2)).astype(int)).mean() < 6
+        if whole is not None:
+            np.testing.assert_array_equal(half, np.asarray(PIL.Image.fromarray(whole.astype(np.uint8)).reduce(2)))
+        (note,) = decoding_notes(image)
+        assert note.endswith("0 pixels, decoded at half the width and height")
+        limit(monkeypatch, size // within - 1)
+        assert "decompression bomb" in why(image)
+        limit(monkeypatch, size)
+
+
+def test_at_the_limit_nothing_is_reduced(monkeypatch):
+    image = encode(PHOTO, "JPEG")
+    whole = as_array(decode_pixels(image))
+    limit(monkeypatch, 4800)
+    np.testing.assert_array_equal(as_array(decode_pixels(image)), whole)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_every_mode_is_reduced(monkeypatch, mode):
+    photo = PIL.Image.fromarray(np.asarray(PHOTO.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else PHOTO
+    image = encode(photo.convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = PIL.Image.fromarray(both_ways(image).astype(np.uint8))
+    limit(monkeypatch, 3000)
+    np.testing.assert_array_equal(both_ways(image), np.asarray(whole.reduce(2)))
+
+
+def test_odd_sizes_are_rounded_up(monkeypatch):
+    image = encode(PHOTO.crop((0, 0, 79, 59)), "JPEG")
+    limit(monkeypatch, 4000)
+    assert both_ways(image).shape == (30, 40, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_many_pixels_in_few_bytes_are_a_bomb(monkeypatch):
+    """One colour costs next to nothing, however large; a photo has a byte for every 100 pixels."""
+    limit(monkeypatch, 90_000)
+    reason = why(encode(PIL.Image.new("L", (310, 310)), "PNG"))
+    assert "310x310 pixels in" in reason and "a decompression bomb?" in reason
+    assert both_ways(encode(PIL.Image.new("L", (300, 300)), "PNG")).shape == (300, 300, 3)  # not large
+
+
+@pytest.mark.slow
+def test_a_phones_200_megapixels_fit_into_memory():
+    photo = PIL.Image.effect_noise((16320, 12240), 60)
+    image = encode(photo.convert("RGB"), "JPEG", quality=80)
+    assert decode_pixels(image).shape == (3, 6120, 8160)
+
+
+def test_strips_are_refused():
+    for size in ((1, 501), (1002, 2)):
+        assert (
+            why(encode(PIL.Image.new("L", size)))
+            == f"{size[0]}x{size[1]} pixels: a strip, of which no crop shows anything"
+        )
+    assert both_ways(encode(PIL.Image.new("L", (1, 500)), "JPEG")).shape == (500, 1, 3)
+
+
+def test_no_pixels_are_refused():
+    netpbm = {"bytes": b"P5 0 7 255\n", "path": None}
+    assert why(netpbm)
+
+
+# --- alpha and modes --------------------------------------------------------------------------------------------------
+
+
+def logo(colour, under=None) -> PIL.Image.Image:
+    """A square in the middle of nothing, in a colour; what lies under the transparent part has another, if given."""
+    image = PIL.Image.new("RGBA", (8, 8), (*(under or colour), 0))
+    image.paste((*colour, 255), (2, 2, 6, 6))
+    return image
+
+
+def corner_and_middle(image: dict) -> tuple[list[int], list[int]]:
+    pixels = both_ways(image)
+    return pixels[0, 0].tolist(), pixels[4, 4].tolist()
+
+
+def test_a_logo_of_one_colour_is_seen():
+    white, black = [255] * 3, [0] * 3
+    for image, expected, ground in (
+        (logo((0, 0, 0)), (white, black), "white"),
+        (logo((30, 30, 30), under=(0, 0, 0)), (white, [30] * 3), "white"),
+        (logo((255, 255, 255)), (black, white), "black"),
+        (logo((0, 0, 90)), (white, [0, 0, 90]), "white"),
+    ):
+        for encoded in (encode(image), encode(image, "WEBP", lossless=True, exact=True), encode(image, "TIFF")):
+            assert corner_and_middle(encoded) == expected
+            assert decoding_notes(encoded) == [f"its shape is in its alpha alone: shown on {ground}"]
+    assert corner_and_middle(encode(logo((0, 0, 0)).convert("LA"))) == (white, black)
+    palette = PIL.Image.new("P", (8, 8), 0)
+    palette.putpalette([0, 0, 0] * 2)
+    palette.paste(1, (2, 2, 6, 6))
+    assert corner_and_middle(encode(palette, transparency=0)) == (white, black)
+
+
+def test_elsewhere_alpha_is_dropped_as_in_a_pipeline():
+    for image, expected in (
+        (logo((0, 0, 0), under=(255, 255, 255)), ([255] * 3, [0] * 3)),
+        (logo((200, 0, 0), under=(0, 0, 0)), ([0] * 3, [200, 0, 0])),
+        (PIL.Image.new("RGBA", (8, 8), (9, 9, 9, 255)), ([9] * 3, [9] * 3)),
+        (PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 200)), ([0] * 3, [0] * 3)),  # alike everywhere: no shape
+    ):
+        encoded = encode(image)
+        assert corner_and_middle(encoded) == expected and decoding_notes(encoded) == []
+        np.testing.assert_array_equal(both_ways(encoded), np.asarray(image.convert("RGB")))
+    hidden = PHOTO.copy()
+    hidden.putalpha(0)
+    np.testing.assert_array_equal(both_ways(encode(hidden)), np.asarray(PHOTO))
+
+
+def test_an_image_with_nothing_in_it_is_refused():
+    assert why(encode(PIL.Image.new("RGBA", (8, 8)))) == "transparent everywhere, with nothing under it"
+
+
+def test_lab_is_shown_in_its_colours():
+    lab = PIL.Image.merge("LAB", [PIL.Image.new("L", (4, 4), value) for value in (136, 208, 195)])  # 53, 80, 67: red
+    red, green, blue = both_ways(encode(lab, "TIFF"))[0, 0]
+    assert red > 245 and green < 15 and blue < 15
+    white = PIL.Image.merge("LAB", [PIL.Image.new("L", (4, 4), value) for value in (255, 128, 128)])
+    assert both_ways(encode(white, "TIFF")).min() >= 253
+
+
+def test_inks_are_not_inverted():
+    """Red without cyan; Adobe's JPEGs keep inks inverted, and Pillow writes and reads them so."""
+    inks = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for format, options in (("JPEG", {"quality": 95}), ("TIFF", {})):
+        red, green, blue = both_ways(encode(inks, format, **options))[8, 8]
+        assert red > 250 and green < 5 and blue < 5, format
+
+
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="an earlier Pillow cannot identify such a TIFF")
+def test_premultiplied_alpha_is_read():
+    grey = np.tile(np.array([[[0, 0], [100, 255], [50, 128]]], dtype=np.uint8), (3, 1, 1))
+    assert both_ways(tiff(grey, t338=(1,)))[0, 1].tolist() == [100] * 3
+
+
+def test_the_first_of_several_frames_is_shown():
+    for format, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
+        frames = {"save_all": True, "append_images": [PIL.Image.new("RGB", (8, 8), "red")]}
+        first = PIL.Image.new("RGB", (8, 8), (0, 0, 255))
+        assert both_ways(encode(first, format, **frames, **options))[0, 0].tolist() == [0, 0, 255], format
