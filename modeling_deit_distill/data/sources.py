@@ -1,11 +1,10 @@
-"""Where images and labels come from: the embedded digits, a Hub dataset, a folder, parquet, or a folder per class."""
+"""Where images and labels come from: embedded digits, a Hub dataset, a folder, parquet, or a folder per class."""
 
+import dataclasses
 import functools
-import glob
 import hashlib
 import io
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,13 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError
 from .decoding import REFUSED, encoded_bytes
+from .folders import read_class_folders
+from .image_files import image_splits, in_words, plain_path
 
 logger = logging.get_logger(__name__)
 
@@ -31,10 +31,9 @@ LABEL_NAMES = ("label", "labels", "class", "target")
 # The cut of a validation split does not follow the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
 FINGERPRINT_ROWS = 256
-IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
-@dataclass
+@dataclasses.dataclass
 class ImageData:
     """A training and a validation split, with columns `image` (encoded: bytes or path) and `label` (class index).
 
@@ -43,6 +42,7 @@ class ImageData:
         class_names: names in the order of the label's indices.
         source: what the user named, for summaries and cards.
         validation_source: where the validation rows come from, in words.
+        skipped: files that were not read, by kind and name, in words; empty for none.
     """
 
     train: Dataset
@@ -50,6 +50,7 @@ class ImageData:
     class_names: list[str]
     source: str
     validation_source: str
+    skipped: str = ""
 
     def fingerprint(self) -> str:
         """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
@@ -73,7 +74,7 @@ def load_image_data(
     label_column: str | None = None,
     streaming: bool = False,
 ) -> ImageData:
-    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, or a folder per class.
+    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet or class folders.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one. With `streaming` the training split is never stored: `train` is a stream, and the validation
@@ -83,18 +84,19 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    if train_dir is not None:
-        splits, source = _load_folders(train_dir, validation_dir, streaming), train_dir
-        validation_split = validation_split or ("validation" if validation_dir else None)
+    source, skipped = train_dir or dataset_name, ""
+    if train_dir:
+        splits, skipped = _load_folders(train_dir, validation_dir, streaming)
     else:
-        splits, source = _load_named(dataset_name, dataset_config_name, streaming), dataset_name
+        splits = _load_named(dataset_name, dataset_config_name, streaming)
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
     splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
-    roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
-    splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+    if not train_dir:  # whose files were found by ourselves
+        roots = _roots(dataset_name)
+        splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
     if streaming:
-        return _as_stream(splits, train_split, validation_split, source)
+        return dataclasses.replace(_as_stream(splits, train_split, validation_split, source), skipped=skipped)
     train, validation, split = _choose_splits(splits, train_split, validation_split, validation_fraction)
     validation_source = f"split {split!r}" if split else f"{validation_fraction:.0%} of split {train_split!r}"
     _check_labels(train, f"split {train_split!r}", "train_split")
@@ -102,7 +104,7 @@ def load_image_data(
     train, validation = _encode_labels(train, validation)
     class_names = train.features["label"].names
     _check_classes(train, validation, class_names, source, is_cut=split is None)
-    return ImageData(train, validation, class_names, source, validation_source)
+    return ImageData(train, validation, class_names, source, validation_source, skipped)
 
 
 def load_digits() -> Dataset:
@@ -173,45 +175,12 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
         raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
 
-def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> dict[str, Dataset]:
-    files = {}
-    for split, argument, folder in (
-        ("train", "train_dir", train_dir),
-        ("validation", "validation_dir", validation_dir),
-    ):
-        if folder is None:
-            continue
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise InputError(f"{argument} {folder!r} is not a folder; give one with a subfolder of images per class")
-        if (path / "train").is_dir():
-            raise InputError(
-                f"{argument} {folder!r} has a subfolder 'train', which would become a class; pass --train_dir "
-                f"{path / 'train'} and --validation_dir, or the whole as --dataset_name {folder}"
-            )
-        _check_one_folder_per_class(argument, path)
-        files[split] = glob.escape(str(path.resolve())) + "/**"
-    try:
-        return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        folders = " and ".join(repr(folder) for folder in (train_dir, validation_dir) if folder)
-        raise InputError(f"no images could be read from {folders} ({type(error).__name__}: {reason})") from error
-
-
-def _check_one_folder_per_class(argument: str, folder: Path):
-    """Each image lies in <class>/; the loader would take the last folder of any other path for a class."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(root).relative_to(folder)
-        images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
-        if images and len(inside.parts) != 1:
-            where = (
-                f"{inside / images[0]} lies {len(inside.parts)} folders deep"
-                if inside.parts
-                else (f"{images[0]} lies in no class folder")
-            )
-            raise InputError(f"{argument} {str(folder)!r}: {where}; every image must lie in <class>/, one folder deep")
+def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> tuple[dict, str]:
+    """The splits of folders of class folders, and what was skipped in them, in words."""
+    # The smaller one first: it may be refused.
+    held_out = read_class_folders(validation_dir, "validation_dir") if validation_dir else None
+    found = read_class_folders(train_dir, "train_dir")
+    return image_splits(found, held_out, streaming), in_words(found, held_out)
 
 
 def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column) -> dict[str, Dataset]:
@@ -256,13 +225,11 @@ def _the_column(argument: str, given: str | None, candidates: list[str], feature
     raise InputError(f"{argument} is not clear, {found}; choose one with --{argument} (columns: {', '.join(features)})")
 
 
-def _roots(sources: list[str | None]) -> tuple[str, ...]:
+def _roots(dataset_name: str) -> tuple[str, ...]:
     """The folders whose files a dataset's rows may name: its own, else the Hub's cache; and where archives unpack."""
-    roots = {str(datasets_config.DOWNLOADED_DATASETS_PATH)}
-    for source in filter(None, sources):
-        path = Path(source).expanduser()
-        folder = path if path.is_dir() else path.parent if path.exists() else hub_constants.HF_HUB_CACHE
-        roots |= {os.path.abspath(folder), os.path.realpath(folder)}
+    path = Path(dataset_name).expanduser()
+    folder = path if path.is_dir() else path.parent if path.exists() else hub_constants.HF_HUB_CACHE
+    roots = {str(datasets_config.DOWNLOADED_DATASETS_PATH), os.path.abspath(folder), os.path.realpath(folder)}
     return tuple(os.path.join(root, "") for root in sorted(roots))
 
 
@@ -289,8 +256,7 @@ def _refuse_outside(row: dict, roots: tuple[str, ...]) -> dict:
 
 
 def _is_inside(path: str, roots: tuple[str, ...]) -> bool:
-    # Links in a folder are its owner's business; but what `..` after one of them means, only the system knows.
-    return (os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)).startswith(roots)
+    return plain_path(path).startswith(roots)
 
 
 def _choose_splits(splits: dict[str, Dataset], train_split: str, validation_split: str | None, fraction: float):
