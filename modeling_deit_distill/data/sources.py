@@ -1,4 +1,4 @@
-"""Where images and labels come from: embedded digits, a Hub dataset, a folder, parquet, or a folder per class."""
+"""Where images and labels come from: embedded digits, a Hub dataset, a folder, parquet, a folder per class, a CSV."""
 
 import dataclasses
 import functools
@@ -22,6 +22,7 @@ from ..errors import InputError
 from .decoding import REFUSED, encoded_bytes
 from .folders import read_class_folders
 from .image_files import image_splits, in_words, plain_path
+from .tables import read_table
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +68,8 @@ def load_image_data(
     dataset_config_name: str | None = None,
     train_dir: str | None = None,
     validation_dir: str | None = None,
+    train_csv: str | None = None,
+    validation_csv: str | None = None,
     train_split: str = "train",
     validation_split: str | None = None,
     validation_fraction: float = 0.1,
@@ -74,7 +77,7 @@ def load_image_data(
     label_column: str | None = None,
     streaming: bool = False,
 ) -> ImageData:
-    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet or class folders.
+    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, class folders or a CSV.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one. With `streaming` the training split is never stored: `train` is a stream, and the validation
@@ -84,15 +87,19 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    source, skipped = train_dir or dataset_name, ""
+    columns, skipped = (image_column, label_column), ""
+    source = train_dir or train_csv or dataset_name
     if train_dir:
-        splits, skipped = _load_folders(train_dir, validation_dir, streaming)
+        splits, skipped = _load_files(train_dir, validation_dir, "dir", columns, streaming)
+    elif train_csv:
+        splits, skipped = _load_files(train_csv, validation_csv, "csv", columns, streaming)
+        columns = (None, None)  # they have done their work
     else:
         splits = _load_named(dataset_name, dataset_config_name, streaming)
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
-    splits = _select_all(splits, (train_split, validation_split), image_column, label_column)
-    if not train_dir:  # whose files were found by ourselves
+    splits = _select_all(splits, (train_split, validation_split), *columns)
+    if not train_dir and not train_csv:  # whose files were found by ourselves
         roots = _roots(dataset_name)
         splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
     if streaming:
@@ -175,11 +182,13 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
         raise InputError(f"dataset_name {name!r} {where} ({type(error).__name__}: {reason})") from error
 
 
-def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> tuple[dict, str]:
-    """The splits of folders of class folders, and what was skipped in them, in words."""
-    # The smaller one first: it may be refused.
-    held_out = read_class_folders(validation_dir, "validation_dir") if validation_dir else None
-    found = read_class_folders(train_dir, "train_dir")
+def _load_files(train: str, validation: str | None, kind: str, columns: tuple, streaming: bool) -> tuple[dict, str]:
+    """The splits of folders (of `kind` `dir`) or tables (`csv`), and what was skipped in them, in words."""
+    read = read_class_folders if kind == "dir" else functools.partial(read_table, columns=columns)
+    held_out = (
+        read(validation, f"validation_{kind}") if validation else None
+    )  # the smaller one first: it may be refused
+    found = read(train, f"train_{kind}")
     return image_splits(found, held_out, streaming), in_words(found, held_out)
 
 

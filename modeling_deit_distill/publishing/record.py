@@ -30,6 +30,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
     folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
     folders += [data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
+    folders += [data_args.train_csv, data_args.validation_csv]
     folders += [] if plan.store is None else [plan.store.about.get("teacher")]
     record = {
         "name": name or Path(args.output_dir).resolve().name,
@@ -113,7 +114,7 @@ def base_model(name_or_path: str | None) -> str | None:
 def dataset(data_args: DataArguments, summary: dict[str, str]) -> dict[str, str | None]:
     """What it was trained and evaluated on."""
     identity = hub_id(data_args.dataset_name)
-    name = data_args.dataset_name or data_args.train_dir
+    name = data_args.dataset_name or data_args.train_dir or data_args.train_csv
     return {"name": identity or Path(name).name, "id": identity, "split": summary["held out"]}
 
 

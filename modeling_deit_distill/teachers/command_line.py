@@ -65,6 +65,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--dataset_name", help="the data, if they lie elsewhere by now")
     check.add_argument("--train_dir", help="the training images, if they lie elsewhere by now")
     check.add_argument("--validation_dir", help="the validation images, if they lie elsewhere by now")
+    check.add_argument("--train_csv", help="the CSV file of training images, if it lies elsewhere by now")
+    check.add_argument("--validation_csv", help="the CSV file of validation images, if it lies elsewhere by now")
     check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
     check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
     return parser.parse_args(arguments)
@@ -138,7 +140,8 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     """
     sources = dict(store.about.get("data", {}))
     sources.pop("crop_pct", None)
-    moved = {name: getattr(options, name) for name in ("dataset_name", "train_dir", "validation_dir")}
+    names = ("dataset_name", "train_dir", "validation_dir", "train_csv", "validation_csv")
+    moved = {name: getattr(options, name) for name in names}
     if any(moved.values()):
         sources |= moved
     data = load_image_data(**sources)
