@@ -99,10 +99,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def load_held_out(options: argparse.Namespace) -> ImageData:
-    """The data as `train_deit.py` loads them for the same arguments; a lone `validation_dir` is all held out."""
+    """The data as `train_deit.py` loads them for the same arguments; lone validation images are all held out."""
     sources = {field.name: getattr(options, field.name) for field in DATA_ARGUMENTS}
-    if sources["validation_dir"] and not sources["train_dir"] and not sources["dataset_name"]:
-        sources["train_dir"] = sources["validation_dir"]
+    if not any(sources[name] for name in ("train_dir", "train_csv", "dataset_name")):
+        sources["train_dir"], sources["train_csv"] = sources["validation_dir"], sources["validation_csv"]
     checked = asdict(DataArguments(**sources))
     return load_image_data(**{name: checked[name] for name in sources})
 

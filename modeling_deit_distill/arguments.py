@@ -153,6 +153,10 @@ class DataArguments:
     dataset_config_name: Annotated[str | None, DATA] = HfArg(default=None, help="Configuration of the Hub dataset.")
     train_dir: Annotated[str | None, Choice(DATA)] = HfArg(default=None, help="Training images, one folder per class.")
     validation_dir: Annotated[str | None, DATA] = HfArg(default=None, help="Validation images, one folder per class.")
+    train_csv: Annotated[str | None, Choice(DATA)] = HfArg(
+        default=None, help="CSV file of paths, relative to it, and labels."
+    )
+    validation_csv: Annotated[str | None, DATA] = HfArg(default=None, help="CSV file of validation images.")
     train_split: Annotated[str, DATA] = HfArg(default="train", help="Split to train on.")
     validation_split: Annotated[str | None, DATA] = HfArg(
         default=None, help="Split to evaluate on; else validation, test, or a cut of the training split."
@@ -178,11 +182,19 @@ class DataArguments:
 
     def __post_init__(self):
         check_fields(self)
-        if not self.dataset_name and not self.train_dir:
-            raise InputError("no data: give --dataset_name (e.g. digits) or --train_dir with one folder per class")
+        if not self.dataset_name and not self.train_dir and not self.train_csv:
+            raise InputError(
+                "no data: give --dataset_name (e.g. digits), --train_dir with one folder per class, or --train_csv"
+            )
         if self.validation_dir and not self.train_dir:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
-        uncut = [name for name in ("validation_dir", "validation_split", "streaming") if getattr(self, name)]
+        if self.validation_csv and not self.train_csv:
+            raise InputError("validation_csv goes with train_csv; for a dataset_name use --validation_split")
+        uncut = [
+            name
+            for name in ("validation_dir", "validation_csv", "validation_split", "streaming")
+            if getattr(self, name)
+        ]
         if self.group_by is not None and uncut:
             raise InputError(f"group_by is about cutting the training split; with {uncut[0]} nothing is cut: drop one")
 

@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from .arguments import DistillationTrainingArguments
+from .data.image_files import shown
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
 from .student import what_is_kept
@@ -24,11 +25,13 @@ def summary(plan) -> dict[str, str]:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else _epochs(args.num_train_epochs)
     num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
-    names = ", ".join(data.class_names[:10]) + (", ..." if len(data.class_names) > 10 else "")
+    names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
     return {
         "data": f"{data.source}: {num_images} images",
         "held out": f"{len(data.validation):,} images, {data.validation_source}",
         "classes": f"{len(data.class_names)}: {names}",
+        **({"skipped": data.skipped} if data.skipped else {}),
+        **({"groups": data.groups} if data.groups else {}),
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",

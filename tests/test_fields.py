@@ -46,8 +46,15 @@ RANGES = {
 }
 # Choices: what else of a recipe goes where the command line makes one of them.
 GROUPS = {
-    ("dataset_name", "train_dir"): {
-        *("dataset_config_name", "validation_dir", "train_split", "validation_split", "validation_fraction"),
+    ("dataset_name", "train_dir", "train_csv"): {
+        *(
+            "dataset_config_name",
+            "validation_dir",
+            "validation_csv",
+            "train_split",
+            "validation_split",
+            "validation_fraction",
+        ),
         *("image_column", "label_column", "streaming"),
     },
     ("teacher_name_or_path", "teacher_config_name"): {

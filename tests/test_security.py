@@ -278,6 +278,6 @@ def test_the_hubs_cache_is_the_root_of_what_comes_from_it(tmp_path, monkeypatch)
     from modeling_deit_distill.data import sources as data
 
     monkeypatch.setattr(data.hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    roots = data._roots(["me/photos"])
+    roots = data._roots("me/photos")
     assert data._is_inside(str(tmp_path / "hub" / "datasets--me--photos" / "snapshots" / "0" / "a.png"), roots)
     assert not data._is_inside(str(tmp_path / "a.png"), roots)

@@ -1,11 +1,10 @@
-"""Where images and labels come from: the embedded digits, a Hub dataset, a folder, parquet, or a folder per class."""
+"""Where images and labels come from: embedded digits, a Hub dataset, a folder, parquet, a folder per class, a CSV."""
 
 import contextlib
+import dataclasses
 import functools
-import glob
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError, one_line
 from .cutting import GROUP, cut
 from .decoding import REFUSED, encoded_bytes
+from .folders import read_class_folders
+from .image_files import image_splits, in_words, plain_path
 from .labels import (
     check_labels,
     encode_labels,
@@ -29,6 +29,7 @@ from .labels import (
     label_columns,
     with_label_column,
 )
+from .tables import read_table
 
 logger = logging.get_logger(__name__)
 
@@ -36,10 +37,9 @@ logger = logging.get_logger(__name__)
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 FINGERPRINT_ROWS = 256
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
-IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
-@dataclass
+@dataclasses.dataclass
 class ImageData:
     """A training and a validation split, with columns `image` (encoded: bytes or path) and `label` (class index)."""
 
@@ -49,6 +49,7 @@ class ImageData:
     source: str  # what the user named, for summaries and cards
     validation_source: str  # where the validation rows come from, in words
     groups: str | None = None  # which groups of images the cut kept together, in words
+    skipped: str = ""  # files that were not read, by kind and name, in words; empty for none
 
     def fingerprint(self) -> str:
         """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
@@ -66,6 +67,8 @@ def load_image_data(
     dataset_config_name: str | None = None,
     train_dir: str | None = None,
     validation_dir: str | None = None,
+    train_csv: str | None = None,
+    validation_csv: str | None = None,
     train_split: str = "train",
     validation_split: str | None = None,
     validation_fraction: float = 0.1,
@@ -74,7 +77,7 @@ def load_image_data(
     streaming: bool = False,
     group_by: str | None = None,
 ) -> ImageData:
-    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, or a folder per class.
+    """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, class folders or a CSV.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one (see `cutting.cut`, also for `group_by`). With `streaming` the training split is never stored:
@@ -85,23 +88,28 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    if train_dir is not None:
-        splits, source = _load_folders(train_dir, validation_dir, streaming), train_dir
-        validation_split = validation_split or ("validation" if validation_dir else None)
+    columns, skipped = (image_column, label_column), ""
+    source = train_dir or train_csv or dataset_name
+    if train_dir:
+        splits, skipped = _load_files(train_dir, validation_dir, "dir", columns, streaming)
+    elif train_csv:
+        splits, skipped = _load_files(train_csv, validation_csv, "csv", columns, streaming)
+        columns = (None, None)  # they have done their work
     else:
-        splits, source = _load_named(dataset_name, dataset_config_name, streaming), dataset_name
+        splits = _load_named(dataset_name, dataset_config_name, streaming)
     if train_split not in splits:
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
-    splits = _select_all(splits, (train_split, validation_split), image_column, label_column, group_by)
-    roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
-    splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+    splits = _select_all(splits, (train_split, validation_split), *columns, group_by)
+    if not train_dir and not train_csv:  # whose files were found by ourselves
+        roots = _roots(dataset_name)
+        splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     if group_by is not None and split is not None:
         raise InputError(
             f"group_by is about cutting the training split, and {source!r} has split {split!r}; leave it out"
         )
     if streaming:
-        return _as_stream(train, splits, split, source)
+        return dataclasses.replace(_as_stream(train, splits, split, source), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
     groups = None
     if split is None:
@@ -112,7 +120,7 @@ def load_image_data(
         check_labels(validation, validation_source, "validation_split")
         train, validation = encode_labels(train, validation)
     _check_classes(train, validation, source)
-    return ImageData(train, validation, train.features["label"].names, source, validation_source, groups)
+    return ImageData(train, validation, train.features["label"].names, source, validation_source, groups, skipped)
 
 
 def load_digits() -> Dataset:
@@ -165,24 +173,13 @@ def _load_named(name: str, config_name: str | None, streaming: bool) -> dict[str
         return dict(load_dataset(str(path) if path.exists() else name, config_name, streaming=streaming))
 
 
-def _load_folders(train_dir: str, validation_dir: str | None, streaming: bool) -> dict[str, Dataset]:
-    files, folders = {}, {"train": train_dir, "validation": validation_dir}
-    for split, folder in folders.items():
-        if folder is None:
-            continue
-        argument, path = f"{split}_dir", Path(folder).expanduser()
-        if not path.is_dir():
-            raise InputError(f"{argument} {folder!r} is not a folder; give one with a subfolder of images per class")
-        if (path / "train").is_dir():
-            raise InputError(
-                f"{argument} {folder!r} has a subfolder 'train', which would become a class; pass --train_dir "
-                f"{path / 'train'} and --validation_dir, or the whole as --dataset_name {folder}"
-            )
-        _check_one_folder_per_class(argument, path)
-        files[split] = glob.escape(str(path.resolve())) + "/**"
-    where = " and ".join(repr(folder) for folder in folders.values() if folder)
-    with _load_errors(f"no images could be read from {where}"):
-        return dict(load_dataset("imagefolder", data_files=files, drop_labels=False, streaming=streaming))
+def _load_files(train: str, validation: str | None, kind: str, columns: tuple, streaming: bool) -> tuple[dict, str]:
+    """The splits of folders (of `kind` `dir`) or tables (`csv`), and what was skipped in them, in words."""
+    read = read_class_folders if kind == "dir" else functools.partial(read_table, columns=columns)
+    # The smaller one first: it may be refused.
+    held_out = read(validation, f"validation_{kind}") if validation else None
+    found = read(train, f"train_{kind}")
+    return image_splits(found, held_out, streaming), in_words(found, held_out)
 
 
 @contextlib.contextmanager
@@ -194,20 +191,6 @@ def _load_errors(what: str):
         # A webdataset's `.cls` is a whole number by its own rules, for every reader.
         hint = "; if it has words in .cls files, call them .cls.txt" if "invalid literal for int()" in reason else ""
         raise InputError(f"{what} ({type(error).__name__}: {reason}){hint}") from error
-
-
-def _check_one_folder_per_class(argument: str, folder: Path):
-    """Each image lies in <class>/; the loader would take the last folder of any other path for a class."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(root).relative_to(folder)
-        images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")]
-        if images and len(inside.parts) != 1:
-            where = f"{len(inside.parts)} folders deep" if inside.parts else "in no class folder"
-            raise InputError(
-                f"{argument} {str(folder)!r}: {inside / images[0]} lies {where}; every image must lie in <class>/, "
-                "one folder deep"
-            )
 
 
 def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column, group_by) -> dict[str, Dataset]:
@@ -254,13 +237,11 @@ def _the_column(argument: str, given: str | None, candidates: list[str], columns
     raise InputError(f"{argument} is not clear, {found}; choose one with --{argument} (columns: {', '.join(columns)})")
 
 
-def _roots(sources: list[str | None]) -> tuple[str, ...]:
+def _roots(dataset_name: str) -> tuple[str, ...]:
     """The folders whose files a dataset's rows may name: its own, else the Hub's cache; and where archives unpack."""
-    roots = {str(datasets_config.DOWNLOADED_DATASETS_PATH)}
-    for source in filter(None, sources):
-        path = Path(source).expanduser()
-        folder = path if path.is_dir() else path.parent if path.exists() else hub_constants.HF_HUB_CACHE
-        roots |= {os.path.abspath(folder), os.path.realpath(folder)}
+    path = Path(dataset_name).expanduser()
+    folder = path if path.is_dir() else path.parent if path.exists() else hub_constants.HF_HUB_CACHE
+    roots = {str(datasets_config.DOWNLOADED_DATASETS_PATH), os.path.abspath(folder), os.path.realpath(folder)}
     return tuple(os.path.join(root, "") for root in sorted(roots))
 
 
@@ -287,8 +268,7 @@ def _refuse_outside(row: dict, roots: tuple[str, ...]) -> dict:
 
 
 def _is_inside(path: str, roots: tuple[str, ...]) -> bool:
-    # Links in a folder are its owner's business; but what `..` after one of them means, only the system knows.
-    return (os.path.realpath(path) if ".." in Path(path).parts else os.path.abspath(path)).startswith(roots)
+    return plain_path(path).startswith(roots)
 
 
 def _find_validation(splits: dict, train_split: str, given: str | None, streaming: bool) -> str | None:

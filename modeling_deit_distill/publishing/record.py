@@ -28,6 +28,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
     folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
     folders += [data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
+    folders += [data_args.train_csv, data_args.validation_csv]
     folders += [] if plan.store is None else [plan.store.about.get("teacher")]
     dataset = hub_id(data_args.dataset_name)
     record = {
@@ -41,7 +42,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "base_model": base_model(model_args.model_name_or_path),
         "teacher": hub_id(model_args.teacher_name_or_path) if plan.distils else None,
         "dataset": {
-            "name": dataset or Path(data_args.dataset_name or data_args.train_dir).name,
+            "name": dataset or Path(data_args.dataset_name or data_args.train_dir or data_args.train_csv).name,
             "id": dataset,
             "split": _without(folders, summary["held out"]),
         },

@@ -31,7 +31,7 @@ from .teacher import load_teacher
 CHECKSUMS = "checksums.json"
 # What a store consists of; nothing else that a repository names is written or removed.
 STORE_FILE = re.compile(rf"{re.escape(DESCRIPTION)}|{re.escape(VALIDATION)}|epoch-\d{{5,}}\.bin")
-DATA_SOURCES = ("dataset_name", "train_dir", "validation_dir")
+DATA_SOURCES = ("dataset_name", "train_dir", "validation_dir", "train_csv", "validation_csv")
 # Another device or another precision of the same teacher decides a view in a hundred otherwise.
 MIN_ALIKE = 0.98
 

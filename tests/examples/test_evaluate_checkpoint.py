@@ -266,7 +266,7 @@ def test_unnamed_classes_are_taken_in_order_if_there_are_as_many(script, save_st
         script.classes_of(unnamed, ["blue", "green"])
 
 
-def test_data_are_those_of_the_arguments(script, photos):
+def test_data_are_those_of_the_arguments(script, photos, tmp_path):
     def held_out(*words):
         return script.load_held_out(script.parse_options(["model", *map(str, words)]))
 
@@ -278,6 +278,11 @@ def test_data_are_those_of_the_arguments(script, photos):
     )
     assert cut.fingerprint() == same.fingerprint()
     assert len(held_out("--train_dir", photos, "--validation_dir", photos).validation) == 24
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{name}/0.png,{name}\n" for name in ("blue", "green", "red")))
+    for name in ("blue", "green", "red"):
+        (tmp_path / name).symlink_to(photos / name)
+    assert len(held_out("--validation_csv", table).validation) == 3
     for words, message in (
         ([], "no data: give --dataset_name"),
         (["--dataset_name", "digits", "--validation_dir", photos], "validation_dir goes with train_dir"),

@@ -56,6 +56,11 @@ def test_no_folder_of_this_machine_and_no_token(tmp_path, photos):
     text = json.dumps(record)
     assert str(tmp_path) not in text and "hf_secret" not in text
     assert record["facts"] == {"data": "photos: 12 images", "held out": "4 images, a tenth of photos"}
+    table, more = str(tmp_path / "labels.csv"), str(tmp_path / "more.csv")
+    facts = {"data": f"{table}: 12 images", "held out": f"4 images of {more}"}
+    record = written(tmp_path, "--train_csv", table, "--validation_csv", more, summary=facts)
+    assert str(tmp_path) not in json.dumps(record)
+    assert record["dataset"] == {"name": "labels.csv", "id": None, "split": "4 images of more.csv"}
 
 
 def test_names_on_the_hub_are_kept(tmp_path):
