@@ -21,6 +21,7 @@ transformers' own loading (a pipeline's, given a path) cuts integers and floats 
 training saw, give it what `decode_image` returns.
 """
 
+import math
 import struct
 import sys
 from collections.abc import Callable
@@ -127,7 +128,9 @@ def _scale(samples: np.ndarray, depth: int) -> np.ndarray:
 
 
 def _levels_of_floats(samples: np.ndarray) -> np.ndarray:
-    low, high = float(samples.min()), float(samples.max())  # NaN, if there is one
+    low, high = float(samples.min()), float(samples.max())
+    if not math.isfinite(low) or not math.isfinite(high):  # NaN, if there is one
+        raise BadImageError(f"floats of which some are NaN or infinite; {_AS_INTEGERS}")
     if low >= -_HALF_A_LEVEL and high <= 1 + _HALF_A_LEVEL:
         return np.rint(samples.clip(0, 1) * np.float32(255)).astype(np.uint8)
     if low >= -0.5 and SMALLEST_BRIGHT_FLOAT <= high < 255.5:
