@@ -1,8 +1,9 @@
 """The arguments of `train_deit.py`: three dataclasses and their checks."""
 
-import copy
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -373,13 +374,15 @@ class DistillationTrainingArguments(TrainingArguments):
         """What is pickled, into `training_args.bin` among others: all but the token."""
         return {**self.__dict__, "hub_token": None}
 
-    def for_trainer(self) -> "DistillationTrainingArguments":
-        """A copy in which Trainer itself is not asked for what [`DistillationTrainer`] does in its place."""
-        args = copy.copy(self)
-        args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
-        args.save_total_limit = None  # see `training.checkpoints.Checkpoints`
-        args.hub_strategy = HubStrategy.END  # see `publishing.publisher.Publisher`
-        return args
+    @contextlib.contextmanager
+    def done_by_callbacks(self) -> Iterator[None]:
+        """While Trainer trains: it is not asked for what callbacks of [`DistillationTrainer`] do in its place."""
+        kept = self.save_total_limit, self.hub_strategy
+        self.save_total_limit, self.hub_strategy = None, HubStrategy.END
+        try:
+            yield
+        finally:
+            self.save_total_limit, self.hub_strategy = kept
 
     @property
     def precision(self) -> str:

@@ -83,6 +83,13 @@ def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir, f"{CHECKPOINT_PREFIX}{step}")
 
 
+def is_checkpoint(folder: str | Path, output_dir: str | Path) -> bool:
+    """Whether a folder is named as a checkpoint of a run is."""
+    folder = Path(folder)
+    number = folder.name.removeprefix(CHECKPOINT_PREFIX)
+    return folder.parent.absolute() == Path(output_dir).absolute() and number != folder.name and number.isdigit()
+
+
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The checkpoints of a run, whole or not, in the order of their steps."""
     found = Path(output_dir).glob(f"{CHECKPOINT_PREFIX}*")
@@ -149,8 +156,8 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
     if _is_unfinished(checkpoint):
         return "its saving was interrupted"
     try:
-        json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError):
+        json.loads((checkpoint / STATE).read_text())["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{STATE} is missing or cut off"
     if not any(checkpoint.glob("optimizer*")):
         return "it has no optimiser's state"
@@ -211,7 +218,9 @@ def remove_unfinished_checkpoints(output_dir: str | Path, goes_on: bool = True):
         goes_on: put back what was to be replaced by one of the same step; not for a run that starts again.
     """
     leftovers = [path for prefix in (EARLIER_SAVING, REMOVING) for path in Path(output_dir).glob(f"{prefix}*")]
-    for path in (*unfinished_checkpoints(output_dir), *leftovers):
+    for checkpoint in unfinished_checkpoints(output_dir):
+        remove_checkpoint(checkpoint)
+    for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     for replaced in Path(output_dir).glob(f"{REPLACED}*"):
         checkpoint = replaced.with_name(replaced.name.removeprefix(REPLACED))

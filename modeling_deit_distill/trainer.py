@@ -32,9 +32,9 @@ from .weights import check_finite_weights
 class DistillationTrainer(Trainer):
     """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
 
-    The teacher sees exactly the pixels that the student sees. It is frozen, replicated on each process, and no part of
-    what is saved. What happens beside the loss is done by callbacks, in this order: `average`, `progress`,
-    `checkpoints` (which makes a saved folder a checkpoint), `publisher`, the user's, `interruption`.
+    The teacher sees exactly the pixels that the student sees. It is frozen, whole on each process, and not saved. What
+    happens beside the loss is done by callbacks, in this order: `average`, `progress`, `checkpoints` (which makes a
+    saved folder a checkpoint), `publisher`, Trainer's and the user's, `interruption`.
 
     Args:
         model: a [`DeiTDistillForImageClassification`].
@@ -82,15 +82,14 @@ class DistillationTrainer(Trainer):
             kwargs["compute_metrics"] = self.metrics
             kwargs.setdefault("preprocess_logits_for_metrics", decide)
         own = [SetEpoch(lambda: self.view_sampler), self.average, self.progress, self.checkpoints, self.publisher]
-        super().__init__(model=model, args=args.for_trainer(), callbacks=[*own, *(callbacks or ())], **kwargs)
+        super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
+        self.callback_handler.callbacks[:0] = own  # before reporters too: what they see of a checkpoint is whole
         self.add_callback(self.interruption)
+        args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
         self.average.check(self.accelerator)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As `Trainer.train`; all draws depend on the seed alone, whatever ran before.
-
-        Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the last complete one.
+        """As `Trainer.train`; all draws depend on the seed alone. True resumes from the last complete checkpoint.
 
         Raises:
             InputError: a checkpoint that cannot be resumed from, or a full disk.
@@ -158,6 +157,10 @@ class DistillationTrainer(Trainer):
         """As in Trainer; workers leave SIGTERM to their parent."""
         return leaving_sigterm_to_parent(super().get_eval_dataloader(eval_dataset))
 
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """As in Trainer; workers leave SIGTERM to their parent."""
+        return leaving_sigterm_to_parent(super().get_test_dataloader(test_dataset))
+
     def get_decay_parameter_names(self, model) -> list[str]:
         """Names of the parameters that weight decay applies to: no biases, norms, tokens or position embeddings."""
         return decayed_names(super().get_decay_parameter_names(model), self.args.code_compatible)
@@ -188,16 +191,15 @@ class DistillationTrainer(Trainer):
         self.finite.read()
         what, remedy = f"step {self.state.global_step}", advice(self.args)
         check_finite_weights(self.model.named_parameters(), what, remedy, is_sharded=self.is_fsdp_enabled)
-        if _internal_call and output_dir not in (None, self.args.output_dir):
+        if _internal_call:
             self.checkpoints.begin(output_dir, self.args)
         super().save_model(output_dir, _internal_call)
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         """As in Trainer; the metrics of the weights' average, if one is kept, stand beside under `<prefix>_ema_`."""
         evaluate = functools.partial(super().evaluation_loop, dataloader, description, *args, **kwargs)
-        if description != "Evaluation":
-            return evaluate(metric_key_prefix=metric_key_prefix)
-        return self.average.evaluated_too(evaluate, self.model, self.metrics, metric_key_prefix)
+        is_evaluation = description == "Evaluation"  # and no prediction
+        return self.average.evaluated_too(evaluate, self.model, self.metrics, metric_key_prefix, is_evaluation)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         """As in Trainer, with the means of the objective's terms, and at the end with figures of the whole run."""
@@ -226,11 +228,11 @@ class DistillationTrainer(Trainer):
         self.publisher.write_card(self.state, results)
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **_
     ):
         """Save the model, write its card and push both, after the pushes that are under way; see [`Publisher.push`].
 
-        The arguments are those of Trainer; `kwargs`, which its own card would take, are not used.
+        Arguments as of Trainer; those for its own card are not used.
         """
         self.publisher.wait()
         if self.publisher.destination is None or token is not None:

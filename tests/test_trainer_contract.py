@@ -25,6 +25,7 @@ OVERRIDDEN = {
     "floating_point_ops": ["inputs"],
     "get_decay_parameter_names": ["model"],
     "get_eval_dataloader": ["eval_dataset"],
+    "get_test_dataloader": ["test_dataset"],
     "get_train_dataloader": [],
     "init_hf_repo": ["token"],
     "log": ["logs", "start_time"],

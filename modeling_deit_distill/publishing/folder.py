@@ -16,9 +16,11 @@ from .repository import clear_stages, open_repository_of, push_all, stage_run
 
 def is_finished(args: DistillationTrainingArguments, command_line: list[str]) -> bool:
     """Whether `output_dir` holds a finished run that the user did not ask to replace; says so, and what differs."""
+    if args.overwrite_output_dir or args.dry_run:
+        return False
     # The main process looks: without a shared disk the others have no results, and all must go one way.
     results = broadcast_object_list([results_of(args.output_dir) if args.process_index == 0 else None])[0]
-    if results is None or args.overwrite_output_dir or args.dry_run:
+    if results is None:
         return False
     text = [results_table(results)]
     if changed := changed_arguments(args.output_dir, command_line):
@@ -50,6 +52,7 @@ def begin_run(plan, name: str | None):
         if args.process_index != 0:
             return
         if args.overwrite_output_dir and not args.resume_from_checkpoint:
+            Path(args.output_dir, RESULTS).unlink(missing_ok=True)  # first: it says that a run is whole
             for path in (path for pattern in PUBLISHED for path in Path(args.output_dir).glob(pattern)):
                 path.unlink()
             for checkpoint in list_checkpoints(args.output_dir):

@@ -12,7 +12,7 @@ from transformers.trainer_utils import HubStrategy
 from ..arguments import DistillationTrainingArguments
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..conversion.weight_names import why_not_native
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..output_folder import STATE, checkpoint_folder
 from .card import write_card_and_curves
 from .record import note_repository
@@ -35,6 +35,7 @@ class Publisher(TrainerCallback):
         if args.push_native and (reason := why_not_native(config)):
             raise InputError(f"push_native: {reason}")
         self.args, self._announce = args, announce
+        self._strategy = args.hub_strategy  # while Trainer trains, it is told another
         self.destination = None  # where to push, once it was opened
         self._pending: list[Future] = []
 
@@ -76,8 +77,10 @@ class Publisher(TrainerCallback):
         commits = stage_run(self.args.output_dir, message, self.args.push_native)
         if blocking:
             return push_all(commits, destination)
-        self._pending = [run_as_future(push_all, commits, destination)]
-        return self._pending[0]
+        push = run_as_future(push_all, commits, destination)
+        push.add_done_callback(_warn_of_failure)
+        self._pending = [push]
+        return push
 
     def wait(self):
         """Wait for the pushes under way; what failed has been said."""
@@ -86,7 +89,7 @@ class Publisher(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Push the checkpoint, which is whole by now, while training goes on."""
-        strategy, args = self.args.hub_strategy, self.args
+        strategy, args = self._strategy, self.args
         if not args.push_to_hub or args.process_index != 0 or strategy == HubStrategy.END:
             return
         self._pending = [push for push in self._pending if not push.done()]
@@ -96,7 +99,11 @@ class Publisher(TrainerCallback):
         checkpoint = checkpoint_folder(args.output_dir, state.global_step)
         kept_as = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}
         message = f"Training in progress, step {state.global_step}"
-        commit = stage_checkpoint(checkpoint, Path(args.output_dir), message, kept_as.get(strategy))
+        try:
+            commit = stage_checkpoint(checkpoint, Path(args.output_dir), message, kept_as.get(strategy))
+        except OSError as error:
+            logger.warning("training goes on, but its checkpoint cannot be copied to be pushed: %s", one_line(error))
+            return
         # All pushes of this process go to one thread of the library's, which runs one after the other.
         push = run_as_future(push_checkpoint, commit, self.destination)
         push.add_done_callback(_warn_of_failure)
@@ -105,4 +112,4 @@ class Publisher(TrainerCallback):
 
 def _warn_of_failure(push: Future):
     if not push.cancelled() and push.exception() is not None:
-        logger.warning("training goes on, and the next push brings what this one lacked: %s", push.exception())
+        logger.warning("a push failed, and the next one brings what it lacked; training goes on: %s", push.exception())

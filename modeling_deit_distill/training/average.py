@@ -181,13 +181,16 @@ class AverageWeights(TrainerCallback):
                 "launch with DDP or FSDP 2"
             )
 
-    def evaluated_too(self, evaluate: Callable, model: nn.Module, metrics: HeldOutMetrics, prefix: str):
+    def evaluated_too(
+        self, evaluate: Callable, model: nn.Module, metrics: HeldOutMetrics, prefix: str, is_evaluation: bool = True
+    ):
         """Evaluate a model, and its average beside it.
 
         Args:
             evaluate: Trainer's `evaluation_loop`, called with `metric_key_prefix`.
             model: the model; its weights come back to the bit.
             metrics: keeps the decisions of the model; those of the average are kept here.
+            is_evaluation: whether it is one, and not a prediction, which is of the model alone.
             prefix: of the model's metrics; those of the average stand beside under `<prefix>_ema_`.
 
         Returns:
@@ -196,7 +199,7 @@ class AverageWeights(TrainerCallback):
         metrics.start()
         with weights_kept(model):
             output = evaluate(metric_key_prefix=prefix)
-        if self.average is None:
+        if self.average is None or not is_evaluation:
             return output
         decisions = metrics.decisions
         # A loader draws a seed whenever it is read; training is to go on as it would without an average.

@@ -29,6 +29,7 @@ from ..output_folder import (
     commit_checkpoint,
     damage,
     disk_errors_explained,
+    is_checkpoint,
     last_complete,
     list_checkpoints,
     remove_old_checkpoints,
@@ -124,6 +125,9 @@ class Checkpoints(TrainerCallback):
         Raises:
             InputError: no such checkpoint, or one of another run.
         """
+        self.limit = args.save_total_limit
+        if wanted and not means_the_last(wanted):
+            check_whole(wanted)  # while an unfinished one is still there to be named
         if args.should_save:
             remove_unfinished_checkpoints(args.output_dir, goes_on=bool(wanted))
         PartialState().wait_for_everyone()
@@ -139,10 +143,12 @@ class Checkpoints(TrainerCallback):
         self._planned_steps = state.get("max_steps")
         return str(checkpoint)
 
-    def begin(self, checkpoint: str, args):
-        """Called by all processes before Trainer writes a checkpoint."""
+    def begin(self, folder: str | None, args):
+        """Called by all processes before Trainer saves a model into a folder, which may be a checkpoint's."""
+        if folder is None or not is_checkpoint(folder, args.output_dir):
+            return
         if args.should_save:
-            begin_checkpoint(Path(checkpoint))
+            begin_checkpoint(Path(folder))
         PartialState().wait_for_everyone()
 
     def epochs_left(self, num_epochs: int, num_steps: int) -> int:
@@ -201,7 +207,8 @@ class Checkpoints(TrainerCallback):
             LocalInputError: the disk is full; the earlier checkpoints are intact.
         """
         try:
-            yield
+            with args.done_by_callbacks():
+                yield
         except pickle.UnpicklingError as error:
             raise InputError(
                 f"{self.resumed} holds a pickle with more than numbers in it, which is not loaded "
