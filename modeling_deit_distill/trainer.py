@@ -39,9 +39,8 @@ class DistillationTrainer(Trainer):
     Args:
         model: a [`DeiTDistillForImageClassification`].
         args: a [`DistillationTrainingArguments`].
-        teacher: a module from `pixel_values` (batch, channels, height, width) to logits (batch, classes), or to an
-            output that has `logits`; classes in the student's order. None for `distillation_type="none"`, or where a
-            store has all its answers.
+        teacher: a module from `pixel_values` (batch, channels, height, width) to logits (batch, classes in the
+            student's order), or to an output that has `logits`. None without one, or where a store has all answers.
         teacher_store: a [`TeacherStore`] for these views: what it has is not asked, what is asked it gets.
         callbacks, kwargs: as for `transformers.Trainer`. A [`ViewDataset`] is seen in views (repeated augmentation,
             mixing); any other training set yields samples with `pixel_values` and `labels`, trained on as they are.
@@ -228,7 +227,7 @@ class DistillationTrainer(Trainer):
         self.publisher.write_card(self.state, results)
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **_
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
     ):
         """Save the model, write its card and push both, after the pushes that are under way; see [`Publisher.push`].
 
