@@ -335,7 +335,8 @@ def test_a_folder_as_a_stream(photos):
 # --- all at once ------------------------------------------------------------------------------------------------------
 
 
-def test_all_of_it_at_once(tmp_path, warnings):
+def test_all_of_it_at_once(tmp_path, warnings, monkeypatch):
+    monkeypatch.setattr(image_files, "can_read_heic", lambda: False)
     make_odd_folder(tmp_path / "photos")
     data = load(tmp_path / "photos")
     assert data.class_names == sorted(CLASSES)
@@ -345,7 +346,8 @@ def test_all_of_it_at_once(tmp_path, warnings):
     assert all(decode_pixels(row["image"]).shape == (3, 24, 40) for row in [*data.train, *data.validation])
 
 
-def test_training_on_all_of_it_ends_well(tmp_path, capsys):
+def test_training_on_all_of_it_ends_well(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(image_files, "can_read_heic", lambda: False)
     make_odd_folder(tmp_path / "photos")
     out = tmp_path / "out"
     train_deit.main(words_of({**RECIPE, "train_dir": tmp_path / "photos", "output_dir": out, "num_train_epochs": 2}))
