@@ -51,8 +51,9 @@ def test_what_is_read_back_must_be_shared(check, changes, named):
     check(**changes, dry_run=True)
 
 
-def test_a_run_without_a_teacher_needs_no_store(check):
+def test_a_run_without_a_teacher_needs_no_store(check, capsys):
     check(distillation_type="none", train_teacher=True, teacher_store="answers")
+    assert "output_dir 'out' is not shared" in capsys.readouterr().out
 
 
 def test_each_machine_saves_only_where_it_has_a_folder_of_its_own(check, capsys):

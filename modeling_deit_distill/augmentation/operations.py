@@ -127,4 +127,5 @@ def as_column(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
 
 
 def as_levels(values: torch.Tensor) -> torch.Tensor:
+    """Whole levels from 0 to 255, in float32 and in place."""
     return values.clamp_(0, 255).floor_()  # truncating, as Pillow

@@ -118,6 +118,7 @@ def decoding_notes(image: dict) -> list[str]:
 
 
 def encoded_bytes(image: dict) -> bytes:
+    """The bytes of an encoded row image, `{"bytes", "path"}`; OSError for a file that cannot be read."""
     return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 

@@ -245,6 +245,7 @@ def answer_by_core(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     cores = ThreadPoolExecutor(torch.get_num_threads())
 
     def answer(pixel_values: np.ndarray) -> np.ndarray:
+        """Logits (batch, classes)."""
         if len(pixel_values) < 2:
             return by_all.run(["logits"], {"pixel_values": pixel_values})[0]
         images = np.split(pixel_values, len(pixel_values))
