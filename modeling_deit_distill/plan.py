@@ -67,7 +67,7 @@ class Plan:
 
     @cached_property
     def checkpoint(self) -> str | None:
-        """The checkpoint to resume from; it fits what will run."""
+        """The checkpoint to resume from; `check` compares it with what will run."""
         return find_checkpoint(self.args)
 
     @cached_property

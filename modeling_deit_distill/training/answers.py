@@ -38,7 +38,7 @@ class Answers:
         self.is_needed = args.distillation_type != "none"
         self.is_hard, self.temperature = args.distillation_type == "hard", args.distillation_temperature
         self.num_asked = 0
-        self._are_finite: torch.Tensor | None = None  # of the last answers asked for; None for those of a store
+        self._are_finite: torch.Tensor | None = None  # None if all of the last came from a store
         if store is not None:
             store.check(of_views(args, dataset))
 

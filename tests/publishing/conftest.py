@@ -7,30 +7,24 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import PIL.Image
 import pytest
 import torch
 from helpers.cards import DECISIONS, NAMES, PROCESSOR, RECORD, RESULTS, STATE, classes
 from helpers.hub_server import HubServer, skip_waits, use_hub
+from helpers.pictures import draw_blank_pictures
 from helpers.published import COLOURS, RECIPE, STRATEGIES, TOKEN
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
 from modeling_deit_distill import hub
 from modeling_deit_distill.data.evaluation import evaluation_processor
-from modeling_deit_distill.publishing import card, inside
 
 
 @pytest.fixture(scope="module")
 def blank_pictures():
     """Pictures of one colour: drawing them takes longer than a run here."""
-
-    def draw(*arguments):
-        PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
-
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(inside, "draw_predictions", draw)
-        monkeypatch.setattr(card, "plot_training_curves", draw)
+        draw_blank_pictures(monkeypatch)
         yield
 
 

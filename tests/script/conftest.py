@@ -2,12 +2,11 @@
 
 import json
 
-import PIL.Image
 import pytest
+from helpers.pictures import draw_blank_pictures
 from helpers.runs import arguments
 
 import train_deit
-from modeling_deit_distill.publishing import card, inside
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +20,4 @@ def run(photos, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def blank_pictures(monkeypatch):
     """Pictures of one colour: drawing them takes longer than a short run. The module's fixtures draw real ones."""
-
-    def draw(*arguments):
-        PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
-
-    monkeypatch.setattr(inside, "draw_predictions", draw)
-    monkeypatch.setattr(card, "plot_training_curves", draw)
+    draw_blank_pictures(monkeypatch)

@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 
-import PIL.Image
 import pytest
 import torch
 from helpers.forked_runs import ForkedRuns
 from helpers.paths import ROOT
+from helpers.pictures import draw_blank_pictures
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import unfinished_checkpoints
 from modeling_deit_distill.precision import multiplies_bf16
-from modeling_deit_distill.publishing import card, inside
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STEPS, NUM_KILLS = 14, 20
@@ -59,12 +58,7 @@ RECIPE = {
 @pytest.fixture(autouse=True)
 def blank_pictures(monkeypatch):
     """Pictures of one colour in this process: drawing them takes longer than a short run."""
-
-    def draw(*arguments):
-        PIL.Image.new("RGB", (8, 8)).save(arguments[-1])
-
-    monkeypatch.setattr(inside, "draw_predictions", draw)
-    monkeypatch.setattr(card, "plot_training_curves", draw)
+    draw_blank_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
