@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modeling_deit_distill import DistillationTrainingArguments, InputError, arguments, precision
+from modeling_deit_distill import DistillationTrainingArguments, InputError, precision
+from modeling_deit_distill.arguments import training
 from modeling_deit_distill.precision import BF16_VARIABLE, bf16_by_default, multiplies_bf16, precision_in_words
 from modeling_deit_distill.recipes import parse_arguments
 
@@ -95,7 +96,7 @@ def arguments_of(tmp_path, **values) -> DistillationTrainingArguments:
 
 def test_unless_told_otherwise_the_device_decides(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(arguments, "bf16_by_default", lambda kind: asked.append(kind) or bf16_by_default(kind))
+    monkeypatch.setattr(training, "bf16_by_default", lambda kind: asked.append(kind) or bf16_by_default(kind))
     for has_units in each_device(monkeypatch):
         args = arguments_of(tmp_path)
         assert (args.bf16, args.precision, args.bf16_is_automatic) == (has_units, "bf16" if has_units else "fp32", True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.arguments import IMAGENET_RECIPES, RECIPE_FOLDER, RECIPES, parse, training
 
-from modeling_deit_distill import arguments, supported
+from modeling_deit_distill import supported
+from modeling_deit_distill.arguments import training as training_arguments
 from modeling_deit_distill.data.evaluation import DEFAULT_CROP_PCT
 
 # --- defaults ---------------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def test_effective_batch_size():
 
 @pytest.mark.parametrize(("installed", "report_to"), [(True, ["tensorboard"]), (False, [])])
 def test_tensorboard_if_installed(monkeypatch, installed, report_to):
-    monkeypatch.setattr(arguments, "is_tensorboard_available", lambda: installed)
+    monkeypatch.setattr(training_arguments, "is_tensorboard_available", lambda: installed)
     monkeypatch.setattr(supported, "get_available_reporting_integrations", lambda: ["tensorboard"] * installed)
     assert training().report_to == report_to
     assert training("--report_to", "none").report_to == []

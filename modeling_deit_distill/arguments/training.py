@@ -1,10 +1,9 @@
-"""The arguments of `train_deit.py`: three dataclasses and their checks."""
+"""Arguments of training: those of transformers' Trainer and ours."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -13,10 +12,11 @@ from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
-from .errors import InputError, one_line
-from .fields import Choice, Group, Range, check_fields
-from .precision import bf16_by_default
-from .supported import check_precision, check_supported
+from ..errors import InputError, one_line
+from ..fields import Choice, Range, check_fields
+from ..precision import bf16_by_default
+from ..supported import check_precision, check_supported
+from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Fraction, Natural, NotNegative, Positive
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -29,180 +29,6 @@ CODE_MIN_LEARNING_RATE = 1e-5
 
 # The branch of transformers' own class.
 NATIVE_REVISION = "native"
-
-# Arguments that describe one thing. Each type below that names a group adds its field to it; see `fields.Choice`.
-DATA = Group("data", "keep one")
-STUDENT = Group("student", "keep one: a checkpoint has its size already")
-TEACHER = Group("teacher", "keep the first for a trained teacher, the second for one trained from scratch")
-REMOTE_CODE = Group("remote code")
-LEARNING_RATE = Group(
-    "learning rate", "keep one: the first is taken as it is, the second scales with the effective batch / 512"
-)
-WARM_UP = Group("warm-up")
-AVERAGE = Group("average of weights", "keep one")
-
-NotNegative = Annotated[float, Range(at_least=0)]
-Positive = Annotated[float, Range(above=0)]
-Fraction = Annotated[float, Range(at_least=0, at_most=1)]
-Natural = Annotated[int, Range(at_least=0)]
-Count = Annotated[int, Range(at_least=1)]
-
-
-@dataclass
-class ModelArguments:
-    """Student and teacher. Every field of `DeiTDistillConfig` is an argument of the same name; None keeps its default.
-
-    Raises:
-        InputError: arguments that exclude or need each other, values outside their range, or overrides that are not a
-            JSON object.
-    """
-
-    model_name_or_path: Annotated[str | None, Choice(STUDENT), Choice(REMOTE_CODE)] = HfArg(
-        default=None, help="Start from a DeiT: ours, transformers' or timm's (a folder or name), facebook's (a .pth)."
-    )
-    model_size: Annotated[Literal["tiny", "small", "base"] | None, Choice(STUDENT)] = HfArg(
-        default=None, help="Named size of a new student (DeiT-Ti, -S, -B); tiny unless given."
-    )
-    hidden_size: Annotated[int | None, STUDENT] = HfArg(default=None, help="Width of a token.")
-    num_hidden_layers: Annotated[int | None, STUDENT] = HfArg(default=None, help="Number of transformer blocks.")
-    num_attention_heads: Annotated[int | None, STUDENT] = HfArg(default=None, help="Attention heads per block.")
-    intermediate_size: Annotated[int | None, STUDENT] = HfArg(default=None, help="Width of the MLP's hidden layer.")
-    hidden_act: str | None = HfArg(default=None, help="Activation of the MLP.")
-    hidden_dropout_prob: float | None = HfArg(default=None, help="Dropout of embeddings and branches.")
-    attention_probs_dropout_prob: float | None = HfArg(default=None, help="Dropout of attention.")
-    drop_path_rate: float | None = HfArg(default=None, help="Stochastic depth of the last block.")
-    image_size: int | None = HfArg(default=None, help="Side of the student's input in pixels.")
-    patch_size: int | None = HfArg(default=None, help="Side of a patch in pixels.")
-    num_channels: int | None = HfArg(default=None, help="Input channels; images are decoded as RGB.")
-    qkv_bias: bool | None = HfArg(default=None, help="Bias on the query-key-value projection.")
-    layer_norm_eps: float | None = HfArg(default=None, help="Epsilon of every LayerNorm.")
-    initializer_range: float | None = HfArg(default=None, help="Deviation of the initialisation.")
-    use_distillation_token: bool | None = HfArg(
-        default=None, help="Two tokens and heads, or one; by default two wherever a teacher is used."
-    )
-    fusion: Literal["logit_mean", "softmax_mean", "cls", "distillation"] | None = HfArg(
-        default=None, help="How the two heads make one answer."
-    )
-    attn_implementation: str | None = HfArg(
-        default=None, help="Attention kernel of the student: sdpa, eager, flash_attention_2, ..."
-    )
-    teacher_name_or_path: Annotated[str | None, Choice(TEACHER)] = HfArg(
-        default=None, help="The teacher: any image classifier that transformers can load."
-    )
-    teacher_config_name: Annotated[str | None, Choice(TEACHER)] = HfArg(
-        default=None, help="Architecture of a teacher to train: a folder, a JSON file, a Hub name or a model_type."
-    )
-    teacher_config_overrides: Annotated[str | None, TEACHER] = HfArg(
-        default=None, help="JSON object of fields that replace those of the teacher's configuration."
-    )
-    train_teacher: Annotated[bool, TEACHER] = HfArg(
-        default=False, help="Train the teacher on the same data first; kept in <output_dir>/teacher."
-    )
-    teacher_num_train_epochs: Annotated[Positive, TEACHER] = HfArg(
-        default=10.0, help="Epochs of the teacher's training."
-    )
-    teacher_learning_rate: Annotated[NotNegative, TEACHER] = HfArg(
-        default=1e-3, help="Peak learning rate of the teacher."
-    )
-    teacher_image_size: Annotated[Count | None, TEACHER] = HfArg(
-        default=None,
-        help="Side at which the teacher looks at views, and a new one is trained; its image processor's, or the "
-        "student's for a new one, unless given.",
-    )
-    teacher_precision: Literal["fp32", "bf16", "fp16"] | None = HfArg(
-        default=None, help="The teacher's arithmetic; the store's, else the run's, unless given."
-    )
-    teacher_compile: bool = HfArg(default=False, help="Compile the teacher with torch.compile.")
-    teacher_label_map: Annotated[str | None, TEACHER] = HfArg(
-        default=None, help="JSON or YAML file: dataset class to the teacher's class, where names do not tell."
-    )
-    allow_weak_teacher: Annotated[bool, TEACHER] = HfArg(
-        default=False, help="Go on with a teacher that is no better than chance on the validation images."
-    )
-    trust_remote_code: Annotated[bool, TEACHER, REMOTE_CODE] = HfArg(
-        default=False, help="Run code that comes with the teacher's or the student's checkpoint."
-    )
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.teacher_config_name and not self.train_teacher:
-            raise InputError("teacher_config_name describes a teacher without weights; add --train_teacher true")
-        if self.train_teacher and not (self.teacher_name_or_path or self.teacher_config_name):
-            raise InputError("train_teacher needs --teacher_name_or_path to fine-tune or --teacher_config_name")
-        if isinstance(self.teacher_config_overrides, str):
-            self.teacher_config_overrides = _parse_json_object(
-                "teacher_config_overrides", self.teacher_config_overrides
-            )
-        if self.teacher_config_overrides and not self.train_teacher:
-            raise InputError(
-                "teacher_config_overrides changes a teacher that is yet to be trained; add --train_teacher true, or "
-                "leave it out"
-            )
-
-
-@dataclass
-class DataArguments:
-    """Where images and labels come from.
-
-    Raises:
-        InputError: no source, two sources, or values outside their range.
-    """
-
-    dataset_name: Annotated[str | None, Choice(DATA)] = HfArg(
-        default=None, help="'digits' (embedded), a Hub dataset, a local folder, a parquet file or a webdataset's tar."
-    )
-    dataset_config_name: Annotated[str | None, DATA] = HfArg(default=None, help="Configuration of the Hub dataset.")
-    train_dir: Annotated[str | None, Choice(DATA)] = HfArg(default=None, help="Training images, one folder per class.")
-    validation_dir: Annotated[str | None, DATA] = HfArg(default=None, help="Validation images, one folder per class.")
-    train_csv: Annotated[str | None, Choice(DATA)] = HfArg(
-        default=None, help="CSV file of paths, relative to it, and labels."
-    )
-    validation_csv: Annotated[str | None, DATA] = HfArg(default=None, help="CSV file of validation images.")
-    train_split: Annotated[str, DATA] = HfArg(default="train", help="Split to train on.")
-    validation_split: Annotated[str | None, DATA] = HfArg(
-        default=None, help="Split to evaluate on; else validation, test, or a cut of the training split."
-    )
-    validation_fraction: Annotated[float, Range(above=0, below=1), DATA] = HfArg(
-        default=0.1, help="Share of the training split held out where no other split exists."
-    )
-    group_by: Annotated[str | None, DATA] = HfArg(
-        default=None,
-        help="Column, or regular expression in the image's path, whose value (its first group, or the match) images "
-        "of one object share: the cut keeps them together.",
-    )
-    image_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of images, where several exist.")
-    label_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of labels, where several exist.")
-    streaming: Annotated[bool, DATA] = HfArg(
-        default=False, help="Read training images as a stream, without storing them; needs max_steps."
-    )
-    crop_pct: Annotated[float | None, Range(above=0, at_most=1)] = HfArg(
-        default=None,
-        help="Evaluation resizes the shorter side to image_size / crop_pct, then crops; 0.875, or that of the "
-        "checkpoint to start from, unless given.",
-    )
-
-    def __post_init__(self):
-        check_fields(self)
-        if not self.dataset_name and not self.train_dir and not self.train_csv:
-            raise InputError(
-                "no data: give --dataset_name (e.g. digits), --train_dir with one folder per class, or --train_csv"
-            )
-        if self.validation_dir and not self.train_dir:
-            raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
-        if self.validation_csv and not self.train_csv:
-            raise InputError("validation_csv goes with train_csv; for a dataset_name use --validation_split")
-        uncut = [
-            name
-            for name in ("validation_dir", "validation_csv", "validation_split", "streaming")
-            if getattr(self, name)
-        ]
-        if self.group_by is not None and uncut:
-            raise InputError(f"group_by is about cutting the training split; with {uncut[0]} nothing is cut: drop one")
-
-    @property
-    def sources(self) -> dict[str, object]:
-        """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
 
 
 @dataclass
@@ -452,15 +278,3 @@ class DistillationTrainingArguments(TrainingArguments):
 def decay_of_half_life(half_life: float) -> float:
     """The decay by which what a step contributed has lost half its weight after `half_life` update steps."""
     return 0.5 ** (1.0 / half_life)
-
-
-def _parse_json_object(name: str, text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name} is not valid JSON ({error}): {text!r}; write e.g. '{{\"depths\": [1, 1]}}'"
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{name} must be a JSON object, not {text!r}")
-    return value

@@ -1,0 +1,75 @@
+"""Arguments of the data."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from transformers.hf_argparser import HfArg
+
+from ..errors import InputError
+from ..fields import Choice, Range, check_fields
+from .types import DATA
+
+
+@dataclass
+class DataArguments:
+    """Where images and labels come from.
+
+    Raises:
+        InputError: no source, two sources, or values outside their range.
+    """
+
+    dataset_name: Annotated[str | None, Choice(DATA)] = HfArg(
+        default=None, help="'digits' (embedded), a Hub dataset, a local folder, a parquet file or a webdataset's tar."
+    )
+    dataset_config_name: Annotated[str | None, DATA] = HfArg(default=None, help="Configuration of the Hub dataset.")
+    train_dir: Annotated[str | None, Choice(DATA)] = HfArg(default=None, help="Training images, one folder per class.")
+    validation_dir: Annotated[str | None, DATA] = HfArg(default=None, help="Validation images, one folder per class.")
+    train_csv: Annotated[str | None, Choice(DATA)] = HfArg(
+        default=None, help="CSV file of paths, relative to it, and labels."
+    )
+    validation_csv: Annotated[str | None, DATA] = HfArg(default=None, help="CSV file of validation images.")
+    train_split: Annotated[str, DATA] = HfArg(default="train", help="Split to train on.")
+    validation_split: Annotated[str | None, DATA] = HfArg(
+        default=None, help="Split to evaluate on; else validation, test, or a cut of the training split."
+    )
+    validation_fraction: Annotated[float, Range(above=0, below=1), DATA] = HfArg(
+        default=0.1, help="Share of the training split held out where no other split exists."
+    )
+    group_by: Annotated[str | None, DATA] = HfArg(
+        default=None,
+        help="Column, or regular expression in the image's path, whose value (its first group, or the match) images "
+        "of one object share: the cut keeps them together.",
+    )
+    image_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of images, where several exist.")
+    label_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of labels, where several exist.")
+    streaming: Annotated[bool, DATA] = HfArg(
+        default=False, help="Read training images as a stream, without storing them; needs max_steps."
+    )
+    crop_pct: Annotated[float | None, Range(above=0, at_most=1)] = HfArg(
+        default=None,
+        help="Evaluation resizes the shorter side to image_size / crop_pct, then crops; 0.875, or that of the "
+        "checkpoint to start from, unless given.",
+    )
+
+    def __post_init__(self):
+        check_fields(self)
+        if not self.dataset_name and not self.train_dir and not self.train_csv:
+            raise InputError(
+                "no data: give --dataset_name (e.g. digits), --train_dir with one folder per class, or --train_csv"
+            )
+        if self.validation_dir and not self.train_dir:
+            raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
+        if self.validation_csv and not self.train_csv:
+            raise InputError("validation_csv goes with train_csv; for a dataset_name use --validation_split")
+        uncut = [
+            name
+            for name in ("validation_dir", "validation_csv", "validation_split", "streaming")
+            if getattr(self, name)
+        ]
+        if self.group_by is not None and uncut:
+            raise InputError(f"group_by is about cutting the training split; with {uncut[0]} nothing is cut: drop one")
+
+    @property
+    def sources(self) -> dict[str, object]:
+        """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
