@@ -1,4 +1,6 @@
-"""Which training images could not be read: each is named once, and too many end the run."""
+"""Which images could not be read: each is named once, and too many end the run."""
+
+from collections.abc import Callable
 
 from datasets import Dataset
 from transformers.utils import logging
@@ -18,14 +20,24 @@ class BadImages:
         on_bad_image: `"warn"`, or `"error"` to stop at the first.
         max_fraction: of the rows; with more than that (and more than one) unreadable, the run stops.
         num_processes: each of which sees its share of the rows.
+        kind, consequence: words for a message: which images they are, and what is done about a bad one.
+        decode: what could not decode them.
     """
 
     def __init__(
-        self, rows: Dataset | None, on_bad_image: str = "warn", max_fraction: float = 0.01, num_processes: int = 1
+        self,
+        rows: Dataset | None,
+        on_bad_image: str = "warn",
+        max_fraction: float = 0.01,
+        num_processes: int = 1,
+        kind: str = "",
+        consequence: str = "another is shown in its place",
+        decode: Callable = decode_pixels,
     ):
         self.rows = rows
         self.on_bad_image = on_bad_image
         self.max_fraction = max_fraction
+        self.kind, self.consequence, self.decode = kind, consequence, decode
         self.num_images = len(rows) / num_processes if rows is not None else STREAM_TRIAL
         self.num_shown = 0
         self.seen: set[int | str] = set()
@@ -45,19 +57,18 @@ class BadImages:
             if row in self.seen:
                 continue
             self.seen.add(row)
-            message = (
-                row
-                if self.rows is None
-                else f"{describe_row(self.rows, row)} is a bad image: " + why_bad(self.rows, row)
-            )
+            message = row
+            if self.rows is not None:
+                why = why_bad(self.rows, row, self.decode)
+                message = f"{self.kind}{describe_row(self.rows, row)} is a bad image: {why}"
             if self.on_bad_image == "error":
                 raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
-            logger.warning(f"{message}; another is shown in its place")
+            logger.warning(f"{message}; {self.consequence}")
         num_images = self.num_images if self.rows is not None else max(self.num_shown, self.num_images)
         if len(self.seen) > max(self.max_fraction * num_images, 1):
             raise LocalInputError(
-                f"{len(self.seen)} images are bad, more than max_bad_image_fraction {self.max_fraction:g} allows; mend "
-                "the dataset, or allow more"
+                f"{len(self.seen)} {self.kind}images are bad, more than max_bad_image_fraction {self.max_fraction:g} "
+                "allows; mend the dataset, or allow more"
             )
 
 
@@ -67,10 +78,10 @@ def describe_row(rows: Dataset, row: int) -> str:
     return f"row {row}" + (f" ({image['path']})" if image and image["path"] else "")
 
 
-def why_bad(rows: Dataset, row: int) -> str:
+def why_bad(rows: Dataset, row: int, decode: Callable = decode_pixels) -> str:
     """What is wrong with a row's image, in words; empty if nothing is."""
     try:
-        decode_pixels(rows[int(row)]["image"])
+        decode(rows[int(row)]["image"])
     except BadImageError as error:
         return str(error)
     return ""

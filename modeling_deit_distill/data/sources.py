@@ -5,7 +5,8 @@ import glob
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError
+from .columns import label_column
 from .cutting import GROUP, cut
 from .decoding import REFUSED, encoded_bytes
+from .listing import aligned, listed
 
 logger = logging.get_logger(__name__)
 
@@ -30,6 +33,7 @@ logger = logging.get_logger(__name__)
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 LABEL_NAMES = ("label", "labels", "class", "target")
 FINGERPRINT_ROWS = 256
+GONE = f"{zlib.crc32(b''):08x}"  # checksum of a file that is missing
 IMAGE_SUFFIXES = {suffix.lower() for suffix in ImageFolder.EXTENSIONS}
 
 
@@ -43,6 +47,8 @@ class ImageData:
         source: what the user named, for summaries and cards.
         validation_source: where the validation rows come from, in words.
         groups: which groups of images the cut kept together, in words; None without any.
+        listing: the images by name before the cut, see [`listing.listed`], and what their fingerprint was made of;
+            that of the run that is gone on with, if there is one; empty where the images are no files.
     """
 
     train: Dataset
@@ -51,14 +57,32 @@ class ImageData:
     source: str
     validation_source: str
     groups: str | None = None
+    listing: dict[str, object] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
+        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere.
+
+        Files that are gone since the listing was made do not change it.
+        """
+        found, earlier = self._fingerprint(), self.listing.get("fingerprint", [])
+        alike = [one in (other, GONE) for one, other in zip(found, earlier, strict=False)]
+        return earlier[-1] if len(found) == len(earlier) and all(alike[:-1]) else found[-1]
+
+    def keep_fingerprint(self):
+        """Put into the listing what the fingerprint is made of, unless it is there."""
+        if self.listing and "fingerprint" not in self.listing:
+            self.listing["fingerprint"] = self._fingerprint()
+
+    def _fingerprint(self) -> list[str]:
+        """Checksums of the labels and of each image that goes into it, and the fingerprint itself."""
         digest = hashlib.sha256(repr(self.class_names).encode())
-        digest.update(_labels(self.train).tobytes() + _labels(self.validation).tobytes())
+        digest.update(label_column(self.train).tobytes() + label_column(self.validation).tobytes())
+        checksums = [digest.hexdigest()]
         for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
-            digest.update(_readable_bytes(self.train[int(row)]["image"]))
-        return digest.hexdigest()[:16]
+            encoded = _readable_bytes(self.train[int(row)]["image"])
+            digest.update(encoded)
+            checksums.append(f"{zlib.crc32(encoded):08x}")
+        return [*checksums, digest.hexdigest()[:16]]
 
 
 def load_image_data(
@@ -74,12 +98,14 @@ def load_image_data(
     label_column: str | None = None,
     streaming: bool = False,
     group_by: str | None = None,
+    listing: dict[str, object] | None = None,
 ) -> ImageData:
     """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, or a folder per class.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one (see `cutting.cut`, also for `group_by`). With `streaming` the training split is never stored:
-    `train` is a stream, and the validation split, which must exist, is.
+    `train` is a stream, and the validation split, which must exist, is. With the `listing` of an earlier run its images
+    keep their order, and those that are gone since keep their places, see `listing.aligned`.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
@@ -94,7 +120,8 @@ def load_image_data(
         raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
     splits = _select_all(splits, (train_split, validation_split), image_column, label_column, group_by)
     roots = _roots([train_dir, validation_dir] if train_dir is not None else [dataset_name])
-    splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+    known = listing or {}
+    splits = {name: _keep_inside(aligned(rows, known.get(name)), roots) for name, rows in splits.items()}
     if streaming:
         return _as_stream(splits, train_split, validation_split, source)
     train, split, groups = splits[train_split], _evaluation_split(splits, train_split, validation_split), None
@@ -112,7 +139,9 @@ def load_image_data(
         train, validation = _encode_labels(train, validation)
     class_names = train.features["label"].names
     _check_classes(train, validation, class_names, source)
-    return ImageData(train, validation, class_names, source, validation_source, groups)
+    used = {name: listed(splits[name]) for name in (train_split, split) if name is not None}
+    listing = listing or {name: each for name, each in used.items() if each is not None}
+    return ImageData(train, validation, class_names, source, validation_source, groups, listing)
 
 
 def load_digits() -> Dataset:
@@ -319,11 +348,6 @@ def _evaluation_split(splits: dict[str, Dataset], train_split: str, validation_s
     return next((name for name in found if not _unlabelled(splits[name])), None)
 
 
-def _labels(rows: Dataset) -> np.ndarray:
-    labels = rows.data.column("label").to_numpy()  # `rows["label"][:]` takes 20 s for a million chosen rows
-    return labels if rows._indices is None else labels[rows._indices.column(0).to_numpy()]
-
-
 def _unlabelled(rows: Dataset) -> bool:
     labels = rows["label"][:1]
     return len(rows) == 0 or labels[0] is None or labels[0] == -1
@@ -362,7 +386,7 @@ def _check_classes(train: Dataset, validation: Dataset, class_names: list[str], 
         raise InputError(
             f"validation has the classes {theirs[:10]}, training has {class_names[:10]}; they must be equal"
         )
-    trained, validated = set(_labels(train).tolist()), set(_labels(validation).tolist())
+    trained, validated = set(label_column(train).tolist()), set(label_column(validation).tolist())
     if len(trained) < 2:
         names = ", ".join(class_names[index] for index in trained)
         raise InputError(f"{source!r} has one class only ({names}); a classifier needs at least two")

@@ -35,7 +35,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "name": name or Path(args.output_dir).resolve().name,
         "facts": {key: _without(folders, text) for key, text in summary.items() if key not in ("device", "output")},
         "command": command(plan.command_line, args),
-        "recipe": without_folders(said_arguments(plan.command_line)),
+        "recipe": _said(plan.command_line),
         "versions": versions(),
         "hardware": hardware(args),
         "finished": date.today().isoformat(),
@@ -65,7 +65,7 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
     earlier = json.loads(path.read_text()).get("recipe") if path.exists() else None
     if earlier is None:
         return []
-    now = without_folders(said_arguments(arguments))
+    now = _said(arguments)
     names = [name for name in {**earlier, **now} if not name.startswith(("hub_", "push_")) and name not in NO_MATTER]
     return sorted(name for name in names if str(earlier.get(name)) != str(now.get(name)))
 
@@ -75,7 +75,11 @@ def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     launcher = "accelerate launch"
     if args.world_size > 1:
         launcher += f" --num_processes {args.world_size}"
-    return f"{launcher} train_deit.py {shlex.join(map(_without_folder, without_tokens(arguments)))}"
+    words = without_tokens(arguments)
+    shown = (
+        word if key == "--group_by" else _without_folder(word) for key, word in zip(["", *words], words, strict=False)
+    )
+    return f"{launcher} train_deit.py {shlex.join(shown)}"
 
 
 def versions() -> dict[str, str]:
@@ -117,10 +121,17 @@ def dataset(data_args: DataArguments, summary: dict[str, str]) -> dict[str, str 
     return {"name": identity or Path(name).name, "id": identity, "split": summary["held out"]}
 
 
+def _said(arguments: list[str]) -> dict[str, object]:
+    """What a command says, without folders of this machine."""
+    said = said_arguments(arguments)
+    # A regular expression may look like a path.
+    return {**without_folders(said), **({"group_by": said["group_by"]} if "group_by" in said else {})}
+
+
 def _without_folder(word: str) -> str:
     key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     # A relative path of a recipe says where it lies in the project.
-    is_kept = value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
+    is_kept = key == "--group_by" or value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
     return key + equals + (value if is_kept else without_folders(value))
 
 
