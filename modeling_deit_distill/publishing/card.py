@@ -268,13 +268,11 @@ def facts_table(run: Run) -> str | None:
     """What the run said of itself, and what it took."""
     facts = {name: value for name, value in run.facts.items() if name != "output"}  # a folder of the trainer's machine
     runtime, bad_images, asked = (run.measured(k) for k in ("train_runtime", "bad_images", "teacher_views_asked"))
-    left_out = run.measured("bad_held_out_images")
     added = {
         "hardware": run.record.get("hardware"),
         "training time": None if runtime is None else duration(runtime),
         "views the teacher was asked about": f"{asked:,.0f}" if asked else None,
         "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",
-        "held-out images left out": f"{left_out:,.0f}" if left_out else None,
         "finished": run.record.get("finished") if run.is_finished else None,
     }
     rows = [(_text(name), _text(value)) for name, value in _known({**facts, **added})]

@@ -6,10 +6,12 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+from datasets import DatasetDict, Image
+from helpers.images import rows
 from helpers.runs import COLOURS
 
 import train_deit
-from modeling_deit_distill import InputError
+from modeling_deit_distill import InputError, plan
 from modeling_deit_distill.data.listing import aligned, listed
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.publishing import inside, publisher
@@ -108,8 +110,41 @@ def test_a_broken_image_is_removed_and_the_run_goes_on_with_the_same_views(photo
         assert results[key] == whole[key], key
     predictions = [json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("run", "whole")]
     assert predictions[0] == predictions[1] and len(predictions[0]["labels"]) == 12 - (part == "validation")
+    card, record = ((tmp_path / "run" / name).read_text() for name in ("README.md", "run.json"))
+    assert ("1 held-out image(s) could not be read" in card) == (part == "validation")
+    assert ("1 held-out image(s) that cannot be read" in record) == (part == "validation")
+    assert str(tmp_path) not in record
     text = (tmp_path / "run" / "images.json").read_text()
     assert str(tmp_path) not in text and len(json.loads(text)["train"]["names"]) == 60
+
+
+def test_a_broken_held_out_image_is_refused_before_a_teacher_is_trained(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "find_or_train_teacher", None)
+    broken = files(load_image_data(train_dir=str(photos), validation_fraction=0.2))["validation"][1]
+    with open(broken, "wb") as file:
+        file.write(b"no image")
+    with pytest.raises(InputError, match="held-out row 1 .* is a bad image: .*; mend or remove it"):
+        run(photos, tmp_path / "run", on_bad_image="error")
+    words = [f"--{key}={value}" for key, value in {**RECIPE, "train_dir": photos, "on_bad_image": "error"}.items()]
+    for look in ("check", "live_teacher"):  # the labelling script asks for the teacher alone
+        with pytest.raises(InputError, match="held-out row 1"):
+            getattr(plan.Plan.from_arguments([*words, f"--output_dir={tmp_path / look}"]), look)()
+
+
+def test_a_stream_without_its_broken_held_out_images(tmp_path):
+    train, held_out = rows([0, 1] * 8, ["a", "b"]), rows([0, 1] * 8, ["a", "b"])
+    images = [{"bytes": b"", "path": None} if row == 3 else each for row, each in enumerate(encoded(held_out))]
+    held_out = held_out.remove_columns("image").add_column("image", images, feature=Image())
+    DatasetDict(train=train, validation=held_out).save_to_disk(tmp_path / "saved")
+    alone = {"distillation_type": "none", **{key: None for key in RECIPE if "teacher" in key}}
+    changes = {"train_dir": None, "dataset_name": tmp_path / "saved", "streaming": "true", "max_steps": 2}
+    results = run(None, tmp_path / "run", **alone, **changes)
+    assert results["bad_held_out_images"] == 1
+    assert len(json.loads((tmp_path / "run" / "predictions.json").read_text())["labels"]) == 15
+
+
+def encoded(data):
+    return data.cast_column("image", Image(decode=False))["image"][:]
 
 
 def test_without_its_listing_a_removed_image_makes_another_run(photos, tmp_path, monkeypatch):
@@ -127,20 +162,22 @@ def test_without_its_listing_a_removed_image_makes_another_run(photos, tmp_path,
 
 
 def test_rows_are_aligned_by_hand(photos):
-    rows = load_image_data(train_dir=str(photos)).train.select([5, 3, 30, 9])
-    known = listed(rows)
-    assert known["names"] == [path.removeprefix(f"{photos}/") for path in (row["image"]["path"] for row in rows)]
-    assert aligned(rows, known) is rows and aligned(rows, None) is rows
-    fewer = aligned(rows.select([3, 0, 2]), known)  # in another order, and the second is gone
-    assert fewer["label"][:] == rows["label"][:]
-    assert [row["image"]["path"] for row in fewer] == [row["image"]["path"] for row in rows]
+    photographed = load_image_data(train_dir=str(photos)).train.select([5, 3, 30, 9])
+    known = listed(photographed)
+    assert known["names"] == [
+        path.removeprefix(f"{photos}/") for path in (row["image"]["path"] for row in photographed)
+    ]
+    assert aligned(photographed, known) is photographed and aligned(photographed, None) is photographed
+    fewer = aligned(photographed.select([3, 0, 2]), known)  # in another order, and the second is gone
+    assert fewer["label"][:] == photographed["label"][:]
+    assert [row["image"]["path"] for row in fewer] == [row["image"]["path"] for row in photographed]
 
 
 def test_rows_that_do_not_fit_stay_as_they_are(photos):
-    rows = load_image_data(train_dir=str(photos)).train.select(range(20))
-    known = listed(rows.select(range(10)))
-    assert aligned(rows, known) is rows  # more files than there were
-    assert aligned(rows, {**known, "classes": ["a", "b"]}) is rows
+    photographed = load_image_data(train_dir=str(photos)).train.select(range(20))
+    known = listed(photographed.select(range(10)))
+    assert aligned(photographed, known) is photographed  # more files than there were
+    assert aligned(photographed, {**known, "classes": ["a", "b"]}) is photographed
     digits = load_image_data("digits").train
     assert listed(digits) is None and aligned(digits, known) is digits
 
