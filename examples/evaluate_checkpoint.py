@@ -28,9 +28,10 @@ from transformers import AutoConfig, AutoImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.arguments import DataArguments
+from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments
 from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
+from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line
 from modeling_deit_distill.script import run_script
@@ -52,6 +53,8 @@ COLUMNS = {
 def main(arguments: list[str]):
     options = parse_options(arguments)
     data = load_held_out(options)
+    bad = try_held_out(data.validation, max_fraction=options.max_bad_image_fraction)
+    held_out = readable(data.validation, bad)
     # All of them are looked at before the first is run, which may take an hour.
     models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
     for name in options.models:
@@ -59,14 +62,14 @@ def main(arguments: list[str]):
     classes = [classes_of(model, data.class_names) for model in models]
     results, first = [], None
     for model, indices in zip(models, classes, strict=True):
-        logits = logits_of(model, data.validation, options.batch_size, indices)
+        logits = logits_of(model, held_out, options.batch_size, indices)
         decisions = logits.argmax(axis=1)
-        result = measure(logits, np.asarray(data.validation["label"][:]))
+        result = measure(logits, np.asarray(held_out["label"][:]))
         if first is not None:
             result |= load_metric("teacher_agreement").compute(predictions=decisions, references=first)
         first = decisions if first is None else first
         results.append({"model": model.name, "run_by": model.run_by, **result})
-    report = {"data": facts(data), "models": results}
+    report = {"data": facts(data, len(bad)), "models": results}
     print(table(report))
     if options.output:
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -88,6 +91,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     for field in DATA_ARGUMENTS:
         kind = float if isinstance(field.default, float) else str
         parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=field.metadata["help"])
+    parser.add_argument(
+        "--max_bad_image_fraction",
+        type=float,
+        default=DistillationTrainingArguments.max_bad_image_fraction,
+        help="stop where more than this share of the images cannot be read; fewer are named and left out",
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time")
     parser.add_argument("--output", metavar="FILE", help="write the report there, as JSON")
     options = parser.parse_args(arguments)
@@ -270,12 +279,13 @@ def load_metric(name: str) -> evaluate.Metric:
     return evaluate.load(str(METRICS / name), keep_in_memory=True)
 
 
-def facts(data: ImageData) -> dict[str, object]:
+def facts(data: ImageData, num_bad: int) -> dict[str, object]:
     """What was measured on."""
     return {
         "source": data.source,
         "held_out": data.validation_source,
-        "num_images": len(data.validation),
+        "num_images": len(data.validation) - num_bad,
+        "bad_held_out_images": num_bad,
         "num_classes": len(data.class_names),
     }
 

@@ -19,6 +19,7 @@ RESULTS = "all_results.json"
 STATE = "trainer_state.json"
 RUN_RECORD = "run.json"  # what the card tells of how the model was made
 DECISIONS = "predictions.json"  # on the held-out images, by head
+IMAGES = "images.json"  # by name, see `data.listing`
 TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
 CARD = "README.md"
 CURVES = "training_curves.png"

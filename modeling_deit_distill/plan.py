@@ -15,12 +15,14 @@ from transformers import PreTrainedConfig, set_seed
 from .conversion.checkpoint import PretrainedStudent
 from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
+from .data.inspection import readable, try_held_out, try_sample
 from .data.sources import ImageData, load_image_data
 from .data.views import AugmentationSettings
 from .errors import InputError
+from .files import write_json
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import TEACHER
+from .output_folder import IMAGES, TEACHER, read_json
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -32,7 +34,7 @@ from .teachers.store import TeacherStore, create_store, is_store
 from .teachers.teacher import Teacher, check_teacher, load_teacher
 from .teachers.training import TRAINING_RECORD, find_or_train_teacher
 from .training.checkpoints import agreement as checkpoint_agreement
-from .training.checkpoints import check_fits, find_checkpoint
+from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint
 from .training.metrics import check_metric
 from .training.schedule import check_optimisation
 
@@ -62,8 +64,9 @@ class Plan:
     @cached_property
     def data(self) -> ImageData:
         """The images to train on and those held out, on all processes."""
+        listing = self._listing()
         with self.args.main_process_first(desc="loading data"):
-            return load_image_data(**self.data_args.sources)
+            return load_image_data(**self.data_args.sources, listing=listing)
 
     @cached_property
     def checkpoint(self) -> str | None:
@@ -86,9 +89,23 @@ class Plan:
         return student_processor(self.config, self.data_args.crop_pct, self.start)
 
     @cached_property
+    def bad_held_out(self) -> list[int]:
+        """The held-out rows that cannot be read. All are decoded, and a sample of the training images is."""
+        args = self.args
+
+        def look() -> list[int]:
+            limits = (args.on_bad_image, args.max_bad_image_fraction, not args.disable_tqdm)
+            if not self.data_args.streaming:
+                try_sample(self.data.train, *limits)
+            return try_held_out(self.data.validation, *limits)
+
+        return as_the_main_process(args, look)
+
+    @cached_property
     def held_out(self) -> EvaluationDataset:
-        """The held-out images, as the student sees them."""
-        return EvaluationDataset(self.data.validation, evaluation_transform(self.processor))
+        """The held-out images that can be read, as the student sees them."""
+        rows = readable(self.data.validation, self.bad_held_out)
+        return EvaluationDataset(rows, evaluation_transform(self.processor))
 
     @cached_property
     def views(self) -> ViewDataset | StreamingViewDataset:
@@ -127,6 +144,12 @@ class Plan:
         check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views), self.config)
         say(self.args, "What will run", summary_table(self.summary()))
 
+    def keep_listing(self):
+        """List the images in the output folder, so that the run can go on without those that are removed."""
+        if self.data.listing and self.args.process_index == 0:
+            self.data.keep_fingerprint()
+            write_json(Path(self.args.output_dir, IMAGES), self.data.listing, indent=None)
+
     def summary(self) -> dict[str, str]:
         """What will run, in words: for the screen and the card. It is made once: a run changes its store."""
         return self._summary
@@ -160,9 +183,10 @@ class Plan:
         """
         if self.teacher_config is None:
             raise InputError(self._nobody_to_ask())
+        held_out = self.held_out  # before a teacher is trained
         teacher = self._load_teacher().to(self.args.device)
         batch_size, allow_weak = self.args.per_device_eval_batch_size, self.model_args.allow_weak_teacher
-        share = check_teacher(teacher, self.held_out, batch_size, allow_weak)
+        share = check_teacher(teacher, held_out, batch_size, allow_weak)
         say(self.args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
         self.store = self._store_of(teacher)
         return teacher
@@ -171,11 +195,19 @@ class Plan:
     def _summary(self) -> dict[str, str]:
         return summary(self)
 
+    def _listing(self) -> dict[str, object] | None:
+        """The images of the run that is gone on with; None for another run."""
+        if not self.args.resume_from_checkpoint:
+            return None
+        folder = self.args.output_dir if self.checkpoint is None else Path(self.checkpoint).parent
+        return as_the_main_process(self.args, lambda: read_json(Path(folder, IMAGES)))
+
     def _load_teacher(self) -> Teacher:
         model_args, image_size = self.model_args, self.config.image_size
         if model_args.train_teacher:
             crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
             folder = find_or_train_teacher(self.teacher_config, self.data, model_args, self.args, image_size, crop_pct)
+            self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
             untrained = {"train_teacher": False, "teacher_config_name": None, "teacher_config_overrides": None}
             model_args = replace(model_args, teacher_name_or_path=str(folder), **untrained)
         kept = {} if self.store is None else self.store.fingerprint

@@ -42,6 +42,8 @@ def results_table(results: Mapping[str, float]) -> str:
         rows.append(("views the teacher was asked about", f"{results['teacher_views_asked']:,}"))
     if results.get("bad_images") is not None:
         rows.append(("images that could not be read", f"{results['bad_images']:,}"))
+    if results.get("bad_held_out_images"):
+        rows.append(("held-out images that were left out", f"{results['bad_held_out_images']:,}"))
     if "train_runtime" in results:
         rows.append(("training time", duration(results["train_runtime"])))
     width = max(len(name) for name, _ in rows)

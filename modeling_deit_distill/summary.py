@@ -1,17 +1,27 @@
 """What will run, in words: for the summary on the screen and for the card."""
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 from datasets import Dataset
 
+from .analysis import wilson_interval
 from .arguments import DistillationTrainingArguments
+from .data.columns import label_column
+from .data.cutting import relative_paths
 from .data.image_files import shown
+from .data.inspection import readable
+from .data.sources import ImageData
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
 from .student import what_is_kept
 from .teachers.labelling import planned_views
 from .training.schedule import schedule_in_words
+
+# Below these the summary says how little the held-out images can tell.
+FEW_OF_A_CLASS, FEW_IN_ALL = 10, 50
 
 
 def summary(plan) -> dict[str, str]:
@@ -31,7 +41,7 @@ def summary(plan) -> dict[str, str]:
         "held out": f"{len(data.validation):,} images, {data.validation_source}",
         "classes": f"{len(data.class_names)}: {names}",
         **({"skipped": data.skipped} if data.skipped else {}),
-        **({"groups": data.groups} if data.groups else {}),
+        **held_out_in_words(data, plan.bad_held_out),
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
@@ -53,6 +63,51 @@ def summary(plan) -> dict[str, str]:
         "device": str(args.device),
         "output": str(args.output_dir),
     }
+
+
+def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
+    """What must be known about the held-out images: groups, images and classes left out, how much they can tell.
+
+    Args:
+        data: the images.
+        bad: the held-out rows that cannot be read.
+    """
+    rows, names = readable(data.validation, bad), data.class_names
+    counts = np.bincount(label_column(rows), minlength=len(names))
+    few = np.flatnonzero((counts > 0) & (counts < FEW_OF_A_CLASS))
+    said = {}
+    if data.groups:
+        said["groups"] = data.groups
+    if bad:
+        paths = relative_paths(data.validation)[1]
+        said["left out"] = f"{len(bad):,} held-out image(s) that cannot be read: " + _first(
+            paths[row] or f"row {row}" for row in bad
+        )
+    if not counts.all():
+        missing = [names[label] for label in np.flatnonzero(counts == 0)]
+        said["not measured"] = f"{len(missing):,} of {len(names):,} classes have no held-out image: {_first(missing)}"
+    if len(few):
+        fewest = int(counts[few].min())
+        said["class accuracies"] = (
+            f"{len(few):,} of {len(names):,} classes have fewer than {FEW_OF_A_CLASS} held-out images; with {fewest} "
+            f"a class's accuracy is known to about ±{100 * _half_width(fewest):.0f} %"
+        )
+    if len(rows) < FEW_IN_ALL:
+        said["accuracy"] = f"known to about ±{100 * _half_width(len(rows)):.0f} % with {len(rows)} held-out images"
+        is_cut = not data.validation_source.startswith("split ")
+        said["accuracy"] += "; a larger --validation_fraction holds out more" if is_cut else ""
+    return said
+
+
+def _half_width(num_images: int) -> float:
+    """Half the widest 95 % interval of a share of so many images."""
+    low, high = wilson_interval(num_images // 2, num_images)
+    return (high - low) / 2
+
+
+def _first(words: Iterable[str], number: int = 10) -> str:
+    words = list(words)
+    return ", ".join(words[:number]) + (f", and {len(words) - number:,} others" if len(words) > number else "")
 
 
 def teacher_in_words(plan) -> str:

@@ -142,7 +142,8 @@ class DistillationTrainer(Trainer):
     def evaluate_teacher(self) -> dict[str, float]:
         """Ask the teacher, or its store, about the evaluation set: `teacher_accuracy`, empty where neither knows."""
         view = evaluation_view(self.processing_class)
-        self.metrics.teacher = self.answers.about_held_out(self.get_eval_dataloader, view, self.accelerator)
+        number = len(self.eval_dataset) if has_length(self.eval_dataset) else None
+        self.metrics.teacher = self.answers.about_held_out(self.get_eval_dataloader, view, self.accelerator, number)
         return {} if self.metrics.teacher is None else {"teacher_accuracy": self.metrics.teacher["accuracy"]}
 
     def get_train_dataloader(self) -> DataLoader:

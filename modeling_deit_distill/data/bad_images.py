@@ -1,4 +1,6 @@
-"""Training images that cannot be read, and why."""
+"""Images that cannot be read, and why: each is named once, and too many end the run."""
+
+from collections.abc import Callable
 
 from datasets import Dataset
 from transformers.utils import logging
@@ -13,17 +15,29 @@ STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
 class BadImages:
     """Which rows could not be read: each is named once, and too many end the run.
 
-    The rows are the training split of [`ImageData`]; None for a stream, which has no length. Each process sees its
-    share. With more than `max_fraction` of it (and more than one) unreadable the run stops; with `on_bad_image` of
-    `"error"` at the first.
+    Args:
+        rows: the training split of [`ImageData`]; None for a stream, which has no length.
+        on_bad_image: `"warn"`, or `"error"` to stop at the first.
+        max_fraction: of the rows; with more than that (and more than one) unreadable, the run stops.
+        num_processes: each of which sees its share of the rows.
+        kind, consequence: words for a message: which images they are, and what is done about a bad one.
+        decode: what could not decode them.
     """
 
     def __init__(
-        self, rows: Dataset | None, on_bad_image: str = "warn", max_fraction: float = 0.01, num_processes: int = 1
+        self,
+        rows: Dataset | None,
+        on_bad_image: str = "warn",
+        max_fraction: float = 0.01,
+        num_processes: int = 1,
+        kind: str = "",
+        consequence: str = "another is shown in its place",
+        decode: Callable = decode_pixels,
     ):
         self.rows = rows
         self.on_bad_image = on_bad_image
         self.max_fraction = max_fraction
+        self.kind, self.consequence, self.decode = kind, consequence, decode
         self.num_images = len(rows) / num_processes if rows is not None else STREAM_TRIAL
         self.num_shown = 0
         self.seen: set[int | str] = set()
@@ -43,15 +57,16 @@ class BadImages:
             self.seen.add(row)
             message = row
             if self.rows is not None:
-                message = f"{describe_row(self.rows, row)} is a bad image: {why_bad(self.rows, row)}"
+                why = why_bad(self.rows, row, self.decode)
+                message = f"{self.kind}{describe_row(self.rows, row)} is a bad image: {why}"
             if self.on_bad_image == "error":
                 raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
-            logger.warning(f"{message}; another is shown in its place")
+            logger.warning(f"{message}; {self.consequence}")
         num_images = self.num_images if self.rows is not None else max(self.num_shown, self.num_images)
         if len(self.seen) > max(self.max_fraction * num_images, 1):
             raise LocalInputError(
-                f"{len(self.seen)} images are bad, more than max_bad_image_fraction {self.max_fraction:g} allows; mend "
-                "the dataset, or allow more"
+                f"{len(self.seen)} {self.kind}images are bad, more than max_bad_image_fraction {self.max_fraction:g} "
+                "allows; mend the dataset, or allow more"
             )
 
 
@@ -61,10 +76,10 @@ def describe_row(rows: Dataset, row: int) -> str:
     return f"row {row}" + (f" ({image['path']})" if image and image["path"] else "")
 
 
-def why_bad(rows: Dataset, row: int) -> str:
+def why_bad(rows: Dataset, row: int, decode: Callable = decode_pixels) -> str:
     """What is wrong with a row's image, in words; empty if nothing is."""
     try:
-        decode_pixels(rows[int(row)]["image"])
+        decode(rows[int(row)]["image"])
     except BadImageError as error:
         return str(error)
     return ""

@@ -9,6 +9,7 @@ from datasets import Dataset
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from ..errors import InputError
+from .columns import image_paths
 
 # Not the run's seed: runs with several seeds see the same held-out images.
 SPLIT_SEED = 0
@@ -90,8 +91,7 @@ def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float) -> np.ndar
 
 def relative_paths(rows: Dataset) -> tuple[str, list[str | None]]:
     """The folder that all images of the rows lie in, and each image's path below it, with forward slashes."""
-    paths = pc.struct_field(rows.data.column("image"), "path")
-    paths = paths if rows._indices is None else paths.take(rows._indices.column(0))
+    paths = image_paths(rows)
     ends = pc.min_max(paths).as_py()  # what the first and the last in order have in common, all between them have
     folder = os.path.dirname(os.path.commonprefix([end or "" for end in ends.values()]))
     start = len(os.path.join(folder, "")) if folder else 0

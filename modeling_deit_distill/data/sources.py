@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError, one_line
+from .columns import label_column as class_indices
 from .cutting import GROUP, cut
 from .decoding import REFUSED, encoded_bytes
 from .folders import read_class_folders
@@ -29,6 +31,7 @@ from .labels import (
     label_columns,
     with_label_column,
 )
+from .listing import aligned, listed
 from .tables import read_table
 
 logger = logging.get_logger(__name__)
@@ -36,6 +39,7 @@ logger = logging.get_logger(__name__)
 # A split that was not named is looked for under these, in this order.
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 FINGERPRINT_ROWS = 256
+GONE = f"{zlib.crc32(b''):08x}"  # checksum of a file that is missing
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -50,15 +54,36 @@ class ImageData:
     validation_source: str  # where the validation rows come from, in words
     groups: str | None = None  # which groups of images the cut kept together, in words
     skipped: str = ""  # files that were not read, by kind and name, in words; empty for none
+    # The images by name before the cut (`listing.listed`), and what their fingerprint was made of: those of the run
+    # that is resumed, if there is one. Empty where the images are no files.
+    listing: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere."""
+        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere.
+
+        Files that are gone since the listing was made do not change it.
+        """
+        found, earlier = self._fingerprint(), self.listing.get("fingerprint", [])
+        alike = [one in (other, GONE) for one, other in zip(found, earlier, strict=False)]
+        return earlier[-1] if len(found) == len(earlier) and all(alike[:-1]) else found[-1]
+
+    def keep_fingerprint(self):
+        """Put into the listing what the fingerprint is made of, unless it is there."""
+        if self.listing and "fingerprint" not in self.listing:
+            self.listing["fingerprint"] = self._fingerprint()
+
+    def _fingerprint(self) -> list[str]:
+        """Checksums of the labels and of each image that goes into it, and the fingerprint itself."""
         digest = hashlib.sha256(repr(self.class_names).encode())
-        digest.update(_labels(self.train).tobytes() + _labels(self.validation).tobytes())
+        digest.update(class_indices(self.train).tobytes() + class_indices(self.validation).tobytes())
+        checksums = [digest.hexdigest()]
         for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
+            encoded = b""
             with contextlib.suppress(OSError, TypeError):  # a file that is missing, a row without an image
-                digest.update(encoded_bytes(self.train[int(row)]["image"]))
-        return digest.hexdigest()[:16]
+                encoded = encoded_bytes(self.train[int(row)]["image"])
+            digest.update(encoded)
+            checksums.append(f"{zlib.crc32(encoded):08x}")
+        return [*checksums, digest.hexdigest()[:16]]
 
 
 def load_image_data(
@@ -76,13 +101,15 @@ def load_image_data(
     label_column: str | None = None,
     streaming: bool = False,
     group_by: str | None = None,
+    listing: dict[str, object] | None = None,
 ) -> ImageData:
     """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, class folders or a CSV.
 
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one (see `cutting.cut`, also for `group_by`). With `streaming` the training split is never stored:
     `train` is a stream, and the validation split, which must exist, is stored. Where labels have no class names, the
-    classes are those of the validation split.
+    classes are those of the validation split. With the `listing` of an earlier run its images keep their order, and
+    those that are gone since keep their places, see `listing.aligned`.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
@@ -103,6 +130,7 @@ def load_image_data(
     if not train_dir and not train_csv:  # whose files were found by ourselves
         roots = _roots(dataset_name)
         splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+    splits = {name: aligned(rows, (listing or {}).get(name)) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     if group_by is not None and split is not None:
         raise InputError(
@@ -120,7 +148,11 @@ def load_image_data(
         check_labels(validation, validation_source, "validation_split")
         train, validation = encode_labels(train, validation)
     _check_classes(train, validation, source)
-    return ImageData(train, validation, train.features["label"].names, source, validation_source, groups, skipped)
+    class_names = train.features["label"].names
+    if not listing:
+        used = {name: listed(splits[name]) for name in (train_split, split) if name is not None}
+        listing = {name: each for name, each in used.items() if each is not None}
+    return ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
 
 
 def load_digits() -> Dataset:
@@ -279,11 +311,6 @@ def _find_validation(splits: dict, train_split: str, given: str | None, streamin
     return given or next((name for name in others if streaming or not _unlabelled(splits[name])), None)
 
 
-def _labels(rows: Dataset) -> np.ndarray:
-    labels = rows.data.column("label").to_numpy()  # `rows["label"][:]` takes 20 s for a million chosen rows
-    return labels if rows._indices is None else labels[rows._indices.column(0).to_numpy()]
-
-
 def _unlabelled(rows: Dataset) -> bool:
     labels = rows["label"][:1]
     return len(rows) == 0 or is_missing(labels[0])
@@ -291,7 +318,7 @@ def _unlabelled(rows: Dataset) -> bool:
 
 def _check_classes(train: Dataset, validation: Dataset, source: str):
     class_names = train.features["label"].names
-    trained, validated = set(_labels(train).tolist()), set(_labels(validation).tolist())
+    trained, validated = set(class_indices(train).tolist()), set(class_indices(validation).tolist())
     if len(trained) < 2:
         names = ", ".join(class_names[index] for index in trained)
         raise InputError(f"{source!r} has one class only ({names}); a classifier needs at least two")

@@ -293,6 +293,9 @@ def limitations(run: Run) -> Iterable[str]:
         yield "It learned from a teacher, its mistakes included." + teacher_mistakes(run)
     if run.measured("bad_images"):
         yield f"{run.measured('bad_images'):,.0f} training image(s) could not be read, so it has not learned from them."
+    if run.measured("bad_held_out_images"):
+        number = run.measured("bad_held_out_images")
+        yield f"{number:,.0f} held-out image(s) could not be read, so it was not measured on them."
     yield "Its probabilities are not calibrated: how often an answer given with 90 % is right was not measured."
 
 

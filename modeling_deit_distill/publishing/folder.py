@@ -59,6 +59,7 @@ def begin_run(plan, name: str | None):
                 remove_checkpoint(checkpoint)
         with disk_errors_explained(args.output_dir, "the run's record"):
             write_run_record(plan, name)
+            plan.keep_listing()
 
 
 def finish_run(plan, trainer, results: dict[str, float]):
@@ -67,6 +68,7 @@ def finish_run(plan, trainer, results: dict[str, float]):
     The presence of the last says that the run is complete. The trainer has saved the model.
     """
     output_dir = plan.args.output_dir
+    results = {**results, "bad_held_out_images": len(plan.bad_held_out)}
     with disk_errors_explained(output_dir, "the card"):
         if plan.args.process_index == 0:
             write_run_record(plan, trainer.hub_model_id)

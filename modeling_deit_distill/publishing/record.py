@@ -35,7 +35,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "name": name or Path(args.output_dir).resolve().name,
         "facts": {key: _without(folders, text) for key, text in summary.items() if key not in ("device", "output")},
         "command": command(plan.command_line, args),
-        "recipe": without_folders(said_arguments(plan.command_line)),
+        "recipe": _said(plan.command_line),
         "versions": versions(),
         "hardware": hardware(args),
         "finished": date.today().isoformat(),
@@ -68,7 +68,7 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
     earlier = read_json(Path(output_dir, RUN_RECORD)).get("recipe")
     if earlier is None:
         return []
-    now = without_folders(said_arguments(arguments))
+    now = _said(arguments)
     names = [name for name in {**earlier, **now} if not name.startswith(("hub_", "push_")) and name not in NO_MATTER]
     return sorted(name for name in names if str(earlier.get(name)) != str(now.get(name)))
 
@@ -76,8 +76,11 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     """The command that does it again, tokens and folders of this machine left out."""
     processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
-    words = shlex.join(map(_without_folder, without_tokens(arguments)))
-    return f"accelerate launch{processes} train_deit.py {words}"
+    words = without_tokens(arguments)
+    shown = (
+        word if key == "--group_by" else _without_folder(word) for key, word in zip(["", *words], words, strict=False)
+    )
+    return f"accelerate launch{processes} train_deit.py {shlex.join(shown)}"
 
 
 def versions() -> dict[str, str]:
@@ -110,10 +113,17 @@ def base_model(name_or_path: str | None) -> str | None:
     return timm_repository(name_or_path)
 
 
+def _said(arguments: list[str]) -> dict[str, object]:
+    """What a command says, without folders of this machine."""
+    said = said_arguments(arguments)
+    # A regular expression may look like a path.
+    return {**without_folders(said), **({"group_by": said["group_by"]} if "group_by" in said else {})}
+
+
 def _without_folder(word: str) -> str:
     key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     # A relative path of a recipe says where it lies in the project.
-    is_kept = value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
+    is_kept = key == "--group_by" or value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
     return key + equals + (value if is_kept else without_folders(value))
 
 

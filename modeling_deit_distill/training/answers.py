@@ -70,14 +70,19 @@ class Answers:
         """A loss of the last answers, NaN if these were not finite: the index of a NaN is a class like any other."""
         return loss if self._are_finite is None else torch.where(self._are_finite, loss, torch.nan)
 
-    def about_held_out(self, batches: Callable[[], Iterable], view: str, accelerator) -> dict | None:
+    def about_held_out(
+        self, batches: Callable[[], Iterable], view: str, accelerator, num_images: int | None = None
+    ) -> dict | None:
         """The `accuracy`, `answers` and `labels` (images,) of the held-out set; None where neither knows.
 
         Args:
             batches: called for the held-out batches, prepared by `accelerator`, if the teacher is asked.
             view: how the images are shown, see `data.evaluation.evaluation_view`.
+            num_images: how many there are, if known; kept answers about more, or fewer, are passed over.
         """
         kept = None if self.store is None else self.store.read_validation(view)
+        if kept is not None and num_images not in (None, len(kept["labels"])):
+            kept = None
         kept = broadcast_object_list([kept])[0]  # another run may be writing it: all processes go one way
         if kept is not None:
             return {**kept, "answers": np.array(kept["answers"]), "labels": np.array(kept["labels"])}

@@ -232,7 +232,21 @@ def find_checkpoint(args: DistillationTrainingArguments) -> str | None:
     Raises:
         InputError: checkpoints of an unfinished run that nobody mentioned, or a damaged one that was asked for.
     """
-    return _as_the_main_process(args, lambda: _find_checkpoint(args))
+    return as_the_main_process(args, lambda: _find_checkpoint(args))
+
+
+def as_the_main_process(args: DistillationTrainingArguments, decide: Callable[[], object]) -> object:
+    """What `decide` returns or raises on the main process, on all of them."""
+    answer, error = None, None
+    if args.process_index == 0:
+        try:
+            answer = decide()
+        except InputError as raised:
+            error = str(raised)
+    answer, error = broadcast_object_list([answer, error])
+    if error is not None:
+        raise InputError(error)
+    return answer
 
 
 def check_whole(checkpoint: str | Path):
@@ -351,20 +365,6 @@ def _check_alone(checkpoint: str, output_dir: str):
             f"resume_from_checkpoint {checkpoint!r} is of step {step}, but {output_dir!r} holds {later[-1]}, "
             "which a later start would take for this run's; remove it, or choose another --output_dir"
         )
-
-
-def _as_the_main_process(args: DistillationTrainingArguments, decide: Callable[[], object]) -> object:
-    """What `decide` returns or raises on the main process, on all of them."""
-    answer, error = None, None
-    if args.process_index == 0:
-        try:
-            answer = decide()
-        except InputError as raised:
-            error = str(raised)
-    answer, error = broadcast_object_list([answer, error])
-    if error is not None:
-        raise InputError(error)
-    return answer
 
 
 def _of_the_model(config: PreTrainedConfig) -> dict[str, object]:

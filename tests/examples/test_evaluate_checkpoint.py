@@ -174,6 +174,7 @@ def test_every_kind_is_measured_as_if_asked_directly(
         "source": str(photos),
         "held_out": "split 'validation'",
         "num_images": 24,
+        "bad_held_out_images": 0,
         "num_classes": 3,
     }
     assert [result["run_by"] for result in report["models"]] == ["transformers"] * 3 + ["onnxruntime"]
@@ -301,13 +302,19 @@ def test_other_images_than_the_run_held_out_are_warned_of(script, photos, save_s
     assert f"the run in {folder} held out 12 images, 50% of split 'train'; these are 6" in capsys.readouterr().err
 
 
-def test_a_broken_image_is_named(script, student, photos, tmp_path):
+def test_a_broken_image_is_named_and_left_out(script, student, photos, tmp_path, caplog):
     for name in COLOURS:
         (tmp_path / "photos" / name).mkdir(parents=True)
         (tmp_path / "photos" / name / "0.png").write_bytes((photos / name / "0.png").read_bytes())
     (tmp_path / "photos" / "green" / "1.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"validation row 2 \(.*green.1.png\) is broken: .*; remove it"):
-        script.main([str(student), "--validation_dir", str(tmp_path / "photos")])
+    report = evaluated(script, tmp_path, student, "--validation_dir", tmp_path / "photos")
+    assert (report["data"]["num_images"], report["data"]["bad_held_out_images"]) == (3, 1)
+    assert any("green/1.png) is a bad image" in record.getMessage() for record in caplog.records)
+    (tmp_path / "photos" / "red" / "1.png").write_bytes(b"not an image")
+    words = [str(student), "--validation_dir", str(tmp_path / "photos"), "--max_bad_image_fraction"]
+    with pytest.raises(InputError, match="2 held-out images are bad, more than max_bad_image_fraction 0.2 allows"):
+        script.main([*words, "0.2"])
+    script.main([*words, "0.4"])
 
 
 def test_nothing_is_run_before_all_models_fit(script, photos, student, save_student, monkeypatch):

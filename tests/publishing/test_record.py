@@ -50,6 +50,11 @@ def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
     assert record["dataset"] == {"name": "photos", "id": None, "split": "4 images, a tenth of photos"}
 
 
+def test_an_expression_is_no_path(tmp_path, photos):
+    record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--group_by", ".*/(a+)")
+    assert record["recipe"]["group_by"] == ".*/(a+)"
+
+
 def test_no_folder_of_this_machine_and_no_token(tmp_path, photos):
     words = ["--train_dir", photos, "--hub_token", "hf_secret", "--output_dir", str(tmp_path / "run")]
     record = written(tmp_path, *words, "--teacher_store", str(tmp_path / "answers"))
@@ -110,6 +115,8 @@ def test_the_command_names_no_folder_of_this_machine():
         ),
         (["/home/me/my recipe.yaml"], "'my recipe.yaml'"),
         (["--train_dir=/home/me/photos", "--seed=3"], "--train_dir=photos --seed=3"),
+        (["--group_by", ".*/(a+)", "--seed=3"], "--group_by '.*/(a+)' --seed=3"),  # no path, though it looks like one
+        (["--group_by=.*/(a+)"], "'--group_by=.*/(a+)'"),
     ):
         assert command(words, args) == f"accelerate launch train_deit.py {shown}"
 

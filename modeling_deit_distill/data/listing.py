@@ -1,0 +1,53 @@
+"""The images of a run by name, in order, kept in its folder: one that is gone later stays in the numbering.
+
+The cut, the order of the views and the draws go by the numbers of rows. So a file that is removed between a checkpoint
+and its resumption becomes an image that cannot be read, as a broken one is.
+"""
+
+import os
+
+from datasets import ClassLabel, Dataset, concatenate_datasets
+from transformers.utils import logging
+
+from .columns import image_paths
+from .cutting import GROUP, relative_paths
+
+logger = logging.get_logger(__name__)
+NUM_NAMED = 5
+
+
+def listed(rows: Dataset) -> dict[str, object] | None:
+    """The names below their folder, labels and classes of a split of files; None if its images are not all files."""
+    if not isinstance(rows, Dataset) or GROUP in rows.column_names or image_paths(rows, only_files=True).null_count:
+        return None
+    return {"classes": _classes(rows), "names": relative_paths(rows)[1], "labels": rows["label"][:]}
+
+
+def aligned(rows: Dataset, known: dict[str, object] | None) -> Dataset:
+    """The rows in the order of an earlier listing, with rows for the files that are gone.
+
+    They stay as they are where they do not fit it: other classes, or a file that it lacks.
+    """
+    now = listed(rows)
+    if not known or now is None or now["classes"] != known["classes"]:
+        return rows
+    folder, place = relative_paths(rows)[0], {name: row for row, name in enumerate(now["names"])}
+    gone = [row for row, name in enumerate(known["names"]) if name not in place]
+    if len(place) < len(rows) or len(rows) + len(gone) != len(known["names"]) or now == known:
+        return rows
+    names, labels = ([known[key][row] for row in gone] for key in ("names", "labels"))
+    images = [{"bytes": None, "path": os.path.join(folder, name)} for name in names]
+    if gone:
+        more = f", and {len(gone) - NUM_NAMED:,} others" if len(gone) > NUM_NAMED else ""
+        logger.warning(
+            f"{len(gone):,} of {len(known['names']):,} images are gone since the run was begun; each keeps its number "
+            f"and counts as a bad image: {', '.join(names[:NUM_NAMED])}{more}"
+        )
+    place |= {name: len(rows) + number for number, name in enumerate(names)}
+    lost = Dataset.from_dict({"image": images, "label": labels}, features=rows.features)
+    return concatenate_datasets([rows, lost]).select([place[name] for name in known["names"]])
+
+
+def _classes(rows: Dataset) -> list[str] | None:
+    feature = rows.features["label"]
+    return feature.names if isinstance(feature, ClassLabel) else None

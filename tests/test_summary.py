@@ -1,0 +1,57 @@
+"""What the summary says of held-out images: what they cannot tell, and what was left out; by hand."""
+
+import pytest
+from helpers.images import rows
+
+from modeling_deit_distill.data.sources import ImageData
+from modeling_deit_distill.summary import held_out_in_words
+
+
+def of(counts, source="10% of split 'train'", bad=(), **more):
+    """The lines about so many held-out images of each class."""
+    names = [f"class {label}" for label in range(len(counts))]
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    held_out = rows(labels, names)
+    return held_out_in_words(ImageData(held_out, held_out, names, "photos", source, **more), list(bad))
+
+
+def test_enough_images_need_no_words():
+    assert of([25, 25]) == {}
+
+
+def test_few_images_of_a_class():
+    # Wilson's interval of 2 right of 5: 11.8 % to 76.9 %
+    words = of([5, 45])["class accuracies"]
+    assert words == (
+        "1 of 2 classes have fewer than 10 held-out images; with 5 a class's accuracy is known to about ±33 %"
+    )
+
+
+def test_few_images_in_all():
+    # Wilson's interval of 12 right of 24: 31.4 % to 68.6 %
+    assert of([12, 12]) == {
+        "accuracy": "known to about ±19 % with 24 held-out images; a larger --validation_fraction holds out more"
+    }
+    assert of([12, 12], "split 'test'")["accuracy"] == "known to about ±19 % with 24 held-out images"
+
+
+def test_classes_without_images():
+    assert of([0, 30, 0, 30])["not measured"] == "2 of 4 classes have no held-out image: class 0, class 2"
+    words = of([0] * 12 + [60])["not measured"]
+    assert words.startswith("12 of 13 classes") and words.endswith("class 8, class 9, and 2 others")
+
+
+def test_images_that_are_left_out():
+    lines = of([1, 60], bad=[0])
+    assert lines["left out"] == "1 held-out image(s) that cannot be read: row 0"
+    assert lines["not measured"] == "1 of 2 classes have no held-out image: class 0"
+
+
+def test_groups():
+    assert of([30, 30], groups="8 by 'burst', none in both parts") == {"groups": "8 by 'burst', none in both parts"}
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_one_image_of_a_class_tells_least(number):
+    # none of 1 right: 0 to 79.3 %; 4 of 9: 18.9 to 73.3 %
+    assert of([number, 60])["class accuracies"].endswith({1: "±40 %", 9: "±27 %"}[number])
