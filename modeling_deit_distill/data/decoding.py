@@ -102,16 +102,14 @@ def decode_pixels(image: dict) -> torch.Tensor:
 
 
 def decoding_notes(image: dict) -> list[str]:
-    """What was assumed or changed to show an image, in words: empty for almost all.
+    """What [`decode_image`] assumed or changed to show an image, in words: empty for almost all.
 
     Raises:
         BadImageError: as for [`decode_image`].
     """
     notes: list[str] = []
     try:
-        encoded = encoded_bytes(image)
-        if not _needs_decoding_only(encoded):
-            _to_rgb(encoded, notes)
+        _to_rgb(encoded_bytes(image), notes)
     except Exception as error:
         raise _bad_image(error) from error
     return notes

@@ -12,14 +12,17 @@ import datasets
 import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..errors import InputError
 from ..files import sha256, write_json
-from .bad_images import BadImages
+from .bad_images import BadImages, describe_row
 from .columns import image_paths
 from .datasets import encoded_row
-from .decoding import BadImageError, decode_image, decode_pixels
+from .decoding import BadImageError, decode_pixels, decoding_notes
 
+logger = logging.get_logger(__name__)
+NUM_NAMED = 3  # images that a message names
 SAMPLE = 256  # training images that are tried
 MAX_THREADS = 32
 
@@ -38,8 +41,9 @@ def try_held_out(rows: Dataset, on_bad_image: str = "warn", max_fraction: float 
     Raises:
         InputError: too many are bad, all are, or any with `on_bad_image="error"`.
     """
-    bad = unreadable(rows, decode_image, "held-out images" if show else None)
-    words = {"kind": "held-out ", "consequence": "it is left out of the measurement", "decode": decode_image}
+    bad, notes = looked_at(rows, decoding_notes, "held-out images" if show else None)
+    _warn_of_assumptions(rows, notes, f"{len(rows):,} held-out images")
+    words = {"kind": "held-out ", "consequence": "it is left out of the measurement", "decode": decoding_notes}
     BadImages(rows, on_bad_image, max_fraction, **words).note(bad)
     if len(bad) == len(rows):
         raise InputError(f"none of the {len(bad)} held-out image(s) can be read; mend them, or hold out others")
@@ -49,7 +53,8 @@ def try_held_out(rows: Dataset, on_bad_image: str = "warn", max_fraction: float 
 def try_sample(rows: Dataset, on_bad_image: str = "warn", max_fraction: float = 0.01, show: bool = True):
     """Decode some training images, evenly spaced, and name those that are bad; as [`try_held_out`]."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))
-    bad = unreadable(rows.select(chosen), decode_pixels, "training images" if show else None)
+    bad, notes = looked_at(rows.select(chosen), _pixels_and_notes, "training images" if show else None)
+    _warn_of_assumptions(rows, {int(chosen[row]): note for row, note in notes.items()}, f"{len(chosen)} images tried")
     BadImages(rows, on_bad_image, max_fraction).note(chosen[bad].tolist())
 
 
@@ -58,33 +63,51 @@ def readable(rows: Dataset, bad: list[int]) -> Dataset:
     return rows.select(np.setdiff1d(np.arange(len(rows)), bad)) if bad else rows
 
 
-def unreadable(rows: Dataset, decode: Callable, description: str | None = None) -> list[int]:
-    """The rows whose images cannot be decoded. What could be once is not decoded again as long as it is the same.
+def looked_at(rows: Dataset, decode: Callable, description: str | None = None) -> tuple[list[int], dict[int, str]]:
+    """The rows whose images cannot be decoded, and what was assumed about others.
+
+    What could be decoded once is not decoded again as long as it is the same.
 
     Args:
         rows: with `image`.
-        decode: what they are decoded with.
+        decode: from an encoded image to what was assumed about it, as [`decoding_notes`].
         description: of the bar; None for no bar.
     """
-    memory = _memory(rows, decode)
-    tried = range(len(rows))
-    if memory.exists():  # only what was bad, which a library may read by now
-        tried = json.loads(memory.read_text())["bad"]
+    memory, known = _memory(rows, decode), {"bad": range(len(rows)), "notes": {}}
+    if memory.exists():  # only what was bad is tried again: a library may read it by now
+        known = json.loads(memory.read_text())
 
-    def is_bad(row: int) -> bool:
+    def notes_of(row: int) -> list[str] | None:
         try:
-            decode(encoded_row(rows, row)[0])
+            return decode(encoded_row(rows, row)[0])
         except BadImageError:
-            return True
-        return False
+            return None
 
+    bad, notes = [], {int(row): note for row, note in known["notes"].items()}
     # Threads: decoders let others run meanwhile, and neither a fork beside a GPU nor spawned imports are needed.
-    with ThreadPool(min(len(os.sched_getaffinity(0)), MAX_THREADS)) as pool:
-        shown = tqdm(pool.imap(is_bad, tried, 8), description, len(tried), disable=description is None, delay=1)
-        bad = [row for row, each in zip(tried, shown, strict=True) if each]
+    with ThreadPool(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
+        found = zip(known["bad"], pool.imap(notes_of, known["bad"], 8), strict=True)
+        for row, words in tqdm(found, description, len(known["bad"]), disable=description is None, delay=1):
+            if words is None:
+                bad.append(row)
+            elif words:
+                notes[row] = "; ".join(words)
     with contextlib.suppress(OSError):  # a disk that is full or read-only: they are decoded again next time
-        write_json(memory, {"bad": bad}, indent=None)
-    return bad
+        write_json(memory, {"bad": bad, "notes": notes}, indent=None)
+    return bad, notes
+
+
+def _pixels_and_notes(image: dict) -> list[str]:
+    """Notes of an image that both decoders read: training's is not that of [`decoding_notes`]."""
+    decode_pixels(image)
+    return decoding_notes(image)
+
+
+def _warn_of_assumptions(rows: Dataset, notes: dict[int, str], of_which: str):
+    if notes:
+        first = [f"{describe_row(rows, row)}: {note}" for row, note in list(notes.items())[:NUM_NAMED]]
+        more = f"; and {len(notes) - NUM_NAMED:,} others" if len(notes) > NUM_NAMED else ""
+        logger.warning(f"{len(notes):,} of {of_which} are shown by an assumption. {'; '.join(first)}{more}")
 
 
 def _memory(rows: Dataset, decode: Callable) -> Path:

@@ -1,14 +1,16 @@
 """All held-out images are decoded before training: bad ones are named, left out and remembered."""
 
 import datasets
+import numpy as np
+import PIL.Image
 import pytest
 from helpers.images import encode, grey, with_bad_rows
 from helpers.odd_images import BROKEN
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data import inspection
-from modeling_deit_distill.data.decoding import decode_image, decode_pixels
-from modeling_deit_distill.data.inspection import readable, try_held_out, try_sample, unreadable
+from modeling_deit_distill.data.decoding import decode_pixels, decoding_notes
+from modeling_deit_distill.data.inspection import looked_at, readable, try_held_out, try_sample
 from modeling_deit_distill.data.sources import load_image_data
 
 CUT_OFF = BROKEN["png, cut early"][0]
@@ -17,7 +19,7 @@ CUT_OFF = BROKEN["png, cut early"][0]
 @pytest.fixture
 def decoded(monkeypatch):
     """The images decoded since the last look, how many: `decoded()`."""
-    numbers, decode = [], decode_image
+    numbers, decode = [], decoding_notes
 
     def count(image):
         numbers.append(1)
@@ -28,8 +30,8 @@ def decoded(monkeypatch):
         numbers.clear()
         return number
 
-    count.__name__ = "decode_image"
-    monkeypatch.setattr(inspection, "decode_image", count)
+    count.__name__ = "decoding_notes"
+    monkeypatch.setattr(inspection, "decoding_notes", count)
     return since
 
 
@@ -88,11 +90,23 @@ def test_images_are_decoded_once_until_a_file_changes(tmp_path, decoded):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    assert unreadable(with_bad_rows(5, {2: b""}), decode_image) == [2]
+    assert looked_at(with_bad_rows(5, {2: b""}), decoding_notes) == ([2], {})
 
 
 def test_what_one_decoder_reads_is_not_said_of_another():
     rows = with_bad_rows(5, {2: b""})
-    memories = {inspection._memory(rows, decode) for decode in (decode_image, decode_pixels)}
-    memories.add(inspection._memory(with_bad_rows(5, {2: encode(grey(9))["bytes"]}), decode_image))
+    memories = {inspection._memory(rows, decode) for decode in (decoding_notes, decode_pixels)}
+    memories.add(inspection._memory(with_bad_rows(5, {2: encode(grey(9))["bytes"]}), decoding_notes))
     assert len(memories) == 3
+
+
+def test_what_is_assumed_about_an_image_is_said_at_each_start(warnings):
+    deep = PIL.Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16))  # 12 bits in a container of 16
+    rows = with_bad_rows(6, {1: encode(deep)["bytes"], 3: b""})
+    note = "integers up to 4095 in a container of more bits, taken for 12 bits"
+    for _ in range(2):  # the second time it is remembered
+        try_held_out(rows, show=False)
+        assert f"1 of 6 held-out images are shown by an assumption. row 1 (1.png): {note}" in warnings()
+    assert looked_at(rows, decoding_notes) == ([3], {1: note})
+    try_sample(rows, show=False)
+    assert warnings()[-2] == f"1 of 6 images tried are shown by an assumption. row 1 (1.png): {note}"
