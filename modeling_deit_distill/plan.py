@@ -20,6 +20,7 @@ from .data.sources import ImageData, load_image_data
 from .data.views import AugmentationSettings
 from .errors import InputError
 from .files import write_json
+from .hints import run_hints
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .output_folder import IMAGES, TEACHER, read_json
@@ -32,7 +33,7 @@ from .teachers.description import describe_teacher
 from .teachers.labelling import is_full, planned_views
 from .teachers.store import TeacherStore, create_store, is_store
 from .teachers.teacher import Teacher, check_teacher, load_teacher
-from .teachers.training import TRAINING_RECORD, find_or_train_teacher
+from .teachers.training import TRAINING_RECORD, find_or_train_teacher, holds_teacher, training_record
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint
 from .training.metrics import check_metric
@@ -138,11 +139,37 @@ class Plan:
         store.check(agreement.of_named_teacher(self.model_args, self.teacher_config, self.data, image_size))
         return store
 
+    @cached_property
+    def needs_teacher(self) -> bool:
+        """Whether a live teacher takes part: there is distillation, and the store lacks answers about this run."""
+        return self.distils and not is_full(self.args, self.views, self.store)
+
+    @cached_property
+    def trains_teacher(self) -> bool:
+        """Whether a teacher will be trained first: one is asked for, and the output folder has none yet.
+
+        Raises:
+            InputError: the output folder holds another teacher.
+        """
+        if not (self.needs_teacher and self.model_args.train_teacher and self.teacher_config is not None):
+            return False
+        directory, image_size = Path(self.args.output_dir, TEACHER), self.config.image_size
+
+        def is_missing() -> bool:
+            if not directory.exists():
+                return True
+            record = training_record(self.teacher_config, self.data, self.model_args, image_size)
+            return not holds_teacher(directory, record)
+
+        return as_the_main_process(self.args, is_missing)
+
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         check_metric(self.args, self.config)
         check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views), self.config)
         say(self.args, "What will run", summary_table(self.summary()))
+        if hints := run_hints(self):
+            say(self.args, "Hints", summary_table(hints))
 
     def keep_listing(self):
         """List the images in the output folder, so that the run can go on without those that are removed."""
@@ -163,7 +190,7 @@ class Plan:
 
     def teacher(self) -> Teacher | None:
         """The live teacher; None without distillation, or where the store has all its answers about this run."""
-        if not self.distils or is_full(self.args, self.views, self.store):
+        if not self.needs_teacher:
             return None
         directory = Path(self.args.output_dir, TEACHER)
         is_trained_here = self.model_args.train_teacher and self.checkpoint is not None

@@ -13,6 +13,7 @@ from .data.columns import label_column
 from .data.cutting import relative_paths
 from .data.image_files import shown
 from .data.inspection import readable
+from .data.loaders import planned_steps, steps_per_epoch
 from .data.sources import ImageData
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
@@ -33,11 +34,10 @@ def summary(plan) -> dict[str, str]:
     rate = f"{args.learning_rate:g}"
     if args.base_learning_rate is not None:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
-    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else _epochs(args.num_train_epochs)
-    num_images = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
+    num_images = len(data.train) if isinstance(data.train, Dataset) else None
     names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
     return {
-        "data": f"{data.source}: {num_images} images",
+        "data": f"{data.source}: {'a stream of' if num_images is None else f'{num_images:,}'} images",
         "held out": f"{len(data.validation):,} images, {data.validation_source}",
         "classes": f"{len(data.class_names)}: {names}",
         **({"skipped": data.skipped} if data.skipped else {}),
@@ -58,7 +58,7 @@ def summary(plan) -> dict[str, str]:
         "learning rate": f"{rate}, {schedule_in_words(args)}",
         **average_in_words(args),
         **code_in_words(args, config),
-        "length": length,
+        "length": length_in_words(args, num_images),
         "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
         "device": str(args.device),
         "output": str(args.output_dir),
@@ -120,13 +120,33 @@ def teacher_in_words(plan) -> str:
     else:
         name = model_args.teacher_name_or_path or f"a new {plan.teacher_config.model_type}"
         if model_args.train_teacher:
-            epochs = _epochs(model_args.teacher_num_train_epochs)
-            name += f", trained first for {epochs} (or found in the output folder)"
+            name += f", {teachers_training_in_words(plan)}"
     return name
 
 
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch" + "s" * (number != 1)
+def teachers_training_in_words(plan) -> str:
+    """Whether the teacher of a recipe that trains one will be trained, and for how long."""
+    num_epochs = plan.model_args.teacher_num_train_epochs
+    epochs = _counted(num_epochs, "epoch")
+    if plan.trains_teacher:
+        steps = planned_steps(len(plan.data.train), num_epochs, plan.args)
+        return f"trained first for {epochs}, {_counted(steps, 'step')}"
+    return f"trained before for {epochs}, found in the output folder" if plan.needs_teacher else "not needed"
+
+
+def length_in_words(args: DistillationTrainingArguments, num_images: int | None) -> str:
+    """How long a run is, in epochs and in steps; `num_images` is None for a stream, which has no epochs."""
+    steps = _counted(planned_steps(num_images, args.num_train_epochs, args, args.max_steps), "step")
+    if args.max_steps <= 0:
+        return f"{_counted(args.num_train_epochs, 'epoch')}, {steps}"
+    if num_images is None:
+        return steps
+    return f"{steps}, {_counted(round(args.max_steps / steps_per_epoch(num_images, args), 2), 'epoch')}"
+
+
+def _counted(number: float, unit: str) -> str:
+    words = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{words} {unit}" + "s" * (number != 1)
 
 
 def store_in_words(plan) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The DataLoader of a training: whole optimiser steps of views in their order, or of any other samples."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -53,3 +54,20 @@ def views_per_step(dataset, args) -> int:
     """Views, or samples, of an optimiser step over all processes; see [`training_sampler`]."""
     is_small = not isinstance(dataset, (ViewDataset, torch.utils.data.IterableDataset))
     return min(args.effective_batch_size, len(dataset)) if is_small else args.effective_batch_size
+
+
+def steps_per_epoch(num_images: int, args) -> int:
+    """Optimiser steps of an epoch of views: whole ones, and at least one, see [`ViewSampler`]."""
+    return ViewSampler(num_images, args.effective_batch_size).length // args.effective_batch_size
+
+
+def planned_steps(num_images: int | None, num_epochs: float, args, max_steps: int = -1) -> int:
+    """Optimiser steps of a whole training, as Trainer counts them.
+
+    Args:
+        num_images: of the training set; None for a stream, whose `max_steps` are given.
+        num_epochs: may be a fraction.
+        args: the [`DistillationTrainingArguments`], whose batch counts.
+        max_steps: instead of the epochs, if above 0.
+    """
+    return max_steps if max_steps > 0 else math.ceil(num_epochs * steps_per_epoch(num_images, args))

@@ -17,6 +17,7 @@ from ..arguments import DistillationTrainingArguments
 from ..augmentation.augment import augment
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import EvaluationDataset
+from ..data.loaders import planned_steps
 from ..data.views import ViewSampler
 from .store import TeacherStore
 from .teacher import Teacher, decisions_of
@@ -32,9 +33,7 @@ def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
 def planned_views(args: DistillationTrainingArguments, views: ViewDataset) -> dict[int, int]:
     """How many views a run sees of each epoch."""
     length = len(ViewSampler.from_arguments(args, views))
-    steps_per_epoch = length // args.effective_batch_size
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
-    total = steps * args.effective_batch_size
+    total = planned_steps(len(views), args.num_train_epochs, args, args.max_steps) * args.effective_batch_size
     return {epoch: min(length, total - epoch * length) for epoch in range(math.ceil(total / length))}
 
 

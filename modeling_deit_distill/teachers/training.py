@@ -61,13 +61,8 @@ def find_or_train_teacher(
     """
     directory = Path(args.output_dir, TEACHER)
     record = training_record(config, data, model_args, student_image_size)
-    if (directory / TRAINING_RECORD).exists():
-        _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
+    if holds_teacher(directory, record):
         return directory
-    if directory.exists():
-        raise InputError(
-            f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
-        )
     set_seed(args.seed)
     model, view = _untrained(config, model_args, record["image_size"])
     with args.main_process_first(desc="clearing an incomplete teacher"):
@@ -88,6 +83,22 @@ def find_or_train_teacher(
             partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
+
+
+def holds_teacher(directory: Path, record: dict[str, object]) -> bool:
+    """Whether a folder holds the teacher of a [`training_record`]; False where there is no such folder.
+
+    Raises:
+        InputError: it holds a teacher of other data or another configuration, or something else.
+    """
+    if (directory / TRAINING_RECORD).exists():
+        _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
+        return True
+    if directory.exists():
+        raise InputError(
+            f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
+        )
+    return False
 
 
 def training_record(

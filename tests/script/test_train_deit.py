@@ -164,9 +164,28 @@ def test_again_with_other_arguments_says_which(run, photos, capsys):
 def test_a_dry_run_stops_after_the_summary(photos, tmp_path, capsys):
     train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", dry_run="true"))
     printed = capsys.readouterr().out
-    for words in ("images", "3: blue, green, red", "a new resnet", "hidden 16", "0.01", "hard"):
+    for words in ("images", "3: blue, green, red", "hidden 16", "0.01", "hard", "4 epochs, 20 steps"):
         assert words in printed
+    assert "a new resnet, trained first for 4 epochs, 20 steps" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_what_will_go_poorly_is_said_before_anything_is_trained(photos, tmp_path, capsys):
+    changes = {"num_train_epochs": 1, "warmup_epochs": 3, "dry_run": "true"}
+    train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", **changes))
+    printed = capsys.readouterr().out
+    assert "the warm-up takes 15 steps but the run has 5" in printed
+    assert "43 images are few to start from scratch" in printed
+    assert "finetune_own_images.yaml" in printed
+
+
+def test_the_summary_knows_a_teacher_that_was_trained_before(run, photos, tmp_path, capsys):
+    shutil.copytree(run[0] / "teacher", tmp_path / "out" / "teacher")
+    settings = {"train_dir": photos, "output_dir": tmp_path / "out", "dry_run": "true"}
+    train_deit.main(arguments(validation_fraction=0.25, **settings))
+    assert "a new resnet, trained before for 4 epochs, found in the output folder" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds a teacher trained with another learning_rate"):
+        train_deit.main(arguments(validation_fraction=0.25, teacher_learning_rate=1, **settings))
 
 
 def one_run(photos, folder, teacher, **changes):
