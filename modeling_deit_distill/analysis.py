@@ -15,17 +15,15 @@ import torch.nn.functional as F
 IMAGES_AT_ONCE = 8
 
 
-class ClassRecall(NamedTuple):
-    """How often one class was recognised."""
+class ClassFigures(NamedTuple):
+    """How well one class is told from the others: shares from 0 to 1, None where no image tells."""
 
     label: int
-    num_right: int
+    precision: float | None  # of the images that were answered with it
+    recall: float | None  # of its own images
+    f1: float | None  # harmonic mean of both; 0 for a class with images that was never answered
     num_images: int
-
-    @property
-    def recall(self) -> float:
-        """Share of the class's images that were answered with it, from 0 to 1."""
-        return self.num_right / self.num_images
+    num_answers: int
 
 
 class Confusion(NamedTuple):
@@ -35,6 +33,24 @@ class Confusion(NamedTuple):
     answer: int
     count: int
     share: float  # of the true class's images, from 0 to 1
+
+
+class Measured(NamedTuple):
+    """What a set of decisions is worth: shares from 0 to 1, see [`measure_decisions`]."""
+
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    classes: list[ClassFigures]  # in the order of their indices
+    confusion: np.ndarray  # (classes, classes), see [`confusion_matrix`]
+
+
+class Paired(NamedTuple):
+    """Two sets of decisions on the same images, see [`paired_difference`]."""
+
+    num_first: int  # images on which only the first is right
+    num_second: int
+    p_value: float
 
 
 def attention_maps(attentions: tuple[torch.Tensor, ...], grid: tuple[int, int], num_prefix_tokens: int) -> torch.Tensor:
@@ -160,6 +176,75 @@ def disagreement(decisions: Mapping[str, np.ndarray]) -> dict[str, dict[str, flo
     }
 
 
+def measure_decisions(labels: np.ndarray, decisions: np.ndarray, num_classes: int) -> Measured:
+    """Accuracy, balanced accuracy, macro-F1, the figures of each class and the confusion matrix.
+
+    Args:
+        labels, decisions: (images,) class indices, true and answered.
+        num_classes: of the model; classes without images are in the table too.
+
+    Raises:
+        ValueError: as [`confusion_matrix`].
+    """
+    from sklearn import metrics
+
+    confusion = confusion_matrix(labels, decisions, num_classes)
+    figures = metrics.precision_recall_fscore_support(labels, decisions, labels=range(num_classes), zero_division=0.0)
+    num_images, num_answers = confusion.sum(axis=1).tolist(), confusion.sum(axis=0).tolist()
+    classes = [
+        ClassFigures(
+            label,
+            precision if num_answers[label] else None,
+            recall if num_images[label] else None,
+            f1 if num_images[label] or num_answers[label] else None,
+            num_images[label],
+            num_answers[label],
+        )
+        for label, (precision, recall, f1) in enumerate(zip(*(each.tolist() for each in figures[:3]), strict=True))
+    ]
+    return Measured(
+        float(np.mean(np.asarray(labels) == decisions)), *class_means(labels, decisions), classes, confusion
+    )
+
+
+def class_means(labels: np.ndarray, decisions: np.ndarray) -> tuple[float, float]:
+    """Balanced accuracy (mean recall of the classes with images) and macro-F1 (mean of those with images or answers).
+
+    As scikit-learn's `balanced_accuracy_score` and `f1_score(average="macro")`, in one pass and without warnings.
+
+    Args:
+        labels, decisions: (images,) class indices, true and answered; at least one image.
+    """
+    from sklearn import metrics
+
+    _, recall, f1, num_images = metrics.precision_recall_fscore_support(labels, decisions, zero_division=0.0)
+    return float(np.mean(recall[num_images > 0])), float(np.mean(f1))
+
+
+def paired_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Paired:
+    """Whether one of two sets of decisions is right more often, by McNemar's exact test (McNemar 1947).
+
+    Only the images on which one of them is right say anything. The p value is two-sided: how often a coin, thrown for
+    each of these images, would differ as much or more; 1 where there is no such image.
+
+    Args:
+        labels, first, second: (images,) class indices.
+
+    Raises:
+        ValueError: arrays of different length, or no images.
+    """
+    from scipy.stats import binomtest
+
+    arrays = {name: np.asarray(each) for name, each in (("labels", labels), ("first", first), ("second", second))}
+    _check_lengths(arrays)
+    first_right, second_right = arrays["first"] == arrays["labels"], arrays["second"] == arrays["labels"]
+    num_first, num_second = (
+        int(np.count_nonzero(only)) for only in (first_right > second_right, second_right > first_right)
+    )
+    decided = num_first + num_second
+    return Paired(num_first, num_second, float(binomtest(num_first, decided).pvalue) if decided else 1.0)
+
+
 def confusion_matrix(labels: np.ndarray, decisions: np.ndarray, num_classes: int) -> np.ndarray:
     """How many images of each class (row) were answered with each class (column): (classes, classes) integers.
 
@@ -180,17 +265,16 @@ def confusion_matrix(labels: np.ndarray, decisions: np.ndarray, num_classes: int
     return metrics.confusion_matrix(labels, decisions, labels=range(num_classes))
 
 
-def worst_classes(confusion: np.ndarray, count: int = 10) -> list[ClassRecall]:
-    """The classes recognised least often, the worst first; none that was always recognised or has no image.
+def worst_classes(classes: list[ClassFigures], count: int = 10) -> list[ClassFigures]:
+    """The classes with the lowest F1, the worst first, of those with images.
 
     Args:
-        confusion: (classes, classes) from [`confusion_matrix`].
+        classes: of [`Measured`].
         count: how many at most.
     """
-    rows = zip(confusion.diagonal().tolist(), confusion.sum(axis=1).tolist(), strict=True)
-    recalls = [ClassRecall(label, right, images) for label, (right, images) in enumerate(rows) if right < images]
-    # Of two classes with the same recall, that with more images is known better.
-    return sorted(recalls, key=lambda each: (each.recall, -each.num_images, each.label))[:count]
+    known = [each for each in classes if each.num_images]
+    # Of two classes alike, that with more images is known better.
+    return sorted(known, key=lambda each: (each.f1, -each.num_images, each.label))[:count]
 
 
 def worst_confusions(confusion: np.ndarray, count: int = 10) -> list[Confusion]:

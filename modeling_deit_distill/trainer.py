@@ -140,11 +140,11 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
-        """Ask the teacher, or its store, about the evaluation set: `teacher_accuracy`, empty where neither knows."""
+        """Ask the teacher, or its store, about the evaluation set: see [`HeldOutMetrics.teacher_results`]."""
         view = evaluation_view(self.processing_class)
         number = len(self.eval_dataset) if has_length(self.eval_dataset) else None
         self.metrics.teacher = self.answers.about_held_out(self.get_eval_dataloader, view, self.accelerator, number)
-        return {} if self.metrics.teacher is None else {"teacher_accuracy": self.metrics.teacher["accuracy"]}
+        return self.metrics.teacher_results()
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of views in the order of [`ViewSampler`], or of samples in a random one."""

@@ -5,16 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from modeling_deit_distill import analysis
 from modeling_deit_distill.analysis import (
-    ClassRecall,
+    ClassFigures,
     Confusion,
     attention_maps,
+    class_means,
     confusion_matrix,
     describe_tokens,
     disagreement,
     mean_attention_distance,
+    measure_decisions,
+    paired_difference,
     token_cosine,
     wilson_interval,
     worst_classes,
@@ -205,21 +209,19 @@ def test_the_matrix_accounts_for_every_image(images):
     assert matrix.sum(axis=1).tolist() == np.bincount(labels, minlength=4).tolist()
     assert matrix.sum(axis=0).tolist() == np.bincount(decisions, minlength=4).tolist()
     assert np.trace(matrix) == np.count_nonzero(labels == decisions)
-    # Whatever is not on the diagonal is a confusion, and a class with one is among the worst.
+    # Whatever is not on the diagonal is a confusion.
     assert sum(pair.count for pair in worst_confusions(matrix, count=12)) == np.count_nonzero(labels != decisions)
-    assert {each.label for each in worst_classes(matrix, count=4)} == set(labels[labels != decisions].tolist())
 
 
-def test_the_worst_classes_are_those_with_the_least_recall():
-    worst = worst_classes(confusion_matrix(LABELS, ANSWERS, 4))
-    assert worst == [ClassRecall(1, 1, 4), ClassRecall(0, 2, 3)]  # 2 is always right, 3 has no image
-    assert [each.recall for each in worst] == [0.25, 2 / 3]
-    assert worst_classes(confusion_matrix(LABELS, ANSWERS, 4), count=1) == worst[:1]
+def test_the_worst_classes_are_those_with_the_lowest_f1():
+    classes = measure_decisions(LABELS, ANSWERS, 4).classes
+    assert [each.label for each in worst_classes(classes)] == [1, 2, 0]  # F1 0.4, 4 / 7 and 2 / 3; 3 has no image
+    assert worst_classes(classes, count=1) == [classes[1]]
 
 
 def test_of_two_classes_alike_the_one_with_more_images_comes_first():
-    matrix = np.array([[1, 1, 0], [2, 2, 0], [1, 0, 1]])
-    assert [each.label for each in worst_classes(matrix)] == [1, 0, 2]
+    classes = [ClassFigures(label, 0.5, 0.5, 0.5, number, 1) for label, number in enumerate((2, 4, 2))]
+    assert [each.label for each in worst_classes(classes)] == [1, 0, 2]
 
 
 def test_the_worst_confusions_are_the_pairs_with_the_most_images():
@@ -227,6 +229,60 @@ def test_the_worst_confusions_are_the_pairs_with_the_most_images():
     assert pairs == [Confusion(1, 2, 2, 0.5), Confusion(0, 2, 1, 1 / 3), Confusion(1, 0, 1, 0.25)]
     assert worst_confusions(confusion_matrix(LABELS, ANSWERS, 3), count=2) == pairs[:2]
     assert worst_confusions(confusion_matrix(LABELS, LABELS, 3)) == []
+
+
+# Classes
+
+
+def test_the_figures_of_each_class_by_hand():
+    measured = measure_decisions(LABELS, ANSWERS, 4)
+    # answered: 0 three times, twice rightly; 1 once, rightly; 2 five times, twice rightly; 3 never, and it has no image
+    assert [each.precision for each in measured.classes] == [2 / 3, 1.0, 0.4, None]
+    assert [each.recall for each in measured.classes] == [2 / 3, 0.25, 1.0, None]
+    assert [each.f1 for each in measured.classes] == pytest.approx([2 / 3, 0.4, 4 / 7, None])
+    assert [(each.num_images, each.num_answers) for each in measured.classes] == [(3, 3), (4, 1), (2, 5), (0, 0)]
+    assert measured.accuracy == 5 / 9
+    assert measured.balanced_accuracy == pytest.approx((2 / 3 + 0.25 + 1) / 3)  # of the classes with images
+    assert measured.macro_f1 == pytest.approx((2 / 3 + 0.4 + 4 / 7) / 3)
+    assert measured.confusion.tolist() == confusion_matrix(LABELS, ANSWERS, 4).tolist()
+
+
+def test_always_one_class_is_balanced_to_its_share_of_the_classes():
+    labels = np.repeat([0, 1, 2, 3], [7, 1, 1, 1])
+    measured = measure_decisions(labels, np.zeros(10, dtype=int), 4)
+    assert (measured.accuracy, measured.balanced_accuracy) == (0.7, 0.25)
+    assert measured.macro_f1 == pytest.approx(2 * 0.7 / 1.7 / 4)
+    assert [(each.precision, each.recall, each.f1) for each in measured.classes[1:]] == [(None, 0.0, 0.0)] * 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
+def test_the_means_are_scikit_learns(images):
+    labels, decisions = np.array(images).T
+    measured = measure_decisions(labels, decisions, 6)
+    assert measured.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, decisions))
+    assert measured.macro_f1 == pytest.approx(metrics.f1_score(labels, decisions, average="macro", zero_division=0.0))
+    assert class_means(labels, decisions) == (measured.balanced_accuracy, measured.macro_f1)
+
+
+# Two sets of decisions
+
+
+def test_a_difference_is_judged_by_the_images_that_only_one_answers_rightly():
+    labels = np.zeros(20, dtype=int)
+    first, second = labels.copy(), labels.copy()
+    first[:1], second[5:11], first[15:], second[15:] = 1, 1, 1, 1  # 5 both are wrong on
+    # Of seven such images six for the first: a coin falls so, or further from even, in 2 · (1 + 7) of 128 times.
+    assert paired_difference(labels, first, second) == (6, 1, pytest.approx(16 / 128))
+    assert paired_difference(labels, second, first) == (1, 6, pytest.approx(16 / 128))
+    assert paired_difference(labels, first, first) == (0, 0, 1.0)
+
+
+def test_a_difference_needs_as_many_decisions_in_each_set():
+    for second in ([0], []):
+        with pytest.raises(ValueError, match="as many decisions"):
+            paired_difference([0, 1], [0, 1], second)
 
 
 # Intervals

@@ -19,13 +19,13 @@ from ..analysis import disagreement, wilson_interval, worst_classes, worst_confu
 from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
 from ..files import written_whole
-from ..output_folder import CARD, CURVES, PREDICTIONS, STATE, read_json
+from ..output_folder import CARD, CURVES, DECISIONS, PREDICTIONS, STATE, read_json
 from ..report import ACCURACY_NAMES, duration
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-MAX_CLASSES = 20  # that are listed; of more, the first ten
+MAX_CLASSES = 20  # that are listed; of more, the first ten, and the worst of them with their figures
 MAX_ROWS = 10
 PAPER = "https://arxiv.org/abs/2012.12877"
 
@@ -122,7 +122,7 @@ def content(run: Run) -> dict[str, object]:
         "accuracies": accuracy_table(run),
         "num_images": f"{run.num_images:,}" if run.num_images else None,
         "disagreement": disagreement_table(run),
-        "worst_classes": worst_classes_table(run) if run.decisions else None,
+        "classes": class_table(run) if run.decisions else None,
         "worst_confusions": worst_confusions_table(run) if run.decisions else None,
         "method": method(run),
         "summary": summary_table(run),
@@ -224,20 +224,31 @@ def disagreement_table(run: Run) -> str | None:
     return _table(("differs from", *sets), rows)
 
 
-def worst_classes_table(run: Run) -> str | None:
-    """The classes recognised least often."""
-    rows = [
-        (_text(run.class_names[each.label]), f"{each.num_right} of {each.num_images}", _percent(each.recall))
-        for each in worst_classes(run.confusion, MAX_ROWS)
-    ]
-    return _table(("class", "recognised", "share"), rows)
+def class_table(run: Run) -> str:
+    """Precision, recall and F1 of each class; of very many classes the worst, with what is left out."""
+    classes = [each for each in run.judged.classes if each.f1 is not None]
+    shown = classes if len(classes) <= MAX_CLASSES else worst_classes(classes, MAX_CLASSES)
+    table = _table(
+        ("class", "precision", "recall", "F1", "images"),
+        [
+            (_text(run.class_names[each.label]), *(_share(share) for share in each[1:4]), f"{each.num_images:,}")
+            for each in shown
+        ],
+    )
+    if len(shown) == len(classes):
+        return f"How well it tells each class:\n\n{table}"
+    left_out = len(classes) - len(shown)
+    return (
+        f"How well it tells the {len(shown)} classes with the lowest F1; the other {left_out:,} are left out "
+        f"(`{DECISIONS}` has every decision):\n\n{table}"
+    )
 
 
 def worst_confusions_table(run: Run) -> str | None:
     """The commonest pairs of true class and wrong answer."""
     rows = [
         (_text(run.class_names[pair.label]), _text(run.class_names[pair.answer]), pair.count, _percent(pair.share))
-        for pair in worst_confusions(run.confusion, MAX_ROWS)
+        for pair in worst_confusions(run.judged.confusion, MAX_ROWS)
     ]
     return _table(("class", "taken for", "images", "share of the class"), rows)
 
@@ -336,6 +347,10 @@ def main(arguments: list[str]) -> int:
 
 def _known(values: dict | None) -> list[tuple[str, object]]:
     return [(name, value) for name, value in (values or {}).items() if value is not None and value != ""]
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else _percent(share)
 
 
 def _percent(share: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..analysis import confusion_matrix
+from ..analysis import Measured, measure_decisions
 from ..errors import InputError, one_line
 from ..output_folder import DECISIONS, RESULTS, RUN_RECORD, STATE, TOKENS, read_json
 from .pictures import distinct_names
@@ -68,9 +68,9 @@ class Run:
         return self.config.use_distillation_token or self.summary.get("teacher", "none") != "none"
 
     @cached_property
-    def confusion(self) -> np.ndarray:
-        """(classes, classes) counts of the held-out images, truth by row and answer by column."""
-        return confusion_matrix(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
+    def judged(self) -> Measured:
+        """What its decisions on the held-out images are worth; there must be some."""
+        return measure_decisions(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
 
     def measured(self, key: str) -> float | None:
         """A result, if it was measured and is a number."""

@@ -1,15 +1,17 @@
-"""What evaluation reports: top-1 of each fusion and head, top-5, and agreement with the teacher."""
+"""What evaluation reports: top-1 of each fusion and head, top-5, means over the classes, agreement with the teacher."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..analysis import class_means
 from ..errors import InputError
 from ..modeling_deit_distill import fuse_logits
 
 TOP_K = 5
 LOSS_BY_IMAGE = "loss"
-KEPT = ("labels", "fused", "cls", "distillation", "teacher")  # of the decisions, in a run's folder
+CONFIDENCE = "confidence"
+KEPT = ("labels", "fused", "cls", "distillation", "teacher", CONFIDENCE)  # of the decisions, in a run's folder
 
 
 class HeldOutMetrics:
@@ -17,7 +19,8 @@ class HeldOutMetrics:
 
     Attributes:
         decisions: of the last evaluation, by name (images,) class indices: the `labels`, those of each head and
-            fusion (see [`predicted_labels`]), and the `teacher`'s if known.
+            fusion (see [`predicted_labels`]), and the `teacher`'s if known; besides `confidence`, the probability of
+            the answer `fused`, from 0 to 1.
         teacher: `answers` and `labels` (images,) of the held-out set, once the teacher is asked; None before.
     """
 
@@ -30,9 +33,18 @@ class HeldOutMetrics:
         """Forget the batches of an evaluation that did not end."""
         self._batches: list[tuple[dict, np.ndarray]] = []
 
-    def kept_decisions(self) -> dict[str, list[int]]:
+    def kept_decisions(self) -> dict[str, list]:
         """What a run writes down of the decisions."""
-        return {name: self.decisions[name].tolist() for name in KEPT if name in self.decisions}
+        kept = {name: self.decisions[name].tolist() for name in KEPT if name in self.decisions}
+        return {**kept, CONFIDENCE: [round(share, 4) for share in kept[CONFIDENCE]]} if CONFIDENCE in kept else kept
+
+    def teacher_results(self) -> dict[str, float]:
+        """`teacher_accuracy`, `teacher_balanced_accuracy` and `teacher_macro_f1`; empty where nothing is known."""
+        if self.teacher is None:
+            return {}
+        balanced, macro_f1 = class_means(self.teacher["labels"], self.teacher["answers"])
+        accuracy = self.teacher["accuracy"]
+        return {"teacher_accuracy": accuracy, "teacher_balanced_accuracy": balanced, "teacher_macro_f1": macro_f1}
 
     def __call__(self, evaluated, compute_result: bool = True) -> dict[str, float]:
         """Metrics of whole arrays, of lists of batches (`eval_do_concat_batches` false), or called once a batch.
@@ -58,12 +70,13 @@ class HeldOutMetrics:
 
 
 def decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A trainer's `preprocess_logits_for_metrics`: decisions and the loss of each image, (images,) each.
+    """A trainer's `preprocess_logits_for_metrics`: decisions, confidence and loss of each image, (images,) each.
 
     Trainer's own loss is one of batches, which several processes fill up with images that were counted already.
     """
     losses = F.cross_entropy(logits[0].float(), labels, reduction="none")
-    return {**predicted_labels(*logits), LOSS_BY_IMAGE: losses}
+    confidence = logits[0].float().softmax(dim=-1).amax(dim=-1)
+    return {**predicted_labels(*logits), CONFIDENCE: confidence, LOSS_BY_IMAGE: losses}
 
 
 def predicted_labels(
@@ -93,7 +106,7 @@ def predicted_labels(
 def accuracies(
     predictions: dict[str, np.ndarray], labels: np.ndarray, teacher_labels: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Shares of right answers, from 0 to 1.
+    """Shares of right answers and means over the classes, from 0 to 1.
 
     Args:
         predictions: what [`predicted_labels`] returned, over the whole evaluation set.
@@ -101,9 +114,11 @@ def accuracies(
         teacher_labels: (images,) the teacher's decisions on the same images in the same order, if known.
 
     Returns:
-        `accuracy` (the configured fusion), `accuracy_<head or fusion>`, `top5_accuracy`, `teacher_agreement`.
+        `accuracy`, `balanced_accuracy` and `macro_f1` (of the configured fusion, see `analysis.class_means`),
+        `accuracy_<head or fusion>`, `top5_accuracy`, `teacher_agreement`.
     """
-    results = {"accuracy": _share(predictions["fused"] == labels)}
+    balanced, macro_f1 = class_means(labels, predictions["fused"])
+    results = {"accuracy": _share(predictions["fused"] == labels), "balanced_accuracy": balanced, "macro_f1": macro_f1}
     for name in ("cls", "distillation", "logit_mean", "softmax_mean"):
         if name in predictions:
             results[f"accuracy_{name}"] = _share(predictions[name] == labels)

@@ -138,7 +138,8 @@ def test_of_a_thousand_classes_ten_are_listed(run):
     text = card_of(run(config, predictions={"labels": labels, "fused": fused})).text
     assert f"1,000 classes apart: {', '.join(names[:10])}, ... and 990 others." in text
     assert "Of 2 of the 1,000 classes no image was held out" in text and "class998, class999" in text
-    assert len(re.findall(r"^\| class\d+ \| 1 of 2 \| 50.00 % \|$", text, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\| class\d+ \| 50.00 % \| 50.00 % \| 50.00 % \| 2 \|$", text, re.MULTILINE)) == 20
+    assert "the 20 classes with the lowest F1; the other 979 are left out (`predictions.json` has every" in text
     assert len(text) < 12_000
 
 
@@ -198,10 +199,25 @@ def test_disagreement_is_between_truth_teacher_and_heads(run):
     assert "| class head | 30.00 % | 20.00 % | – | 20.00 % | 10.00 % |" in lines
 
 
-def test_the_worst_classes_and_confusions(run):
+def test_each_class_has_its_figures(run):
     lines = section(card_of(run()).text, "How good it is").splitlines()
-    start = lines.index("| class | recognised | share |") + 2
-    assert lines[start : start + 3] == ["| dog | 1 of 2 | 50.00 % |", "| ant | 3 of 4 | 75.00 % |", ""]
+    start = lines.index("| class | precision | recall | F1 | images |") + 2
+    assert lines[start : start + 5] == [
+        "| ant | 75.00 % | 75.00 % | 75.00 % | 4 |",
+        "| bee | 66.67 % | 100.00 % | 80.00 % | 2 |",
+        "| cat | 100.00 % | 100.00 % | 100.00 % | 2 |",
+        "| dog | 100.00 % | 50.00 % | 66.67 % | 2 |",
+        "",  # eel has no image and is no answer
+    ]
+
+
+def test_a_class_that_is_never_answered_has_no_precision(run):
+    text = card_of(run(predictions={"labels": [0, 1], "fused": [0, 0]})).text
+    assert "| bee | – | 0.00 % | 0.00 % | 1 |" in text
+
+
+def test_the_worst_confusions(run):
+    lines = section(card_of(run()).text, "How good it is").splitlines()
     start = lines.index("| class | taken for | images | share of the class |") + 2
     assert lines[start : start + 2] == ["| dog | ant | 1 | 50.00 % |", "| ant | bee | 1 | 25.00 % |"]
 
@@ -212,9 +228,9 @@ def test_classes_of_one_name_are_confused_by_their_indices(run):
     assert "| crane (0) | crane (2) | 1 | 50.00 % |" in text
 
 
-def test_a_model_without_mistakes_has_no_worst_classes(run):
+def test_a_model_without_mistakes_has_no_confusions(run):
     text = card_of(run(predictions={**DECISIONS, "fused": DECISIONS["labels"]})).text
-    assert "least often" not in text and "taken for" not in text
+    assert "taken for" not in text and text.count("| 100.00 % | 100.00 % | 100.00 % |") == 4
     assert_no_trace_of_what_is_missing(text)
 
 

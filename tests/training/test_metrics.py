@@ -1,9 +1,13 @@
 """Accuracies against counts made by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 
-from modeling_deit_distill.training.metrics import accuracies, predicted_labels
+from modeling_deit_distill import InputError
+from modeling_deit_distill.training.metrics import HeldOutMetrics, accuracies, check_metric, decide, predicted_labels
 
 
 def test_decisions_of_heads_and_fusions_by_hand():
@@ -28,6 +32,8 @@ def test_a_student_with_one_head():
     assert {name: labels.tolist() for name, labels in decisions.items()} == {"fused": [1, 0], "cls": [1, 0]}
     assert accuracies({name: labels.numpy() for name, labels in decisions.items()}, np.array([1, 1])) == {
         "accuracy": 0.5,
+        "balanced_accuracy": 0.5,  # all of one class: its recall
+        "macro_f1": 1 / 3,  # of this class 2/3, of the other, which has no image, 0
         "accuracy_cls": 0.5,
     }
 
@@ -60,6 +66,8 @@ def test_accuracies_by_hand():
     results = accuracies(predictions, labels, teacher_labels=np.array([0, 2, 1, 0]))
     assert results == {
         "accuracy": 0.75,
+        "balanced_accuracy": (1 + 0.5 + 1) / 3,
+        "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3),
         "accuracy_cls": 0.25,
         "accuracy_distillation": 0.5,
         "accuracy_logit_mean": 1.0,
@@ -68,3 +76,35 @@ def test_accuracies_by_hand():
     }
     assert all(type(value) is float for value in results.values())  # so that json can write them
     assert "teacher_agreement" not in accuracies(predictions, labels)
+
+
+def test_the_confidence_is_the_probability_of_the_answer_and_is_kept():
+    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.05, 0.05, 0.9]]))
+    labels, metrics = torch.tensor([0, 1]), HeldOutMetrics()
+    metrics(SimpleNamespace(predictions=decide((logits, logits), labels), label_ids=labels))
+    assert metrics.decisions["confidence"].tolist() == pytest.approx([0.7, 0.9])
+    kept = metrics.kept_decisions()
+    assert (kept["fused"], kept["confidence"]) == ([0, 2], [0.7, 0.9])
+
+
+def test_the_teacher_has_the_same_figures():
+    metrics = HeldOutMetrics()
+    assert metrics.teacher_results() == {}
+    metrics.teacher = {"accuracy": 0.75, "answers": np.array([0, 1, 2, 0]), "labels": np.array([0, 1, 2, 1])}
+    assert metrics.teacher_results() == {
+        "teacher_accuracy": 0.75,
+        "teacher_balanced_accuracy": (1 + 0.5 + 1) / 3,
+        "teacher_macro_f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3),
+    }
+
+
+def test_the_best_model_may_be_chosen_by_what_is_measured(tiny_config):
+    def check(metric, decay=None):
+        args = {"metric_for_best_model": metric, "weight_average_decay": decay, "distillation_type": "hard"}
+        check_metric(SimpleNamespace(**args), tiny_config())
+
+    for metric in ("macro_f1", "balanced_accuracy", "eval_macro_f1", "accuracy_cls", "loss", None):
+        check(metric)
+    check("ema_macro_f1", decay=0.9)
+    with pytest.raises(InputError, match="'macro_f2'; choose from: loss, accuracy, balanced_accuracy, macro_f1,"):
+        check("macro_f2")
