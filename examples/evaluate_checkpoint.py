@@ -24,16 +24,18 @@ from safetensors import SafetensorError
 from scipy.special import softmax
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers import AutoConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments
+from modeling_deit_distill.classifiers import OnnxClassifier, is_onnx
 from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.report import aligned
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.classes import match_classes
 
@@ -157,59 +159,19 @@ class PipelineModel:
 
 
 class OnnxModel:
-    """A folder with `model.onnx`, `config.json` (`id2label`) and `preprocessor_config.json`.
-
-    The model maps `pixel_values` (batch, 3, height, width) float32 to `logits` (batch, classes).
-
-    Attributes:
-        name: the folder.
-        class_names: in the order of the logits.
-
-    Raises:
-        InputError: a file that is missing or broken, or a model that does not run on what the processor makes.
-    """
+    """An export by `examples/export_onnx.py`, see [`OnnxClassifier`]; attributes as of [`PipelineModel`]."""
 
     run_by = "onnxruntime"
 
     def __init__(self, name: str):
-        self.name = name
-        path = Path(name, "config.json")
-        try:
-            id2label = json.loads(path.read_text(encoding="utf-8"))["id2label"]
-            self.class_names = [id2label[str(index)] for index in range(len(id2label))]
-        except (KeyError, OSError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            raise InputError(f"model {name!r}: {path} has no id2label as transformers writes it ({reason})") from error
+        self._classifier = OnnxClassifier(name)
+        self.name, self.class_names = name, self._classifier.class_names
 
     def __call__(self, rows: Dataset, batch_size: int) -> Iterator[np.ndarray]:
         """Logits (classes,) of each row's image."""
-        session, processor = self._load()
-        images = EvaluationDataset(rows, evaluation_transform(processor))
+        images = EvaluationDataset(rows, evaluation_transform(self._classifier.processor))
         for batch in DataLoader(images, batch_size, collate_fn=collate):
-            pixel_values = batch["pixel_values"].numpy()
-            try:
-                (logits,) = session.run(["logits"], {"pixel_values": pixel_values})
-            except Exception as error:  # onnxruntime has a dozen kinds without a common one
-                raise InputError(
-                    f"model {self.name!r} does not run on pixel_values {pixel_values.shape} ({one_line(error)})"
-                ) from error
-            if logits.shape != (len(pixel_values), len(self.class_names)):
-                raise InputError(
-                    f"model {self.name!r}: logits are {logits.shape} for {len(pixel_values)} images, config.json names "
-                    f"{len(self.class_names)} classes; export it anew"
-                )
-            yield from logits
-
-    def _load(self):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError(f"model {self.name!r} needs onnxruntime; pip install onnxruntime") from error
-        try:
-            processor = AutoImageProcessor.from_pretrained(self.name, trust_remote_code=False)
-            return onnxruntime.InferenceSession(str(Path(self.name, "model.onnx"))), processor
-        except Exception as error:
-            raise InputError(f"model {self.name!r} cannot be loaded ({one_line(error)})") from error
+            yield from self._classifier(batch["pixel_values"])["fused"].numpy()
 
 
 def warn_of_other_images(name: str, data: ImageData):
@@ -224,11 +186,6 @@ def warn_of_other_images(name: str, data: ImageData):
             f"{data.validation_source}. It may have been trained on some of them: give the data's arguments as then",
             file=sys.stderr,
         )
-
-
-def is_onnx(name: str) -> bool:
-    """Whether it is a folder of `examples/export_onnx.py`."""
-    return Path(name, "model.onnx").is_file()
 
 
 def classes_of(model: PipelineModel | OnnxModel, class_names: list[str]) -> list[int]:
@@ -298,13 +255,8 @@ def table(report: dict) -> str:
     for result in report["models"]:
         shares = [result.get(COLUMNS[title]) for title in shown]
         rows.append([result["model"], *("" if share is None else f"{100 * share:.2f} %" for share in shares)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for name, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
     title = f"{about['source']}: {about['num_images']:,} images, {about['held_out']}"
-    return "\n".join([title, *lines])
+    return f"{title}\n{aligned(rows)}"
 
 
 if __name__ == "__main__":

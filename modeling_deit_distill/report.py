@@ -51,6 +51,16 @@ def results_table(results: Mapping[str, float]) -> str:
     return "\n".join([line, *(f"  {name:<{width}}  {value:>8}" for name, value in rows), line])
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of a table for a terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    return "\n".join(lines)
+
+
 def duration(seconds: float) -> str:
     """Seconds as `1 h 02 min`, `3 min 20 s` or `42 s`."""
     seconds = round(seconds)

@@ -22,3 +22,11 @@ def test_the_two_commands_stand_as_they_are_run():
     assert "pip install -e . && accelerate launch train_deit.py examples/recipes/digits.yaml" in README
     assert "pip install -e '.[test]' && pytest" in README
     assert "s/^\\(pip install .*&& pytest\\)$" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_example_of_the_library_names_its_classes():
+    example = re.search(r"## As a library\n\n```python\n(.*?)args = ", README, re.DOTALL).group(1)
+    found = {}
+    exec(example, found)
+    assert found["student"].config.id2label == {0: "hat", 1: "shirt", 2: "shoe"}
+    assert found["student"].config.label2id["shoe"] == 2 and found["student"].cls_classifier.out_features == 3

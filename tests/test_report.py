@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_deit_distill.report import ACCURACY_NAMES, duration, results_table, summary_table
+from modeling_deit_distill.report import ACCURACY_NAMES, aligned, duration, results_table, summary_table
 
 
 def test_duration():
@@ -64,3 +64,7 @@ def test_summary_is_aligned():
     first, second = summary_table({"data": "digits", "learning rate": 0.001}).splitlines()
     assert first.split() == ["data", "digits"] and second.split() == ["learning", "rate", "0.001"]
     assert first.index("digits") == second.index("0.001")
+
+
+def test_a_table_has_names_to_the_left_and_figures_to_the_right():
+    assert aligned([["class", "images"], ["t-shirt", "7"], ["hat", ""]]) == "class    images\nt-shirt       7\nhat"

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
-from .configuration import config_of, kind_of, processor_of
+from .configuration import NATIVE_CONFIGS, config_of, kind_of, processor_of
 from .reading import read_all_weights, read_json, read_weights, repository_of, some_of
 from .weight_names import State, native_to_ours, public_to_ours
 
@@ -33,6 +33,21 @@ class PretrainedStudent:
     state_dict: State  # names and shapes of `DeiTDistillForImageClassification(config)`, on the CPU, dtype as stored
     processor: DeiTImageProcessor  # the evaluation transform: shorter side, centre crop, statistics, bicubic
     format: str  # where it comes from: "deit_distill", "public", "timm" or "native"
+
+
+def holds_deit(source: str) -> bool:
+    """Whether [`load_checkpoint`] is to read a source: a file, a DeiT or ViT by its configuration, or one without.
+
+    Raises:
+        InputError: as [`load_checkpoint`], for a source that cannot be found.
+    """
+    source = str(source)
+    if os.path.isfile(source):
+        return True
+    described = read_json(source if os.path.isdir(source) else repository_of(source), CONFIG_NAME, source)
+    if "architecture" in described:  # timm's
+        return str(described["architecture"]).startswith("deit_")
+    return described.get("model_type") in (None, DeiTDistillConfig.model_type, *NATIVE_CONFIGS)
 
 
 def load_checkpoint(source: str) -> PretrainedStudent:

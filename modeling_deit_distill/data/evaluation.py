@@ -1,7 +1,7 @@
 """Held-out images, seen through the image processor that is saved with the model."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import PIL.Image
 import torch
@@ -69,3 +69,53 @@ class EvaluationDataset(torch.utils.data.Dataset):
             raise LocalInputError(
                 f"validation {describe_row(self.rows, index)} is broken: {error}; remove it"
             ) from error
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images without labels, decoded and transformed as those of [`EvaluationDataset`]; a bad one is no error.
+
+    A sample holds its `row`, and either `pixel_values` (3, height, width) float or `error`, the reason in words.
+
+    Args:
+        images: encoded, `{"bytes", "path"}`; or a reason in words, for one that is not to be opened.
+        transform: from an RGB image to `pixel_values`.
+    """
+
+    def __init__(self, images: Sequence[dict | str], transform: Callable[[PIL.Image.Image], torch.Tensor]):
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict:
+        image = self.images[row]
+        if isinstance(image, str):
+            return {"row": row, "error": image}
+        try:
+            return {"row": row, "pixel_values": self.transform(decode_image(image))}
+        except BadImageError as error:
+            return {"row": row, "error": str(error)}
+
+
+def collate_images(samples: list[dict]) -> dict:
+    """A batch of [`ImageDataset`].
+
+    Returns:
+        `rows` of the images that could be read and their `pixel_values` (images, 3, height, width), None if none
+        could; `errors`, reasons by row.
+
+    Raises:
+        InputError: images of several sizes.
+    """
+    read = [sample for sample in samples if "pixel_values" in sample]
+    if len(shapes := {tuple(sample["pixel_values"].shape) for sample in read}) > 1:
+        raise LocalInputError(
+            f"the image processor makes images of several sizes ({', '.join(map(str, sorted(shapes)))}), which do not "
+            "fit into one batch; give --batch_size 1"
+        )
+    return {
+        "rows": [sample["row"] for sample in read],
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in read]) if read else None,
+        "errors": {sample["row"]: sample["error"] for sample in samples if "error" in sample},
+    }

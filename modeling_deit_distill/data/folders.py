@@ -68,15 +68,39 @@ def _refuse_splits(argument: str, folder: str, names: list[str]):
     )
 
 
+def files_below(folder: str, skipped: Skipped) -> Iterator[tuple[str, str, str | None]]:
+    """Every file of the user's below a folder, at any depth, in the order of the paths.
+
+    Args:
+        folder: is not resolved, so paths begin as the user wrote it.
+        skipped: links in a circle and unreadable folders are added here.
+
+    Yields:
+        Its path; the name of the subfolder of `folder` that it lies in, in NFC, empty for none; and why it cannot be
+        read, as [`image_files.why_skipped`] says, None for an image.
+    """
+    root = folder.rstrip(os.sep) or os.sep
+    for path, kind in _files(root, root, skipped, {_place(path) for path in Path(os.path.realpath(root)).parents}):
+        above, _, below = path[len(root) :].lstrip(os.sep).partition(os.sep)
+        yield path, unicodedata.normalize("NFC", as_text(above)) if below else "", kind
+
+
 def _images(folder: str, root: str, skipped: Skipped, read: set[tuple[int, int]]) -> Iterator[str]:
     """Paths of the images in a folder, at any depth; the arguments are those of `_entries`."""
-    for _, path, is_folder in _entries(folder, root, skipped, read):
-        if is_folder:
-            yield from _images(path, root, skipped, read)
-        elif kind := why_skipped(path):
+    for path, kind in _files(folder, root, skipped, read):
+        if kind:
             skipped.add(kind, path[len(root) + 1 :])
         else:
             yield path
+
+
+def _files(folder: str, root: str, skipped: Skipped, read: set[tuple[int, int]]) -> Iterator[tuple[str, str | None]]:
+    """Path of each file in a folder, at any depth, and why it is skipped; the arguments are those of `_entries`."""
+    for _, path, is_folder in _entries(folder, root, skipped, read):
+        if is_folder:
+            yield from _files(path, root, skipped, read)
+        else:
+            yield path, why_skipped(path)
 
 
 def _entries(folder: str, root: str, skipped: Skipped, read: set[tuple[int, int]]) -> list[tuple[str, str, bool]]:

@@ -57,6 +57,7 @@ from ..modeling_deit_distill import DeiTDistillForImageClassification
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
 OPSET = 20
+MODEL = "model.onnx"  # the file in the folder of an export
 PRECISIONS = ("fp32", "int8")
 TOLERANCE = 1e-4
 # What rounding may change on the average, as a share of the logits' spread.
@@ -72,7 +73,7 @@ def main(arguments: list[str]):
     with new_folder(options.destination) as folder:
         model = load_model(options.source, options.image_size)
         processor = load_processor(options.source, model.config)
-        path = folder / "model.onnx"
+        path = folder / MODEL
         write_onnx(model, path)
         fields = json.loads(model.config.to_json_string())
         fields.pop("auto_map", None)  # the pointer to its code, which does not lie here
@@ -82,7 +83,7 @@ def main(arguments: list[str]):
         if options.precision == "int8":
             quantize(path)
             differences = check_answers(model, open_session(path), "int8")
-    path = Path(options.destination).resolve() / "model.onnx"
+    path = Path(options.destination).resolve() / MODEL
     size = f"{path.stat().st_size / 1e6:.1f} MB, {options.precision}"
     print(f"{path}: {size}, opset {OPSET}, {input_shape(model.config)} for each image")
     found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())

@@ -61,21 +61,17 @@ def match_classes(
         InputError: classes without a match or with several, a label map that names what is not there, or WordNet ids
             to translate without timm.
     """
-    mapped = _apply_label_map(label_map or {}, teacher_names, class_names)
-    matching = _Matching(teacher_names, class_names, mapped)
-    ours, theirs = dict(enumerate(class_names)), dict(enumerate(teacher_names))
-    matching.match_names(ours, theirs, str)
-    matching.match_names(ours, theirs, _normalise)
-    if matching.open(ours) and not _are_placeholders(teacher_names):
-        (our_ids, our_words), (their_ids, their_words) = _split(ours), _split(theirs)
-        matching.match_synonyms(our_words, their_words)
-        # Never ids with ids: two ids of one word ("crane") are two classes.
-        matching.match_translated(our_ids, their_words)
-        matching.match_translated(our_words, their_ids)
-    if matching.open(ours):
+    matching = _matching(teacher_names, class_names, label_map or {})
+    if matching.open(range(len(class_names))):
         raise InputError(_complaint(matching))
     matches = {**matching.named, **matching.mapped}
-    return [matches[index] for index in ours]
+    return [matches[index] for index in range(len(class_names))]
+
+
+def known_classes(teacher_names: list[str], class_names: list[str]) -> dict[str, int]:
+    """As [`match_classes`], of those names that have a certain match; the others are left out."""
+    matching = _matching(teacher_names, class_names, {})
+    return {class_names[index]: match for index, match in matching.named.items()}
 
 
 def read_label_map(path: str | Path | dict | None) -> dict[str, str | int] | None:
@@ -108,6 +104,21 @@ def read_label_map(path: str | Path | dict | None) -> dict[str, str | int] | Non
         if not all(isinstance(each, (str, int)) and not isinstance(each, bool) for each in (key, value)):
             raise InputError(f"{name}: {key!r}: {value!r} is no pair of names; put names in quotes, give {FILE_FORM}")
     return {str(key): value for key, value in content.items()}
+
+
+def _matching(teacher_names: list[str], class_names: list[str], label_map: dict[str, str | int]) -> "_Matching":
+    """All that can be matched; see [`match_classes`]."""
+    matching = _Matching(teacher_names, class_names, _apply_label_map(label_map, teacher_names, class_names))
+    ours, theirs = dict(enumerate(class_names)), dict(enumerate(teacher_names))
+    matching.match_names(ours, theirs, str)
+    matching.match_names(ours, theirs, _normalise)
+    if matching.open(ours) and not _are_placeholders(teacher_names):
+        (our_ids, our_words), (their_ids, their_words) = _split(ours), _split(theirs)
+        matching.match_synonyms(our_words, their_words)
+        # Never ids with ids: two ids of one word ("crane") are two classes.
+        matching.match_translated(our_ids, their_words)
+        matching.match_translated(our_words, their_ids)
+    return matching
 
 
 @dataclass

@@ -15,7 +15,13 @@ from modeling_deit_distill import InputError
 from modeling_deit_distill.data.datasets import (
     collate,
 )
-from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.evaluation import (
+    EvaluationDataset,
+    ImageDataset,
+    collate_images,
+    evaluation_processor,
+    evaluation_transform,
+)
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -103,3 +109,25 @@ def test_a_bad_image_in_a_worker_is_one_line_too():
     traceback.clear_frames(
         caught.tb
     )  # frees the iterator; the garbage collector would wait five seconds for its worker
+
+
+# --- images to predict ------------------------------------------------------------------------------------------------
+
+
+def test_images_to_predict_are_shown_as_held_out_ones_and_bad_ones_are_no_error():
+    rows = undecoded([encode(picture(40, 30)), encode(picture(30, 40)), b"no image"], [0, 0, 0])
+    transform = evaluation_transform(evaluation_processor(16))
+    images = [rows[0]["image"], "empty file", rows[1]["image"], rows[2]["image"]]
+    dataset, held_out = ImageDataset(images, transform), EvaluationDataset(rows, transform)
+    batch = collate_images([dataset[row] for row in range(len(dataset))])
+    assert batch["rows"] == [0, 2]
+    torch.testing.assert_close(batch["pixel_values"][1], held_out[1]["pixel_values"], rtol=0, atol=0)
+    assert list(batch["errors"]) == [1, 3] and batch["errors"][1] == "empty file"
+    assert "cannot identify it as an image" in batch["errors"][3]
+    assert collate_images([dataset[1]]) == {"rows": [], "pixel_values": None, "errors": {1: "empty file"}}
+
+
+def test_images_of_several_sizes_do_not_fit_into_a_batch():
+    samples = [{"row": row, "pixel_values": torch.zeros(3, 8, 8 + row)} for row in range(2)]
+    with pytest.raises(InputError, match=r"several sizes \(\(3, 8, 8\), \(3, 8, 9\)\).*--batch_size 1"):
+        collate_images(samples)

@@ -351,8 +351,8 @@ def test_what_cannot_be_loaded_is_one_line(script, photos, student, save_student
 def test_an_onnx_model_must_fit_its_config_and_processor(script, photos, linear, tmp_path):
     rows = load_image_data(train_dir=str(photos), validation_fraction=0.25).validation
     for name, processor, classes, message in (
-        ("names", evaluation_processor(32), [*COLOURS, "grey"], r"logits are \(4, 3\) for 4 images.* names 4 classes"),
-        ("size", evaluation_processor(40), COLOURS, r"does not run on pixel_values \(4, 3, 40, 40\)"),
+        ("names", evaluation_processor(32), [*COLOURS, "grey"], r"logits are \(1, 3\) for one image.* names 4 classes"),
+        ("size", evaluation_processor(40), COLOURS, r"does not run on pixel_values \(1, 3, 40, 40\)"),
     ):
         folder = tmp_path / name
         folder.mkdir()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from timm.data import ImageNetInfo
 
 from modeling_deit_distill.errors import InputError
-from modeling_deit_distill.teachers.classes import match_classes
+from modeling_deit_distill.teachers.classes import known_classes, match_classes
 
 IDS = ImageNetInfo("imagenet-1k").label_names()  # in ascending order
 NAMES = ImageNetInfo("imagenet-1k").label_descriptions()
@@ -465,3 +465,12 @@ def test_the_work_grows_no_faster_than_the_classes(monkeypatch):
     (names, searches), (names_of_more, searches_of_more) = counts
     assert 0 < names_of_more <= 4.2 * names
     assert searches == searches_of_more == 1  # for the class that the message names, not for each
+
+
+def test_names_without_a_match_are_left_out_where_some_will_do():
+    assert known_classes(["T-Shirt", "hat", "tench, Tinca tinca"], ["hat", "other", "t shirt", "n01440764"]) == {
+        **{"hat": 1, "t shirt": 0},
+        "n01440764": 2,
+    }
+    assert known_classes(["LABEL_0", "LABEL_1"], ["a", "b"]) == {}
+    assert known_classes(["crane", "crane"], ["crane"]) == {}  # which of them, nobody knows

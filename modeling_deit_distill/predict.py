@@ -1,0 +1,334 @@
+"""Predict the classes of images with a trained model: `python -m modeling_deit_distill.predict MODEL FOLDER_OR_FILES`.
+
+MODEL is the output folder of a run, a name on the Hub, any checkpoint that `python -m modeling_deit_distill.conversion`
+reads, any other image classifier of transformers, or a folder with an ONNX export. Folders are searched at any depth.
+The CSV file has one row for each image; one that cannot be read has the reason in its column `error`. If the folders
+below a named one are called as classes of the model, its answers are compared with them.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .analysis import Measured, measure_decisions, worst_classes
+from .classifiers import Classifier, load_any_classifier
+from .data.evaluation import ImageDataset, collate_images, evaluation_transform
+from .data.image_files import Skipped, shown
+from .data.loaders import available_cores
+from .data.unlabelled import NO_FOLDER, FoundImages, RowImages, find_images
+from .errors import InputError, one_line
+from .files import written_whole
+from .report import aligned, summary_table
+from .script import run_script
+from .teachers.classes import known_classes
+from .teachers.teacher import PRECISIONS
+
+NOTHING = -1  # in place of a class: no answer, or no truth
+UNREADABLE = "image{s} that cannot be read"
+MAX_WORKERS = 16
+MAX_LISTED = 20
+MAX_MEASURED = 50  # classes whose figures are all shown
+
+
+def main(arguments: list[str]) -> int | None:
+    """Predict, write, and say what came of it.
+
+    Raises:
+        InputError: no model, no images, or a file that cannot be written.
+    """
+    options = parse_options(arguments)
+    images = find_images(options.files)
+    classifier = load_any_classifier(options.model, options.device, options.precision)
+    truth = None if options.no_measure else find_truth(classifier.class_names, images)
+    print(summary_table(what_will_run(classifier, images, truth)), flush=True)
+    settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
+    try:
+        outcome = write_predictions(classifier, images, options.output, truth, **settings)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {options.output} was not written", file=sys.stderr)
+        return 130
+    print(f"\n{options.output}: {len(images):,} rows\n\n{classes_table(outcome, classifier.class_names)}")
+    if truth is not None and (results := measured(outcome, truth)) is not None:
+        print(f"\n{measured_in_words(results, classifier.class_names)}")
+    return None
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: a batch without images, or a file that could not be written in the end.
+    """
+    first, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_deit_distill.predict",
+        description=first.split(":")[0],
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, file of weights, or name on the Hub")
+    parser.add_argument("files", nargs="+", metavar="FOLDER_OR_FILES", help="folders of images, or images")
+    parser.add_argument("--output", default="predictions.csv", help="CSV file to write (predictions.csv)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time (32)")
+    parser.add_argument("--num_workers", type=int, help="processes that decode images (one for each core)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (the first accelerator, else cpu)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the model's arithmetic (fp32)")
+    parser.add_argument(
+        "--no_measure", action="store_true", help="do not compare the answers with the names of folders"
+    )
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        raise InputError(f"batch_size is {options.batch_size}; it must be at least 1")
+    if options.num_workers is not None and options.num_workers < 0:
+        raise InputError(f"num_workers is {options.num_workers}; it must be at least 0")
+    if Path(options.output).is_dir():
+        raise InputError(
+            f"output {options.output!r} is a folder; give a file, such as {options.output}/predictions.csv"
+        )
+    return options
+
+
+@dataclass
+class Outcome:
+    """What came of a prediction.
+
+    Attributes:
+        decisions: (images,) int32 class indices, `NOTHING` for an image that cannot be read.
+        confidence: (classes,) the sum of the probabilities of the answers of each class.
+        bad: images that cannot be read.
+    """
+
+    decisions: np.ndarray
+    confidence: np.ndarray
+    bad: Skipped = field(default_factory=Skipped)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the names of folders say about images.
+
+    Attributes:
+        labels: (images,) int32 class indices of the model, `NOTHING` where nothing is known.
+        folders: class index by the name of a folder that is called as a class.
+        others: number of images by the name of any other folder.
+    """
+
+    labels: np.ndarray
+    folders: dict[str, int]
+    others: dict[str, int]
+
+
+def find_truth(class_names: list[str], images: FoundImages | RowImages) -> Truth:
+    """The classes that images have by the folders that they lie in, matched by name as a teacher's are."""
+    names = images.folder_names
+    known = known_classes(class_names, names)
+    by_folder = np.array([*(known.get(name, NOTHING) for name in names), NOTHING], np.int32)  # `NO_FOLDER` is the last
+    counts = np.bincount(images.folders[images.folders != NO_FOLDER], minlength=len(names)).tolist()
+    others = {name: count for name, count in zip(names, counts, strict=True) if name not in known}
+    return Truth(by_folder[images.folders], known, others)
+
+
+def write_predictions(
+    classifier: Classifier,
+    images: FoundImages | RowImages,
+    output: str | Path,
+    truth: Truth | None = None,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    show: bool = False,
+) -> Outcome:
+    """Write a row for each image, in their order: the CSV file appears when it is complete.
+
+    Columns: `path`, `class` and its `probability`, `next_class` and `next_probability`, of two heads what each would
+    answer alone (`cls`, `distillation`), with `truth` the `label`, and `error`.
+
+    Args:
+        classifier: from [`load_any_classifier`].
+        images: as [`data.unlabelled.find_images`] finds them.
+        output: the file.
+        truth: from [`find_truth`].
+        batch_size: images at a time.
+        num_workers: processes that decode; one for each core unless given.
+        show: a bar, on a terminal.
+
+    Raises:
+        InputError: a file that cannot be written, or a model that does not fit the images or answers with NaN.
+    """
+    names = classifier.class_names
+    outcome = Outcome(np.full(len(images), NOTHING, np.int32), np.zeros(len(names)))
+    heads, labels = classifier.outputs[1:], ["label"] if truth and truth.folders else []
+    columns = ["path", "class", "probability", "next_class", "next_probability", *heads, *labels, "error"]
+    with _written(output) as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        for rows, logits, errors in predict(classifier, images, batch_size, num_workers, show):
+            cells = {row: {"error": " ".join(reason.split())} for row, reason in errors.items()}
+            cells |= zip(rows, _cells(logits, names, rows, outcome), strict=True)
+            for row in sorted(cells):
+                known = labels and truth.labels[row] != NOTHING
+                label = {"label": names[truth.labels[row]]} if known else {}
+                writer.writerow({"path": images.name(row), **cells[row], **label})
+            for row, reason in sorted(errors.items()):
+                outcome.bad.add(UNREADABLE, f"{images.name(row)} ({one_line(reason)})")
+    return outcome
+
+
+def predict(
+    classifier: Classifier, images: Sequence, batch_size: int, num_workers: int | None = None, show: bool = False
+) -> Iterator[tuple[list[int], dict[str, torch.Tensor], dict[int, str]]]:
+    """The answers, batch by batch; arguments as of [`write_predictions`].
+
+    Yields:
+        The rows that could be read; what the classifier answers, (rows, classes) for each of its `outputs`, none
+        without rows; and by row why the others could not.
+
+    Raises:
+        InputError: see [`write_predictions`].
+    """
+    if num_workers is None:
+        num_workers = min(available_cores(), MAX_WORKERS, -(-len(images) // batch_size))
+    loader = DataLoader(
+        ImageDataset(images, evaluation_transform(classifier.processor)),
+        batch_size,
+        collate_fn=collate_images,
+        num_workers=num_workers,
+        pin_memory=classifier.device.type == "cuda",
+    )
+    with tqdm(total=len(images), unit=" images", disable=None if show else True) as bar:
+        for batch in _loaded(loader):
+            rows, pixel_values = batch["rows"], batch["pixel_values"]
+            logits = {} if pixel_values is None else classifier(pixel_values)
+            if rows and (wrong := ~logits["fused"].amax(dim=1).isfinite()).any():  # one class may be impossible, -inf
+                raise InputError(
+                    f"model {classifier.name!r} answers with NaN or infinity, first to "
+                    f"{images.name(rows[int(wrong.nonzero()[0])])}; its weights are broken or its precision overflows"
+                )
+            yield rows, logits, batch["errors"]
+            bar.update(len(rows) + len(batch["errors"]))
+
+
+def _loaded(loader: DataLoader) -> Iterator[dict]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a process that decodes images was ended, perhaps for want of memory ({one_line(error)}); give fewer "
+            "--num_workers, 0 for none, or a smaller --batch_size"
+        ) from error
+
+
+def _cells(logits: dict[str, torch.Tensor], names: list[str], rows: list[int], outcome: Outcome) -> Iterator[dict]:
+    """The cells of each of `rows` by column, noted in the outcome."""
+    if not rows:
+        return
+    probabilities, classes = logits["fused"].double().softmax(dim=1).topk(min(2, len(names)))
+    heads = {name: each.argmax(dim=1).tolist() for name, each in logits.items() if name != "fused"}
+    outcome.decisions[rows] = classes[:, 0].numpy()
+    np.add.at(outcome.confidence, classes[:, 0].numpy(), probabilities[:, 0].numpy())
+    for place, (best, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+        cells = {"class": names[best[0]], "probability": f"{shares[0]:.6f}"}
+        if len(best) > 1:
+            cells |= {"next_class": names[best[1]], "next_probability": f"{shares[1]:.6f}"}
+        yield cells | {name: names[each[place]] for name, each in heads.items()}
+
+
+@contextmanager
+def _written(output: str | Path) -> Iterator[TextIO]:
+    """A text file that appears when it is complete.
+
+    Raises:
+        InputError: what the disk refuses.
+    """
+    try:
+        with written_whole(output) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"output {str(output)!r} cannot be written ({one_line(error)}); choose another") from error
+
+
+def what_will_run(classifier: Classifier, images: FoundImages, truth: Truth | None) -> dict[str, str]:
+    """Model, images and what will be measured, in words."""
+    about = f"{len(classifier.class_names):,} classes, {classifier.precision}, on {classifier.device}"
+    words = {"model": f"{classifier.name}: {about}", "images": f"{len(images):,}"}
+    if images.skipped.counts:
+        words["skipped"] = str(images.skipped)
+    if truth is None or not images.folder_names:
+        return words
+    number, parts = np.count_nonzero(truth.labels != NOTHING), []
+    if truth.folders:
+        parts.append(
+            f"{_images(number)}, in {len(truth.folders):,} folder(s) called as classes of the model (--no_measure "
+            "leaves this out)"
+        )
+    if truth.others:
+        listed = [f"{shown(name)} ({count:,})" for name, count in truth.others.items()]
+        more = f" and {len(listed) - MAX_LISTED:,} more" if len(listed) > MAX_LISTED else ""
+        parts.append(f"not measured: folders that are no class of the model, {', '.join(listed[:MAX_LISTED])}{more}")
+    if number and (loose := np.count_nonzero(images.folders == NO_FOLDER)):
+        parts.append(f"not measured: {_images(loose)} in no folder")
+    return {**words, "measured": "; ".join(parts)}
+
+
+def classes_table(outcome: Outcome, class_names: list[str]) -> str:
+    """How many images were given each class, the most frequent first, and which images could not be read."""
+    answered = outcome.decisions[outcome.decisions != NOTHING]
+    counts = np.bincount(answered, minlength=len(class_names))
+    order = np.argsort(-counts, kind="stable").tolist()
+    given, never = [index for index in order if counts[index]], [index for index in order if not counts[index]]
+    rows = [["class", "images", "share", "mean probability"]]
+    for index in given[:MAX_LISTED]:
+        share, mean = counts[index] / len(answered), outcome.confidence[index] / counts[index]
+        rows.append([shown(class_names[index]), f"{counts[index]:,}", f"{100 * share:.1f} %", f"{mean:.2f}"])
+    lines = [aligned(rows)] if given else []
+    if len(given) > MAX_LISTED:
+        lines.append(f"and {len(given) - MAX_LISTED:,} more classes")
+    if never:
+        names = map(shown, (class_names[index] for index in never))
+        lines.append(f"never answered: {', '.join(names) if len(never) <= MAX_LISTED else f'{len(never):,} classes'}")
+    return "\n".join([*lines, *([str(outcome.bad)] if outcome.bad.counts else [])])
+
+
+def measured(outcome: Outcome, truth: Truth) -> Measured | None:
+    """What the answers are worth, where the truth is known; None where no such image could be read."""
+    rows = (truth.labels != NOTHING) & (outcome.decisions != NOTHING)
+    if not rows.any():
+        return None
+    return measure_decisions(truth.labels[rows], outcome.decisions[rows], len(outcome.confidence))
+
+
+def measured_in_words(results: Measured, class_names: list[str]) -> str:
+    """The figures as tables for a terminal."""
+    names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
+    totals = aligned([[name, f"{100 * getattr(results, key):.2f} %"] for key, name in names.items()])
+    known = [each for each in results.classes if each.num_images]
+    listed = known if len(known) <= MAX_MEASURED else worst_classes(known, MAX_LISTED)
+    rows = [["class", "precision", "recall", "F1", "images"]]
+    for each in listed:
+        shares = ["–" if share is None else f"{100 * share:.1f} %" for share in (each.precision, each.recall, each.f1)]
+        rows.append([shown(class_names[each.label]), *shares, f"{each.num_images:,}"])
+    number = sum(each.num_images for each in known)
+    lines = [f"Measured on {_images(number)} by the names of the folders", totals, aligned(rows)]
+    if len(listed) < len(known):
+        lines.append(f"These are the classes with the lowest F1; {len(known) - len(listed):,} others are left out.")
+    return "\n\n".join(lines)
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image" + ("" if number == 1 else "s")
+
+
+if __name__ == "__main__":
+    run_script(main)
