@@ -16,7 +16,7 @@ import torch
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import decode_image
-from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler
+from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, labels_to_balance
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.script import run_script
 
@@ -30,7 +30,8 @@ def main(arguments: list[str]):
     plan = Plan.from_arguments(arguments)
     plan.data_args.streaming = False  # a few images are looked at, again and again
     rows, settings, seed = plan.data.train, plan.views.settings, plan.args.views_seed
-    images = [view.image for view in ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed)][:NUM_IMAGES]
+    sampler = ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed, labels=labels_to_balance(plan.args, rows))
+    images = [view.image for view in sampler][:NUM_IMAGES]
     columns = [[decode_image(rows[image]["image"]) for image in images]]
     unmixed = dataclasses.replace(settings, mixup_alpha=0.0, cutmix_alpha=0.0)
     columns += [views_of(rows, unmixed, seed, epoch, images) for epoch in range(3)]

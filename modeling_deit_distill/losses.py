@@ -7,18 +7,33 @@ import torch
 import torch.nn.functional as F
 
 
-def label_loss(student_logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy with the true label, CE(ψ(Z_s), y).
+def label_loss(
+    student_logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy with the true label, CE(ψ(Z_s), y), in which each class may have its weight.
+
+    With weights w the loss of an image is -Σ_c w_c · t_c · log ψ(Z_s)_c, where t = (1 - ε)·y + ε/classes is the mixed
+    and smoothed target. It is divided by the batch, not by the sum of the weights in it, which torch does for class
+    indices alone: so mixed and unmixed labels mean the same, and a batch may be split over processes and accumulation.
 
     Args:
         student_logits: (batch, classes).
         labels: (batch,) class indices, or (batch, classes) probabilities, as mixup and cutmix make them.
         label_smoothing: weight ε of the uniform distribution: the target is (1 - ε)·y + ε/classes.
+        class_weights: (classes,), w; None for ones.
 
     Returns:
         Scalar, the mean over the batch.
     """
-    return F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+    if class_weights is None:
+        return F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
+    if labels.dim() == 1:
+        labels = F.one_hot(labels, student_logits.shape[-1])
+    labels = labels.to(class_weights.dtype)
+    return F.cross_entropy(student_logits, labels, class_weights, label_smoothing=label_smoothing)
 
 
 def soft_distillation_loss(

@@ -136,7 +136,8 @@ class Plan:
         store = TeacherStore(self.args.teacher_store)
         store.check(agreement.of_views(self.args, self.views, self.data))
         image_size = self.config.image_size
-        store.check(agreement.of_named_teacher(self.model_args, self.teacher_config, self.data, image_size))
+        teacher = agreement.of_named_teacher(self.model_args, self.args, self.teacher_config, self.data, image_size)
+        store.check(teacher)
         return store
 
     @cached_property
@@ -158,7 +159,7 @@ class Plan:
         def is_missing() -> bool:
             if not directory.exists():
                 return True
-            record = training_record(self.teacher_config, self.data, self.model_args, image_size)
+            record = training_record(self.teacher_config, self.data, self.model_args, self.args, image_size)
             return not holds_teacher(directory, record)
 
         return as_the_main_process(self.args, is_missing)
@@ -166,7 +167,7 @@ class Plan:
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         check_metric(self.args, self.config)
-        check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views), self.config)
+        check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views, self.config), self.config)
         say(self.args, "What will run", summary_table(self.summary()))
         if hints := run_hints(self):
             say(self.args, "Hints", summary_table(hints))
@@ -282,6 +283,8 @@ def _check_streaming(arguments: Arguments):
         raise InputError("streaming: code_compatible changes the learning rate by epochs, a stream has none; drop one")
     if args.warmup_epochs > 0:
         raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
+    if args.balanced_views:
+        raise InputError("streaming: balanced_views needs to know the class of every image before; drop one")
     if args.teacher_store:
         raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
     if model_args.train_teacher and args.distillation_type != "none":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,16 +10,19 @@ from datasets import Dataset
 
 from .analysis import wilson_interval
 from .arguments import DistillationTrainingArguments
+from .data.class_weights import BALANCED
 from .data.columns import label_column
 from .data.cutting import relative_paths
 from .data.image_files import shown
 from .data.inspection import readable
 from .data.loaders import planned_steps, steps_per_epoch
 from .data.sources import ImageData
+from .data.views import ViewSampler
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
 from .student import what_is_kept
 from .teachers.labelling import planned_views
+from .training.objective import weights_of_classes
 from .training.schedule import schedule_in_words
 
 # Below these the summary says how little the held-out images can tell.
@@ -52,6 +56,7 @@ def summary(plan) -> dict[str, str]:
         ),
         "parameters": f"{num_parameters:,}",
         "distillation": distillation_in_words(args),
+        **balance_in_words(plan),
         **store_in_words(plan),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
@@ -162,6 +167,54 @@ def store_in_words(plan) -> dict[str, str]:
     if missing:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
     return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def balance_in_words(plan) -> dict[str, str]:
+    """What makes up for classes of few images, if so asked: how often they are drawn, or their weights."""
+    args, names, said = plan.args, plan.data.class_names, {}
+    if args.balanced_views:
+        order = ViewSampler.from_arguments(args, plan.views)
+        said["balanced views"] = balanced_views_in_words(order, label_column(plan.data.train), names)
+    weights = weights_of_classes(args, plan.views, plan.config)
+    if weights is not None:
+        rows = plan.data.train if isinstance(plan.data.train, Dataset) else None
+        counts = None if rows is None else np.bincount(label_column(rows), minlength=len(names))
+        said["class weights"] = class_weights_in_words(args.class_weights, np.array(weights), counts, names)
+    return said
+
+
+def balanced_views_in_words(order: ViewSampler, labels: np.ndarray, names: list[str]) -> str:
+    """How often an epoch draws each class, and an image of the class of the most and of the fewest images."""
+    counts, drawn = (np.bincount(each, minlength=len(names)) for each in (labels, labels[order.plan()]))
+    has_images = np.flatnonzero(counts)
+    times = " or ".join(f"{number:,}" for number in np.unique(drawn[has_images]))
+    most, fewest = (has_images[place] for place in (counts[has_images].argmax(), counts[has_images].argmin()))
+    views = f", {order.repeats} views each" if order.repeats > 1 else ""
+    each = ", ".join(f"of {shown(names[label])} {drawn[label] / counts[label]:.2g} times" for label in (most, fewest))
+    return (
+        f"an epoch keeps its {len(order):,} views and draws each of {len(has_images):,} classes {times} times{views}: "
+        f"an image {each}"
+    )
+
+
+def class_weights_in_words(given: str, weights: np.ndarray, counts: np.ndarray | None, names: list[str]) -> str:
+    """The smallest and the largest weight, their mean over the training images, and classes that have none.
+
+    Args:
+        given: the argument, "balanced" or a file.
+        weights: (classes,).
+        counts: (classes,) training images of each; None for a stream.
+        names: of the classes.
+    """
+    ends = (f"{weights[label]:.3g} ({shown(names[label])})" for label in (weights.argmin(), weights.argmax()))
+    words = f"{given if given == BALANCED else Path(given).name}, from {' to '.join(ends)}"
+    if counts is None:
+        return words
+    words += f"; on average {np.average(weights, weights=counts):.3g} over the training images"
+    missing = [shown(names[label]) for label in np.flatnonzero(counts == 0)]
+    if missing and given == BALANCED:
+        words += f"; 1 for {len(missing):,} class(es) without training images: {_first(missing)}"
+    return words
 
 
 def code_in_words(args: DistillationTrainingArguments, config: DeiTDistillConfig) -> dict[str, str]:

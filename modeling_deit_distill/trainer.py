@@ -62,9 +62,9 @@ class DistillationTrainer(Trainer):
         **kwargs,
     ):
         check_objective(model, args, teacher, teacher_store)
-        dataset, num_classes = kwargs.get("train_dataset"), model.config.num_labels
-        self.views = Views(args, dataset, kwargs.get("processing_class"), num_classes)
-        self.answers = Answers(args, teacher, teacher_store, dataset, num_classes)
+        dataset = kwargs.get("train_dataset")
+        self.views = Views(args, dataset, kwargs.get("processing_class"), model.config)
+        self.answers = Answers(args, teacher, teacher_store, dataset, model.config.num_labels)
         gather = gather_object if args.world_size > 1 else list
         self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
@@ -127,7 +127,7 @@ class DistillationTrainer(Trainer):
         pixel_values, labels = self.views(inputs)
         outputs = model(pixel_values)
         answers = self.answers(inputs, pixel_values)
-        terms = objective_terms(outputs, labels, answers, self.args)
+        terms = objective_terms(outputs, labels, answers, self.args, self.views.class_weights)
         loss = terms["label_loss"]
         if answers is not None:
             terms["teacher_loss"] = self.answers.checked(terms["teacher_loss"])

@@ -48,6 +48,14 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_new_name(earlier):
         run.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("changes", [{"balanced_views": True}, {"class_weights": "balanced"}])
+def test_what_was_not_there_before_is_refused(earlier, changes):
+    name = next(iter(changes))
+    run = views_trainer(earlier, rows(26), max_steps=8, **changes)
+    with pytest.raises(InputError, match=f"checkpoint-3 was made with {name} (false|null), this run has"):
+        run.train(resume_from_checkpoint=True)
+
+
 def test_a_store_is_read(earlier):
     store = TeacherStore(earlier / "store")
     run = views_trainer(earlier / "out", rows(26))
@@ -55,6 +63,10 @@ def test_a_store_is_read(earlier):
     entries, known = store.read(0, np.arange(26))
     assert known.tolist() == [True] * 24 + [False] * 2
     assert (entries[:24] - 1).tolist() == [position % 7 for position in range(24)]
+    run.args.balanced_views = True
+    with pytest.raises(InputError, match="answers for balanced_views false, this run has true"):
+        store.check(of_views(run.args, run.train_dataset))
+    run.args.balanced_views = False
     settings = run.train_dataset.settings.__class__(16, random_crop_scale=(0.5, 1.0))
     run.train_dataset.settings = settings
     with pytest.raises(InputError, match=r"answers for random_crop_scale \[0.08, 1.0\], this run has \[0.5, 1.0\]"):

@@ -185,3 +185,48 @@ def test_losses_stay_finite_for_extreme_logits(loss):
     value.backward()
     assert value.isfinite() and student.grad.isfinite().all()
     assert value > 1  # they disagree completely
+
+
+# --- weights of the classes -----------------------------------------------------------------------------------------
+
+
+def test_weighted_label_loss_by_hand():
+    # Two images of probabilities (1/2, 1/2) and (1/4, 3/4), true classes 0 and 1, weights 3 and 1/2:
+    # (3 · ln 2 + 1/2 · ln(4/3)) / 2. torch, by class indices, would divide by 3.5 instead.
+    logits = torch.tensor([[0.0, 0.0], [0.0, LN3]])
+    weights = torch.tensor([3.0, 0.5])
+    loss = label_loss(logits, torch.tensor([0, 1]), class_weights=weights)
+    assert loss.item() == pytest.approx((3 * LN2 + 0.5 * math.log(4 / 3)) / 2, abs=1e-6)
+
+
+def test_weighted_mixed_and_smoothed_label_loss_by_hand():
+    # One image of probabilities (1/4, 3/4); a mixed label (0.8, 0.2) smoothed by 0.1 is 0.9 · (0.8, 0.2) + 0.05 =
+    # (0.77, 0.23). With weights 2 and 1/2 the loss is 2 · 0.77 · ln 4 + 1/2 · 0.23 · ln(4/3).
+    logits, weights = torch.tensor([[0.0, LN3]]), torch.tensor([2.0, 0.5])
+    loss = label_loss(logits, torch.tensor([[0.8, 0.2]]), 0.1, weights)
+    assert loss.item() == pytest.approx(2 * 0.77 * math.log(4) + 0.5 * 0.23 * math.log(4 / 3), abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_one_change_nothing_and_indices_are_certain_probabilities(smoothing):
+    logits, _ = random_logits()
+    labels, ones = torch.randint(7, (6,)), torch.ones(7)
+    plain = label_loss(logits, labels, smoothing)
+    assert label_loss(logits, labels, smoothing, ones).item() == pytest.approx(plain.item(), rel=1e-6)
+    weights = torch.rand(7) + 0.5
+    certain = F.one_hot(labels, 7).float()
+    assert torch.equal(label_loss(logits, labels, smoothing, weights), label_loss(logits, certain, smoothing, weights))
+
+
+def test_a_weighted_batch_may_be_split():
+    logits, _ = random_logits()
+    labels, weights = torch.randint(7, (6,)), torch.rand(7) + 0.5
+    halves = [label_loss(logits[part], labels[part], 0.1, weights) for part in (slice(0, 3), slice(3, 6))]
+    assert (sum(halves) / 2).item() == pytest.approx(label_loss(logits, labels, 0.1, weights).item(), rel=1e-6)
+
+
+def test_weights_work_under_autocast():
+    logits, weights = random_logits()[0].bfloat16(), torch.rand(7) + 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = label_loss(logits, torch.randint(7, (6,)), 0.1, weights)
+    assert loss.dtype == torch.float32 and loss.isfinite()

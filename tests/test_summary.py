@@ -1,10 +1,12 @@
 """What the summary says of held-out images: what they cannot tell, and what was left out; by hand."""
 
+import numpy as np
 import pytest
 from helpers.images import rows
 
 from modeling_deit_distill.data.sources import ImageData
-from modeling_deit_distill.summary import held_out_in_words
+from modeling_deit_distill.data.views import ViewSampler
+from modeling_deit_distill.summary import balanced_views_in_words, class_weights_in_words, held_out_in_words
 
 
 def of(counts, source="10% of split 'train'", bad=(), **more):
@@ -55,3 +57,28 @@ def test_groups():
 def test_one_image_of_a_class_tells_least(number):
     # none of 1 right: 0 to 79.3 %; 4 of 9: 18.9 to 73.3 %
     assert of([number, 60])["class accuracies"].endswith({1: "±40 %", 9: "±27 %"}[number])
+
+
+# ---- what makes up for classes of few images ----
+
+
+def test_how_often_balanced_views_draw_each_class():
+    labels = np.repeat([0, 1, 2], [2, 10, 18])
+    words = balanced_views_in_words(ViewSampler(30, 4, 1, 0, labels), labels, ["hat", "shoes", "t-shirt"])
+    assert words == (  # 28 views, of which 9 or 10 of each class; the seed decides which has 10
+        "an epoch keeps its 28 views and draws each of 3 classes 9 or 10 times: an image of t-shirt 0.5 times, of hat "
+        "4.5 times"
+    )
+    words = balanced_views_in_words(ViewSampler(30, 4, 3, 0, labels), labels, ["hat", "shoes", "t-shirt"])
+    assert "draws each of 3 classes 3 or 4 times, 3 views each: an image of t-shirt" in words
+
+
+def test_which_weights_the_classes_have():
+    weights, names = np.array([4.0, 4 / 3, 0.5]), ["hat", "shoes", "t-shirt"]
+    words = class_weights_in_words("balanced", weights, np.array([1, 3, 8]), names)
+    assert words == "balanced, from 0.5 (t-shirt) to 4 (hat); on average 1 over the training images"
+    words = class_weights_in_words("balanced", np.array([1.0, 5 / 3, 5 / 7]), np.array([0, 3, 7]), names)
+    assert words.endswith("; 1 for 1 class(es) without training images: hat")
+    words = class_weights_in_words("/home/me/weights.json", weights, np.array([3, 0, 3]), names)
+    assert words == "weights.json, from 0.5 (t-shirt) to 4 (hat); on average 2.25 over the training images"
+    assert class_weights_in_words("w.csv", weights, None, names) == "w.csv, from 0.5 (t-shirt) to 4 (hat)"

@@ -182,6 +182,22 @@ def test_the_loss_takes_soft_labels(tmp_path):
     torch.testing.assert_close(run.compute_loss(run.model, inputs), -(inputs["labels"] * log_probs).sum(-1).mean())
 
 
+def test_the_label_term_of_training_alone_is_weighted(tmp_path):
+    counts = np.array([1, 1, 2, 2, 4, 8, 10])
+    images = rows(28).remove_columns("label").add_column("label", np.repeat(np.arange(7), counts).tolist())
+    run = views_trainer(tmp_path, images, class_weights="balanced")
+    run.model = student(drop_path_rate=0.0).train()
+    inputs, weights = batch(5), torch.tensor(28 / (7 * counts), dtype=torch.float32)
+    outputs, answers = run.model(inputs["pixel_values"]), run.answers.teacher.net(inputs["pixel_values"]).argmax(-1)
+    target = 0.9 * F.one_hot(inputs["labels"], 7) + 0.1 / 7
+    label_term = -(weights * target * outputs.cls_logits.log_softmax(-1)).sum(-1).mean()
+    teacher_term = F.cross_entropy(outputs.distillation_logits, answers)
+    loss = type(run).compute_loss(run, run.model, inputs)
+    torch.testing.assert_close(loss, 0.5 * label_term + 0.5 * teacher_term)
+    loss = type(run).compute_loss(run, run.model.eval(), inputs)
+    torch.testing.assert_close(loss, F.cross_entropy(outputs.logits, inputs["labels"]))
+
+
 def test_student_and_teacher_see_the_same_augmented_and_mixed_views(tmp_path):
     run, seen = views_trainer(tmp_path, rows()), {}
     batch = collate(run.train_dataset.__getitems__([View(image, 0, image) for image in range(4)]))

@@ -90,6 +90,11 @@ class DistillationTrainingArguments(TrainingArguments):
     label_smoothing_factor: Annotated[float, Range(at_least=0, below=1)] = HfArg(
         default=0.1, help="Smoothing of the true label alone."
     )
+    class_weights: str | None = HfArg(
+        default=None,
+        help="Weights of the classes in the label's term, also of the teacher's training: 'balanced', images / "
+        "(classes × images of the class), or a JSON or CSV file of class and weight.",
+    )
     max_grad_norm: NotNegative = HfArg(default=0.0, help="Gradient clipping; 0 is none, as in the recipe.")
 
     ema_decay: Annotated[float | None, Range(above=0, below=1), Choice(AVERAGE)] = HfArg(
@@ -101,6 +106,9 @@ class DistillationTrainingArguments(TrainingArguments):
 
     repeated_augmentation: Count = HfArg(
         default=3, help="Views of each drawn image in an epoch, which sees that many fewer images."
+    )
+    balanced_views: bool = HfArg(
+        default=False, help="Draw each class equally often, whatever the number of its images; also for the teacher."
     )
     random_crop_scale: list[float] = HfArg(
         default_factory=lambda: [0.08, 1.0], help="Range of a crop's share of the image's area."
@@ -242,6 +250,11 @@ class DistillationTrainingArguments(TrainingArguments):
         scale = self.random_crop_scale
         if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise InputError(f"random_crop_scale is {scale}; give two numbers with 0 < smallest <= largest <= 1")
+        if self.class_weights == "balanced" and self.balanced_views:
+            raise InputError(
+                "class_weights 'balanced' and balanced_views both make up for rare classes, which would then count "
+                "twice over; keep one"
+            )
         if self.push_native and not self.push_to_hub:
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         if self.push_native and self.hub_revision == NATIVE_REVISION:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_utils import seed_worker
 
+from ..errors import InputError
 from .datasets import StreamingViewDataset, ViewDataset
 from .views import ViewSampler
 
@@ -42,9 +43,15 @@ class SetEpoch(TrainerCallback):
 
 
 def training_sampler(dataset, args) -> Sampler | None:
-    """The order of a training set, in whole optimiser steps: of views, or of rows at random; a stream has its own."""
+    """The order of a training set, in whole optimiser steps: of views, or of rows at random; a stream has its own.
+
+    Raises:
+        InputError: `balanced_views` of a training set that is not of views with positions.
+    """
     if isinstance(dataset, ViewDataset):
         return ViewSampler.from_arguments(args, dataset)
+    if args.balanced_views:
+        raise InputError("balanced_views draws images by their class, which needs a dataset of views; leave it out")
     if isinstance(dataset, torch.utils.data.IterableDataset):
         return None
     step = args.effective_batch_size

@@ -33,7 +33,7 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
     """
     path = Path(file).expanduser()
     where = f"{argument} {file!r}"
-    rows = _rows(_text(path, where), where)
+    rows = csv_rows(read_text(path, where), where)
     _, header = next(rows, (1, []))
     image = _the_column("image_column", columns[0], IMAGE_NAMES, header, where)
     label = _the_column("label_column", columns[1], LABEL_NAMES, header, where)
@@ -70,7 +70,12 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
     return found
 
 
-def _text(path: Path, where: str) -> str:
+def read_text(path: Path, where: str) -> str:
+    """The content of a text file in UTF-8; `where` names it in messages.
+
+    Raises:
+        InputError: it cannot be read, or is in another encoding.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -85,8 +90,12 @@ def _text(path: Path, where: str) -> str:
     return text
 
 
-def _rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row that is not blank; the first is the header."""
+def csv_rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row that is not blank; the first is the header.
+
+    Raises:
+        InputError: rows of different lengths, or quotes that do not end.
+    """
     first = text.lstrip().splitlines()[:1]
     delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader(first, delimiter=mark), [])))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)

@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch.utils.data import Sampler
 
 from ..errors import InputError
+from .columns import label_column
 
 # The operations of RandAugment, policy `rand-m9-mstd0.5-inc1` of the public recipe, in its order.
 OPERATIONS = (
@@ -47,7 +48,7 @@ ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 CUTMIX_PROB = 0.5  # against mixup, where both are on
 
 # What the generator's counter tells apart beside the position.
-_VIEW, _PAIR, _REPLACEMENT, _ORDER = range(4)
+_VIEW, _PAIR, _REPLACEMENT, _ORDER, _CYCLE = range(5)
 
 # Columns of a view's uniform draws; crops and erased boxes have ten attempts.
 _CROP_AREA, _CROP_RATIO, _CROP_PLACE = slice(0, 10), slice(10, 20), slice(20, 22)
@@ -113,8 +114,8 @@ def check_pairs(settings: AugmentationSettings, batch_size: int):
 
 
 def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
-    """What a store or a checkpoint says of its settings, under the names of [`AugmentationSettings`]."""
-    return {_EARLIER_NAMES.get(name, name): value for name, value in values.items()}
+    """What a store or a checkpoint says of its views, under the names of today; earlier versions balanced none."""
+    return {"balanced_views": False, **{_EARLIER_NAMES.get(name, name): value for name, value in values.items()}}
 
 
 @dataclass
@@ -141,13 +142,30 @@ class ViewSampler(Sampler[View]):
     mixed, positions 2k and 2k + 1, never show the same image, and a batch decodes an image once for all its views.
     So an epoch of 3 repeats sees a third of the images.
 
-    `global_batch_size` is the views of an optimiser step over all processes.
+    Args:
+        num_images: of the dataset.
+        global_batch_size: views of an optimiser step over all processes.
+        repeats: views of each drawn image.
+        seed: of the order.
+        labels: (images,) class indices, to draw each class equally often, see [`balanced_order`]; the length of an
+            epoch stays. None draws each image equally often.
+
+    Raises:
+        InputError: labels of fewer than two classes.
     """
 
-    def __init__(self, num_images: int, global_batch_size: int, repeats: int = 3, seed: int = 0):
+    def __init__(
+        self,
+        num_images: int,
+        global_batch_size: int,
+        repeats: int = 3,
+        seed: int = 0,
+        labels: np.ndarray | None = None,
+    ):
         self.num_images = num_images
         self.repeats = repeats
         self.seed = seed
+        self.members = None if labels is None else members_of_classes(labels)
         self.epoch = 0
         self.start = 0
         self.length = max(num_images // global_batch_size, 1) * global_batch_size
@@ -156,7 +174,8 @@ class ViewSampler(Sampler[View]):
     def from_arguments(cls, args, dataset) -> "ViewSampler":
         """The order of a run's views, of a [`ViewDataset`]."""
         check_pairs(dataset.settings, args.train_batch_size)
-        return cls(len(dataset), args.effective_batch_size, args.repeated_augmentation, dataset.seed)
+        labels = labels_to_balance(args, dataset.rows)
+        return cls(len(dataset), args.effective_batch_size, args.repeated_augmentation, dataset.seed, labels)
 
     def __len__(self) -> int:
         return self.length - self.start
@@ -177,13 +196,78 @@ class ViewSampler(Sampler[View]):
 
     def plan(self) -> np.ndarray:
         """The drawn images of the epoch, as rows, in order; image of position p is `plan[2 * (p // 2R) + p % 2]`."""
+        num_drawn = self._num_drawn(self.length)
+        if self.members is not None:
+            # Of the dataset alone: at any batch size the epochs go on in the same places of each class.
+            rounds_per_epoch = math.ceil(self._num_drawn(self.num_images) / len(self.members))
+            return balanced_order(self.members, num_drawn, rounds_per_epoch, self.seed, self.epoch)
         order = np.arange(self.num_images, dtype=np.int32)
         _generator(self.seed, self.epoch, _ORDER, 0).shuffle(order)
-        num_drawn = 1 + max(self._rank(position) for position in range(max(self.length - 2, 0), self.length))
         return np.resize(order, num_drawn) if num_drawn > self.num_images else order[:num_drawn].copy()
 
     def _rank(self, position: int) -> int:
         return 2 * (position // (2 * self.repeats)) + position % 2
+
+    def _num_drawn(self, length: int) -> int:
+        return 1 + max(self._rank(position) for position in range(max(length - 2, 0), length))
+
+
+def labels_to_balance(args, rows) -> np.ndarray | None:
+    """The labels (rows,) that [`ViewSampler`] needs where `args.balanced_views`; None where it is false."""
+    return label_column(rows) if args.balanced_views else None
+
+
+def members_of_classes(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """The rows of each class that has any, by class index.
+
+    Raises:
+        InputError: fewer than two such classes.
+    """
+    members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+    if len(members) < 2:
+        raise InputError(
+            f"balanced_views draws each class equally often, but the training images are of {len(members)} class(es); "
+            "leave it out"
+        )
+    return members
+
+
+def balanced_order(
+    members: Mapping[int, np.ndarray], num_drawn: int, rounds_per_epoch: int, seed: int, epoch: int
+) -> np.ndarray:
+    """Rows (num_drawn,) of an epoch, in order, in which each class comes equally often.
+
+    The draws are rounds; in a round each class comes once, in a random order. So of any two classes one has been drawn
+    at most once more than the other, wherever the epoch ends. In the g-th round of the whole run a class of m rows
+    shows the (g mod m)-th of a random order of them, which is another one each m rounds: a small class is seen again
+    and again, a large one over several epochs, and each row of a class comes round once in m rounds. Neighbours that
+    may be mixed, draws 2i and 2i + 1, are of two classes. A shorter epoch is the beginning of a longer one.
+
+    Args:
+        members: the rows of each class, see [`members_of_classes`].
+        num_drawn: how many are drawn.
+        rounds_per_epoch: rounds that each earlier epoch took.
+        seed, epoch: of the draws.
+    """
+    num_classes, num_rounds = len(members), math.ceil(num_drawn / len(members))
+    num_rounds += num_rounds % 2
+    order = _generator(seed, epoch, _ORDER, 0).random((num_rounds, num_classes)).argsort(axis=1, kind="stable")
+    if num_classes % 2:  # the last of each even round is mixed with the first of the next
+        alike = np.flatnonzero(order[0::2, -1] == order[1::2, 0]) * 2
+        order[alike, -2:] = order[alike, -2:][:, ::-1]
+    rounds = epoch * rounds_per_epoch + np.arange(num_rounds)
+    shown = np.stack([_in_turn(rows, rounds, seed, label) for label, rows in members.items()], axis=1)
+    return np.take_along_axis(shown, order, axis=1).ravel()[:num_drawn].astype(np.int32)
+
+
+def _in_turn(rows: np.ndarray, rounds: np.ndarray, seed: int, label: int) -> np.ndarray:
+    """Which of the rows of a class is shown in each of the rounds, which follow each other."""
+    cycles = np.arange(rounds[0] // len(rows), rounds[-1] // len(rows) + 1)
+    width = 4 * math.ceil(len(rows) / 4)  # Philox makes four numbers at a count
+    keys = _uniforms(seed, label, _CYCLE, cycles.tolist(), width)[:, : len(rows)]
+    turns = rows[keys.argsort(axis=1, kind="stable")].ravel()
+    first = rounds[0] - cycles[0] * len(rows)
+    return turns[first : first + len(rounds)]
 
 
 def draw_uniforms(seed: int, epoch: int, positions: Sequence[int]) -> np.ndarray:

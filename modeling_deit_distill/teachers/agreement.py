@@ -24,6 +24,7 @@ REMEDIES = {
     "num_views": "the data are smaller than a batch: give the run the store's batch size",
     "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",
     "repeated_augmentation": _PASS,
+    "balanced_views": _PASS,
     **dict.fromkeys((field.name for field in dataclasses.fields(AugmentationSettings)), _PASS),
     "random_crop_scale": "give --random_crop_scale the store's range",
     "augmentation_version": "the store was made by another version of this library: fill a new one",
@@ -56,6 +57,7 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[st
         "num_images": len(views),
         "data_seed": views.seed,
         "repeated_augmentation": args.repeated_augmentation,
+        "balanced_views": args.balanced_views,
         **dataclasses.asdict(views.settings),
         "augmentation_version": AUGMENTATION_VERSION,
         "distillation_type": args.distillation_type,
@@ -71,7 +73,7 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[st
     return agreed
 
 
-def of_named_teacher(model_args, teacher_config, data: ImageData, student_image_size: int) -> dict[str, object]:
+def of_named_teacher(model_args, args, teacher_config, data: ImageData, student_image_size: int) -> dict[str, object]:
     """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
 
     `teacher_config` is from `description.describe_teacher`; None if the run names no teacher.
@@ -81,7 +83,7 @@ def of_named_teacher(model_args, teacher_config, data: ImageData, student_image_
     given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
     agreed = {name: value for name, value in given.items() if value is not None}
     if model_args.train_teacher:
-        record = training_record(teacher_config, data, model_args, student_image_size)
+        record = training_record(teacher_config, data, model_args, args, student_image_size)
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
     view = own_view(name_or_path, InputView(student_image_size), model_args.trust_remote_code)

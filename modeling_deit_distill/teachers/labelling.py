@@ -15,6 +15,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..arguments import DistillationTrainingArguments
 from ..augmentation.augment import augment
+from ..data.columns import label_column
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import EvaluationDataset
 from ..data.loaders import planned_steps
@@ -25,7 +26,9 @@ from .teacher import Teacher, decisions_of
 
 def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
     """The order of all views that a store has room for, also of those that a run's batches leave out."""
-    sampler = ViewSampler(len(views), 1, store.fingerprint["repeated_augmentation"], views.seed)
+    repeats, is_balanced = store.fingerprint["repeated_augmentation"], store.fingerprint["balanced_views"]
+    labels = label_column(views.rows) if is_balanced else None
+    sampler = ViewSampler(len(views), 1, repeats, views.seed, labels)
     sampler.length = store.num_views - (store.num_views % 2 if views.settings.mixes else 0)
     return sampler
 

@@ -5,25 +5,29 @@ import json
 import shutil
 from pathlib import Path
 
-import torch.nn.functional as F
+import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
 from ..arguments import DistillationTrainingArguments, ModelArguments
 from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
+from ..data.class_weights import class_weights
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import evaluation_processor
 from ..data.loaders import LOADER_ARGUMENTS, training_loader
 from ..data.sources import ImageData
-from ..data.views import AugmentationSettings, ViewSampler
+from ..data.views import AugmentationSettings, ViewSampler, labels_to_balance
 from ..errors import InputError
 from ..files import write_json
+from ..losses import label_loss
 from ..output_folder import TEACHER, disk_errors_explained
 from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
+# Of a record, only where the run asks for them: those of earlier versions do without.
+IF_ASKED_FOR = ("class_weights", "balanced_views")
 # The teacher's training shares the machine with the student's, not its schedule.
 SHARED_ARGUMENTS = (
     "per_device_train_batch_size",
@@ -60,7 +64,7 @@ def find_or_train_teacher(
         LocalInputError: the disk is full.
     """
     directory = Path(args.output_dir, TEACHER)
-    record = training_record(config, data, model_args, student_image_size)
+    record = training_record(config, data, model_args, args, student_image_size)
     if holds_teacher(directory, record):
         return directory
     set_seed(args.seed)
@@ -102,13 +106,18 @@ def holds_teacher(directory: Path, record: dict[str, object]) -> bool:
 
 
 def training_record(
-    config: PreTrainedConfig, data: ImageData, model_args: ModelArguments, student_image_size: int
+    config: PreTrainedConfig,
+    data: ImageData,
+    model_args: ModelArguments,
+    args: DistillationTrainingArguments,
+    student_image_size: int,
 ) -> dict[str, object]:
     """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
     is_new = model_args.teacher_name_or_path is None
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
+    values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
     return {
         "dataset": data.fingerprint(),
         "teacher": model_args.teacher_name_or_path or config.model_type,
@@ -117,6 +126,7 @@ def training_record(
         "image_size": (is_new and model_args.teacher_image_size) or student_image_size,
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
+        **{name: value for name, value in zip(IF_ASKED_FOR, values, strict=True) if value},
     }
 
 
@@ -138,6 +148,9 @@ class _TeacherTrainer(Trainer):
     """Trains a classifier on labels, on views augmented on the device as the student's are."""
 
     def __init__(self, model, processor, data: ImageData, output_dir: Path, args, model_args: ModelArguments):
+        self.labels = labels_to_balance(args, data.train)
+        weights = class_weights(args.class_weights, data.class_names, data.train)
+        self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)
         teacher_args = TrainingArguments(
             output_dir=str(output_dir),
             num_train_epochs=model_args.teacher_num_train_epochs,
@@ -165,10 +178,10 @@ class _TeacherTrainer(Trainer):
         self.bad_images = BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Each image once an epoch, in whole optimiser steps."""
+        """Each image once an epoch, or each class equally often, in whole optimiser steps."""
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        sampler = ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed)
+        sampler = ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed, labels=self.labels)
         return training_loader(self.train_dataset, sampler, args, self.data_collator, self.accelerator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -177,11 +190,11 @@ class _TeacherTrainer(Trainer):
         processor = self.processing_class
         pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)
         logits = model(pixel_values=pixel_values).logits
-        return F.cross_entropy(logits, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
+        return label_loss(logits, inputs["labels"], self.args.label_smoothing_factor, self.class_weights)
 
 
 def _check_record(directory: Path, found: dict, wanted: dict):
-    for key, value in wanted.items():
+    for key, value in {**dict.fromkeys(IF_ASKED_FOR), **wanted}.items():
         before = found.get(key)
         if before == value:
             continue

@@ -38,6 +38,7 @@ from ..output_folder import (
     unfinished_checkpoints,
 )
 from ..report import say
+from .objective import weights_of_classes
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ AGREED_ARGUMENTS = (
     "effective_batch_size",
     "seed",
     "repeated_augmentation",
+    "balanced_views",
     "learning_rate",
     "weight_decay",
     "optim",
@@ -70,11 +72,13 @@ AGREED_ARGUMENTS = (
     "bf16",  # unless given, another machine may choose otherwise
     "fp16",
 )
+# What checkpoints of earlier versions did without and do not mention.
+NOT_THERE_BEFORE = {"class_weights": None}
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
 
-def agreement(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str, object]:
+def agreement(args: DistillationTrainingArguments, dataset: Dataset, config: PreTrainedConfig) -> dict[str, object]:
     """What a run and the checkpoint that it goes on from must agree about, besides the model's configuration.
 
     Only the length of a run may change, which the trainer says. Of a stream the number of processes decides too which
@@ -93,6 +97,8 @@ def agreement(args: DistillationTrainingArguments, dataset: Dataset) -> dict[str
         "data_seed": getattr(dataset, "seed", args.data_seed),
         "num_images": None if is_stream else len(dataset),
         "ema_decay": args.weight_average_decay,
+        # Themselves, since a file may change or move.
+        "class_weights": weights_of_classes(args, dataset, config),
     }
     return json.loads(json.dumps(agreed))  # as it is read back
 
@@ -132,7 +138,7 @@ class Checkpoints(TrainerCallback):
             remove_unfinished_checkpoints(args.output_dir, goes_on=bool(wanted))
         PartialState().wait_for_everyone()
         self.resumed = self._resumed_step = self._planned_steps = None
-        self._agreed = agreement(args, dataset)
+        self._agreed = agreement(args, dataset, model.config)
         if not wanted:
             return None
         checkpoint = _resolve(wanted, args.output_dir)
@@ -278,7 +284,8 @@ def check_fits(checkpoint: str | Path | None, agreed: dict[str, object], config:
     """
     if checkpoint is None:
         return
-    theirs = _of_the_model(type(config).from_pretrained(checkpoint)) | with_current_names(agreed_in(Path(checkpoint)))
+    theirs = _of_the_model(type(config).from_pretrained(checkpoint)) | NOT_THERE_BEFORE
+    theirs |= with_current_names(agreed_in(Path(checkpoint)))
     for field, value in {**_of_the_model(config), **agreed}.items():
         if field in theirs and theirs[field] != value:
             raise InputError(

@@ -5,6 +5,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..augmentation.augment import augment, mix_labels
 from ..data.bad_images import BadImages
+from ..data.class_weights import class_weights
 from ..data.datasets import StreamingViewDataset, ViewDataset
 from ..losses import hard_distillation_loss, label_loss, soft_distillation_loss
 
@@ -16,16 +17,19 @@ class Views:
         args: the [`DistillationTrainingArguments`].
         dataset: the training set.
         processor: the image processor, which normalises.
-        num_classes: of the student.
+        config: of the student.
 
     Attributes:
+        class_weights: (classes,) weights of the label's term, on the device; None for ones.
         bad_images: a [`BadImages`]; None for a training set that is not of views.
     """
 
-    def __init__(self, args, dataset, processor, num_classes: int):
+    def __init__(self, args, dataset, processor, config):
         self.mean = getattr(processor, "image_mean", IMAGENET_DEFAULT_MEAN)
         self.std = getattr(processor, "image_std", IMAGENET_DEFAULT_STD)
-        self.num_classes, self.repeats = num_classes, args.repeated_augmentation
+        self.num_classes, self.repeats = config.num_labels, args.repeated_augmentation
+        weights = weights_of_classes(args, dataset, config)
+        self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)
         self.bad_images: BadImages | None = None
         if isinstance(dataset, (ViewDataset, StreamingViewDataset)):
             rows = getattr(dataset, "rows", None)
@@ -44,7 +48,16 @@ class Views:
         return pixel_values, mix_labels(inputs["labels"], draws.mix_ratio, self.num_classes)
 
 
-def objective_terms(outputs, labels: torch.Tensor, answers: torch.Tensor | None, args) -> dict[str, torch.Tensor]:
+def weights_of_classes(args, dataset, config) -> list[float] | None:
+    """The weight of each class in the label's term, in the student's order; None for ones. See `data.class_weights`."""
+    class_names = [config.id2label[index] for index in range(config.num_labels)]
+    rows = getattr(dataset, "rows", None) if isinstance(dataset, ViewDataset) else None
+    return class_weights(args.class_weights, class_names, rows)
+
+
+def objective_terms(
+    outputs, labels: torch.Tensor, answers: torch.Tensor | None, args, class_weights: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """The losses that the objective is made of.
 
     Args:
@@ -53,11 +66,12 @@ def objective_terms(outputs, labels: torch.Tensor, answers: torch.Tensor | None,
         labels: (batch,) class indices, or (batch, classes) probabilities.
         answers: the teacher's: class indices (batch,) for hard distillation, logits (batch, classes) for soft.
         args: the [`DistillationTrainingArguments`].
+        class_weights: (classes,), of the label's term alone; None for ones.
 
     Returns:
         Scalars `label_loss` and, with a teacher, `teacher_loss`.
     """
-    terms = {"label_loss": label_loss(outputs.cls_logits, labels, args.label_smoothing_factor)}
+    terms = {"label_loss": label_loss(outputs.cls_logits, labels, args.label_smoothing_factor, class_weights)}
     if answers is None:
         return terms
     student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits

@@ -31,7 +31,7 @@ def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
     new = run_of(*words, "--teacher_config_name", "resnet", teacher=None)
     fine_tuned = run_of(*words, teacher="mine")
     for run, image_size in ((new, 24), (fine_tuned, 16)):
-        record = training_record(run.describe(), run.data, run.arguments.model, student_image_size=16)
+        record = training_record(run.describe(), run.data, run.arguments.model, run.args, student_image_size=16)
         assert record["image_size"] == image_size
 
 

@@ -11,7 +11,7 @@ from helpers.teachers import SMALL
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.agreement import of_teacher
-from modeling_deit_distill.teachers.labelling import planned_views
+from modeling_deit_distill.teachers.labelling import fill, is_full, planned_views, whole_sampler
 from modeling_deit_distill.teachers.store import is_store
 from modeling_deit_distill.teachers.teacher import weights_checksum
 
@@ -61,6 +61,7 @@ OTHER_RUNS = [
     (["--mixup_alpha", "0.4"], "mixup_alpha"),
     (["--cutmix_alpha", "0"], "cutmix_alpha"),
     (["--repeated_augmentation", "2"], "repeated_augmentation"),
+    (["--balanced_views", "true"], "balanced_views false, this run has true; pass --balanced_views False"),
     (["--distillation_type", "soft"], "distillation_type"),
     (["--per_device_train_batch_size", "40"], "num_views"),
     (["--teacher_precision", "bf16"], "teacher_precision"),
@@ -105,6 +106,7 @@ SAME_ANSWERS = [
     ["--distillation_temperature", "1"],  # of decisions
     ["--teacher_image_size", "16", "--teacher_precision", "fp32"],
     ["--hidden_size", "48"],
+    ["--class_weights", "balanced"],
 ]
 
 
@@ -114,6 +116,22 @@ def test_what_no_answer_depends_on_may_differ(filled, run_of):
         other = run_of(*arguments)
         assert other.find().fingerprint == store.fingerprint, arguments
         assert other.prepare()[1].directory == store.directory, arguments
+
+
+@pytest.mark.parametrize("other", [["--per_device_train_batch_size", "4"], ["--repeated_augmentation", "3"]])
+def test_a_store_of_balanced_views_answers_about_them_at_any_batch_size(run_of, other):
+    balanced = ["--balanced_views", "true", "--repeated_augmentation", other[1] if "repeated" in other[0] else "1"]
+    run = run_of(*balanced)
+    teacher, store = run.prepare()
+    whole = whole_sampler(store, run.views)
+    assert len(whole) == NUM_IMAGES and list(whole)[: len(run.sampler)] == list(run.sampler)
+    list(fill(store, teacher, run.views, whole, (0, 1), batch_size=8))
+    again = run_of(*balanced, *other, "--num_train_epochs", "2", teacher=None)
+    assert is_full(again.args, again.views, again.find())
+    logits = asked_directly(again, teacher, epoch=1)
+    assert (content(store, 1)[: len(again.sampler)] - 1).tolist() == logits.argmax(-1).tolist()
+    with pytest.raises(InputError, match="balanced_views true, this run has false; pass --balanced_views True"):
+        run_of(*balanced[2:]).find()
 
 
 def test_other_data_are_refused(filled, run_of, digits):

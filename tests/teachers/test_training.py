@@ -1,12 +1,15 @@
 """A teacher that is trained first, or found where it was trained."""
 
+import itertools
 import json
 import resource
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from helpers.teachers import SMALL, describe, save_resnet, teacher_in
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, TrainingArguments, ViTImageProcessor
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
@@ -34,7 +37,7 @@ SETTINGS = {
 }
 
 
-def train(tmp_path, data, image_size=16, **changes):
+def train(tmp_path, data, image_size=16, asked=None, **changes):
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path),
         **SETTINGS,
@@ -44,8 +47,7 @@ def train(tmp_path, data, image_size=16, **changes):
         max_steps=1,
         save_strategy="steps",
         save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
+        **{"eval_strategy": "steps", "eval_steps": 1, **(asked or {})},
     )
     fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
     model_args = ModelArguments(teacher_config_name="resnet", teacher_config_overrides=SMALL, **fields)
@@ -97,6 +99,22 @@ def test_a_teacher_of_another_configuration_is_refused(trained, digits):
         with pytest.raises(InputError, match=f"{field}.*choose another --output_dir"):
             train(trained, digits, **changes)
     assert (trained / "teacher" / "model.safetensors").read_bytes() == before
+
+
+def test_rare_classes_count_more_for_the_teacher_too(trained, digits, tmp_path):
+    weights = {"plain": load_file(trained / "teacher" / "model.safetensors")}
+    for name, asked in (("weighted", {"class_weights": "balanced"}), ("balanced", {"balanced_views": True})):
+        folder = train(tmp_path / name, digits, asked=asked)
+        record = json.loads((folder / "teacher_training.json").read_text())
+        assert asked.keys() < record.keys()
+        weights[name] = load_file(folder / "model.safetensors")
+        assert train(tmp_path / name, digits, asked=asked) == folder
+        with pytest.raises(InputError, match=f"trained with another {next(iter(asked))} .*, now None"):
+            train(tmp_path / name, digits)
+        with pytest.raises(InputError, match=f"trained with another {next(iter(asked))} \\(None, now "):
+            train(trained, digits, asked=asked)
+    heads = [each["classifier.1.weight"] for each in weights.values()]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(heads, 2))
 
 
 def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):

@@ -271,6 +271,8 @@ OTHER_RUNS = [
     ({"optim": "sgd", "optim_args": "momentum=0.9"}, 'optim "adamw_torch_fused", this run has "sgd"'),
     ({"warmup_steps": 3}, "warmup_steps 0, this run has 3"),
     ({"warmup_epochs": 1}, "warmup_epochs 0.0, this run has 1"),
+    ({"balanced_views": True}, "balanced_views false, this run has true"),
+    ({"class_weights": "balanced"}, r"class_weights null, this run has \[1\.238"),
     ({"min_learning_rate": 1e-5}, "min_learning_rate 0.0, this run has 1e-05"),
 ]
 
