@@ -12,11 +12,13 @@ from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
 from modeling_deit_distill.publishing.repository import open_repository_of
 from modeling_deit_distill.report import say
+from modeling_deit_distill.screen import columns_of, keep_progress_bars_off, show
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.training.interruption import ending_in_order
 
 
 def main(command_line: list[str]):
+    keep_progress_bars_off()
     plan = Plan.from_arguments(command_line)
     with ending_in_order(plan.args):
         if is_finished(plan.args, command_line):
@@ -49,6 +51,7 @@ def run(plan: Plan):
         train_dataset=plan.views,
         eval_dataset=plan.held_out,
     )
+    show(trainer, plan.students_title, columns_of(plan.args), plan.args.output_dir, trainer.progress.loss_so_far)
     begin_run(plan, trainer.hub_model_id)
     results = distil(trainer, plan.checkpoint)
 

@@ -164,6 +164,11 @@ class Plan:
 
         return as_the_main_process(self.args, is_missing)
 
+    @property
+    def students_title(self) -> str:
+        """The heading of the student's training: of two phases where a teacher is trained before."""
+        return "2 of 2: student" if self.trains_teacher else "student"
+
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         check_metric(self.args, self.config)
@@ -234,7 +239,8 @@ class Plan:
         model_args, image_size = self.model_args, self.config.image_size
         if model_args.train_teacher:
             crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
-            folder = find_or_train_teacher(self.teacher_config, self.data, model_args, self.args, image_size, crop_pct)
+            settings = (model_args, self.args, image_size, crop_pct, self.held_out.rows)
+            folder = find_or_train_teacher(self.teacher_config, self.data, *settings)
             self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
             untrained = {"train_teacher": False, "teacher_config_name": None, "teacher_config_overrides": None}
             model_args = replace(model_args, teacher_name_or_path=str(folder), **untrained)

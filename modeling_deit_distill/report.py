@@ -61,6 +61,12 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def counted(number: float, unit: str) -> str:
+    """A number with its unit: `1 epoch`, `24,830 steps`."""
+    words = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{words} {unit}" + "s" * (number != 1)
+
+
 def duration(seconds: float) -> str:
     """Seconds as `1 h 02 min`, `3 min 20 s` or `42 s`."""
     seconds = round(seconds)

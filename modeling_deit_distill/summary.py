@@ -20,6 +20,7 @@ from .data.sources import ImageData
 from .data.views import ViewSampler
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
+from .report import counted
 from .student import what_is_kept
 from .teachers.labelling import planned_views
 from .training.objective import weights_of_classes
@@ -132,26 +133,21 @@ def teacher_in_words(plan) -> str:
 def teachers_training_in_words(plan) -> str:
     """Whether the teacher of a recipe that trains one will be trained, and for how long."""
     num_epochs = plan.model_args.teacher_num_train_epochs
-    epochs = _counted(num_epochs, "epoch")
+    epochs = counted(num_epochs, "epoch")
     if plan.trains_teacher:
         steps = planned_steps(len(plan.data.train), num_epochs, plan.args)
-        return f"trained first for {epochs}, {_counted(steps, 'step')}"
+        return f"trained first for {epochs}, {counted(steps, 'step')}"
     return f"trained before for {epochs}, found in the output folder" if plan.needs_teacher else "not needed"
 
 
 def length_in_words(args: DistillationTrainingArguments, num_images: int | None) -> str:
     """How long a run is, in epochs and in steps; `num_images` is None for a stream, which has no epochs."""
-    steps = _counted(planned_steps(num_images, args.num_train_epochs, args, args.max_steps), "step")
+    steps = counted(planned_steps(num_images, args.num_train_epochs, args, args.max_steps), "step")
     if args.max_steps <= 0:
-        return f"{_counted(args.num_train_epochs, 'epoch')}, {steps}"
+        return f"{counted(args.num_train_epochs, 'epoch')}, {steps}"
     if num_images is None:
         return steps
-    return f"{steps}, {_counted(round(args.max_steps / steps_per_epoch(num_images, args), 2), 'epoch')}"
-
-
-def _counted(number: float, unit: str) -> str:
-    words = f"{number:,}" if isinstance(number, int) else f"{number:g}"
-    return f"{words} {unit}" + "s" * (number != 1)
+    return f"{steps}, {counted(round(args.max_steps / steps_per_epoch(num_images, args), 2), 'epoch')}"
 
 
 def store_in_words(plan) -> dict[str, str]:

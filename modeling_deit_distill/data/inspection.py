@@ -87,7 +87,8 @@ def looked_at(rows: Dataset, decode: Callable, description: str | None = None) -
     # Threads: decoders let others run meanwhile, and neither a fork beside a GPU nor spawned imports are needed.
     with ThreadPool(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
         found = zip(known["bad"], pool.imap(notes_of, known["bad"], 8), strict=True)
-        for row, words in tqdm(found, description, len(known["bad"]), disable=description is None, delay=1):
+        is_off = True if description is None else None  # None: outside a terminal
+        for row, words in tqdm(found, description, len(known["bad"]), disable=is_off, delay=1):
             if words is None:
                 bad.append(row)
             elif words:

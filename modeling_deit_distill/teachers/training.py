@@ -5,7 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
 
@@ -14,7 +17,7 @@ from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
 from ..data.class_weights import class_weights
 from ..data.datasets import ViewDataset, collate
-from ..data.evaluation import evaluation_processor
+from ..data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from ..data.loaders import LOADER_ARGUMENTS, training_loader
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler, labels_to_balance
@@ -22,6 +25,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..losses import label_loss
 from ..output_folder import TEACHER, disk_errors_explained
+from ..screen import show
 from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
 
@@ -53,11 +57,13 @@ def find_or_train_teacher(
     args: DistillationTrainingArguments,
     student_image_size: int,
     crop_pct: float,
+    held_out: Dataset,
 ) -> Path:
     """Train the teacher on the run's data unless `<output_dir>/teacher` holds it already; return that folder.
 
     Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's. A new teacher
-    is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own.
+    is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own. After each
+    epoch it is evaluated on the `held_out` rows, which changes nothing in its training.
 
     Raises:
         InputError: the folder holds a teacher of other data or another configuration, or the training ended in NaN.
@@ -74,7 +80,8 @@ def find_or_train_teacher(
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
-    trainer = _TeacherTrainer(model, processor, data, partial, args, model_args)
+    trainer = _TeacherTrainer(model, processor, data, held_out, partial, args, model_args)
+    show(trainer, "1 of 2: teacher", {"held out": "eval_accuracy"}, args.output_dir)
     trainer.train()
     learning_rate = model_args.teacher_learning_rate
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
@@ -147,7 +154,9 @@ def _untrained(config: PreTrainedConfig, model_args: ModelArguments, image_size:
 class _TeacherTrainer(Trainer):
     """Trains a classifier on labels, on views augmented on the device as the student's are."""
 
-    def __init__(self, model, processor, data: ImageData, output_dir: Path, args, model_args: ModelArguments):
+    def __init__(
+        self, model, processor, data: ImageData, held_out: Dataset, output_dir: Path, args, model_args: ModelArguments
+    ):
         self.labels = labels_to_balance(args, data.train)
         weights = class_weights(args.class_weights, data.class_names, data.train)
         self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)
@@ -161,6 +170,7 @@ class _TeacherTrainer(Trainer):
             label_smoothing_factor=0.1,
             save_strategy="no",
             logging_strategy="epoch",
+            eval_strategy="epoch",
             report_to="none",
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
@@ -174,7 +184,20 @@ class _TeacherTrainer(Trainer):
             cutmix_alpha=0.0,
         )
         train_dataset = ViewDataset(data.train, settings, args.seed, args.keep_decoded_images)
-        super().__init__(model, teacher_args, collate, train_dataset, processing_class=processor)
+        super().__init__(
+            *(
+                model,
+                teacher_args,
+                collate,
+                train_dataset,
+                EvaluationDataset(held_out, evaluation_transform(processor)),
+            ),
+            processing_class=processor,
+            compute_metrics=lambda evaluated: {
+                "accuracy": float(np.mean(evaluated.predictions == evaluated.label_ids))
+            },
+            preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+        )
         self.bad_images = BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -184,8 +207,17 @@ class _TeacherTrainer(Trainer):
         sampler = ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed, labels=self.labels)
         return training_loader(self.train_dataset, sampler, args, self.data_collator, self.accelerator)
 
+    def evaluation_loop(self, *args, **kwargs):
+        """As in Trainer. Its loader draws a seed from torch's stream, which dropout reads in the training."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluation_loop(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy with smoothed labels on augmented views."""
+        """Cross-entropy with smoothed labels on augmented views; in evaluation with the labels as they are."""
+        if not model.training:
+            logits = model(pixel_values=inputs["pixel_values"]).logits
+            loss = F.cross_entropy(logits, inputs["labels"])
+            return (loss, {"logits": logits}) if return_outputs else loss
         self.bad_images.note(inputs["bad_images"])
         processor = self.processing_class
         pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)

@@ -53,11 +53,17 @@ class Progress(TrainerCallback):
         self._loss, self._batches = self._loss + sums["loss"], self._batches + batches
         return {name: total / batches if batches else math.nan for name, total in sums.items()}
 
+    def loss_so_far(self, step: int) -> float:
+        """The losses of all steps until this one, called by all processes; of one that was not finite the mean."""
+        sums = self._sums()
+        loss, batches = self._loss + sums.get("loss", 0.0), self._batches + sums.get("batches", 0.0)
+        return self._loss_sum + (loss / batches if batches else 0.0) * (step - self._first_step)
+
     def summary(self, step: int, batch_size: int) -> dict[str, float]:
         """Trainer's last figures (`train_loss`, `train_runtime`, rates), of the whole run instead of its last part."""
         seconds = self._seconds_so_far()
         return {
-            "train_loss": self._loss_sum_at(step) / max(step, 1),
+            "train_loss": self.loss_so_far(step) / max(step, 1),
             "train_runtime": round(seconds, 4),
             "train_steps_per_second": round(step / seconds, 3),
             "train_samples_per_second": round(step * batch_size / seconds, 3),
@@ -85,7 +91,7 @@ class Progress(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         """Write the counts of this process into the checkpoint."""
-        counts = {"seconds": self._seconds_so_far(), **self._count(), "loss_sum": self._loss_sum_at(state.global_step)}
+        counts = {"seconds": self._seconds_so_far(), **self._count(), "loss_sum": self.loss_so_far(state.global_step)}
         folder = checkpoint_folder(args.output_dir, state.global_step)
         write_json(folder / COUNTS.format(args.process_index), counts, indent=None)
 
@@ -95,12 +101,6 @@ class Progress(TrainerCallback):
 
     def _seconds_so_far(self) -> float:
         return self._seconds + time.monotonic() - self._started
-
-    def _loss_sum_at(self, step: int) -> float:
-        """The losses of all steps so far; of a step that was not finite the mean of the others."""
-        sums = self._sums()
-        loss, batches = self._loss + sums.get("loss", 0.0), self._batches + sums.get("batches", 0.0)
-        return self._loss_sum + (loss / batches if batches else 0.0) * (step - self._first_step)
 
     def _sums(self) -> dict[str, float]:
         """The sums since the last log, over all processes, which all call this."""

@@ -188,6 +188,24 @@ def test_the_summary_knows_a_teacher_that_was_trained_before(run, photos, tmp_pa
         train_deit.main(arguments(validation_fraction=0.25, teacher_learning_rate=1, **settings))
 
 
+@pytest.mark.slow
+def test_a_log_without_a_terminal_reads_well(photos, tmp_path):
+    words = arguments(train_dir=photos, output_dir=tmp_path / "out", disable_tqdm="false", num_train_epochs=2)
+    command = [sys.executable, "train_deit.py", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert b"\r" not in done.stdout + done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert not [line for line in lines if line.startswith("{")]
+    first, second = (
+        lines.index("1 of 2: teacher, 4 epochs, 20 steps"),
+        lines.index("2 of 2: student, 2 epochs, 10 steps"),
+    )
+    assert [line.split()[0] for line in lines[first + 2 : first + 6]] == ["1", "2", "3", "4"]
+    assert [line.split()[0] for line in lines[second + 2 : second + 4]] == ["1", "2"]
+
+
 def one_run(photos, folder, teacher, **changes):
     """A short run with a teacher that exists already."""
     settings = {"train_dir": photos, "output_dir": folder, "max_steps": 3, "eval_strategy": "no", **changes}

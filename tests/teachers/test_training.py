@@ -14,9 +14,10 @@ from transformers import AutoModelForImageClassification, TrainingArguments, ViT
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import ModelArguments
+from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.description import describe_teacher
-from modeling_deit_distill.teachers.teacher import InputView, load_teacher
+from modeling_deit_distill.teachers.teacher import InputView, decisions_of, load_teacher
 from modeling_deit_distill.teachers.training import find_or_train_teacher
 
 
@@ -50,9 +51,9 @@ def train(tmp_path, data, image_size=16, asked=None, **changes):
         **{"eval_strategy": "steps", "eval_steps": 1, **(asked or {})},
     )
     fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
-    model_args = ModelArguments(teacher_config_name="resnet", teacher_config_overrides=SMALL, **fields)
+    model_args = ModelArguments(**{"teacher_config_name": "resnet", "teacher_config_overrides": SMALL, **fields})
     config = describe_teacher(model_args, args, data.class_names)
-    return find_or_train_teacher(config, data, model_args, args, image_size, crop_pct=1.0)
+    return find_or_train_teacher(config, data, model_args, args, image_size, 1.0, data.validation)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,10 @@ def trained(digits, tmp_path_factory):
 
 def test_training_saves_a_teacher_that_is_found_next_time(trained, digits, monkeypatch):
     folder = trained / "teacher"
-    assert sorted(path.name for path in trained.iterdir()) == ["teacher"]  # no leftovers, no student checkpoints
+    assert sorted(path.name for path in trained.iterdir()) == [
+        "teacher",
+        "train_log.jsonl",
+    ]  # no leftovers, no student checkpoints
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json"} < before.keys()
     monkeypatch.setattr(
@@ -89,7 +93,34 @@ def test_the_teacher_trains_for_its_own_epochs(tmp_path, digits, monkeypatch):
     train(tmp_path, digits, teacher_num_train_epochs=3)
     assert seen["steps"] == 3 * 2  # 64 images, 32 a step
     assert type(seen["args"]) is TrainingArguments
-    assert seen["log"][0]["loss"] > seen["log"][2]["loss"]
+    losses = [entry["loss"] for entry in seen["log"] if "loss" in entry]
+    assert len(losses) == 3 and losses[0] > losses[2]
+
+
+def test_the_teacher_is_judged_after_each_epoch(tmp_path, digits, capsys):
+    train(tmp_path, digits, teacher_num_train_epochs=2)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[0] == "1 of 2: teacher, 2 epochs, 4 steps"
+    assert lines[1].split() == ["epoch", "loss", "held", "out", "time", "left"]
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    shares = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+    shown = [line.split()[2] for line in lines[2:]]
+    assert len(shares) == 2 and shown == [f"{100 * share:.2f}" for share in shares]
+    teacher = teacher_in(tmp_path / "teacher").eval()
+    dataset = EvaluationDataset(digits.validation, evaluation_transform(evaluation_processor(16, 1.0)))
+    answers, labels = decisions_of(teacher, dataset, 32)
+    assert shares[-1] == pytest.approx(np.mean(answers == labels))
+
+
+def test_judging_it_changes_nothing_in_its_training(tmp_path, digits, monkeypatch):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sizes |= {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.5}
+    settings = {"teacher_config_name": "vit", "teacher_config_overrides": sizes, "teacher_num_train_epochs": 2}
+    train(tmp_path / "judged", digits, **settings)
+    monkeypatch.setattr("modeling_deit_distill.teachers.training.Trainer.evaluate", lambda *args, **kwargs: {})
+    train(tmp_path / "not", digits, **settings)
+    weights = [(tmp_path / name / "teacher" / "model.safetensors").read_bytes() for name in ("judged", "not")]
+    assert weights[0] == weights[1]
 
 
 def test_a_teacher_of_another_configuration_is_refused(trained, digits):
@@ -157,7 +188,7 @@ def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     schedule = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 0.0}
     model_args = ModelArguments(teacher_name_or_path=str(source), train_teacher=True, **schedule)
     config = describe_teacher(model_args, args, digits.class_names)
-    folder = find_or_train_teacher(config, digits, model_args, args, 16, crop_pct=1.0)
+    folder = find_or_train_teacher(config, digits, model_args, args, 16, 1.0, digits.validation)
     tuned = AutoModelForImageClassification.from_pretrained(folder)
     assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
     weight = "resnet.embedder.embedder.convolution.weight"
