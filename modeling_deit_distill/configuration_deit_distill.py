@@ -128,7 +128,8 @@ class DeiTDistillConfig(PreTrainedConfig):
                 )
 
     def _check_rates(self):
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+        for name in (*rates, "layer_norm_eps", "initializer_range"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 

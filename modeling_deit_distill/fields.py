@@ -8,8 +8,9 @@ import functools
 import inspect
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import get_args
 
 from .errors import InputError
@@ -74,6 +75,28 @@ def _declared(hint) -> Iterator:
         yield from _declared(part)
 
 
+def check_finite(name: str, value: object):
+    """Refuse NaN, infinity and integers beyond 64 bits, also those within dictionaries and lists, as JSON gives them.
+
+    Args:
+        name: of the argument, for the message.
+        value: anything; what is no number is taken.
+
+    Raises:
+        InputError: the first such number and where it stands.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            check_finite(f"{name}: {key}", each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            check_finite(name, each)
+    elif isinstance(value, Integral) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{name} is {value}; give a number of at most 18 digits")
+    elif isinstance(value, Real) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}; give a finite number")
+
+
 def check_fields(arguments):
     """Refuse numbers that are not finite or outside their range, and two choices of one group.
 
@@ -86,8 +109,7 @@ def check_fields(arguments):
     chosen = {}
     for name, declared in declarations(type(arguments)).items():
         value = getattr(arguments, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name} is {value}; give a finite number")
+        check_finite(name, value)
         for each in () if value in (None, "") else declared:
             if isinstance(each, Range) and value not in each:
                 raise InputError(f"{name} is {value}; it must be {each}")

@@ -1,10 +1,12 @@
 """What the types of the arguments declare: ranges, choices that exclude each other, and what replaces a recipe's."""
 
 import math
+import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
+import numpy as np
 import pytest
 import yaml
 from transformers import HfArgumentParser
@@ -13,31 +15,49 @@ from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from modeling_deit_distill.fields import Choice, Range, declarations
 from modeling_deit_distill.recipes import parse_arguments, said_arguments
+from modeling_deit_distill.supported import REFUSED
 
 KINDS = (ModelArguments, DataArguments, DistillationTrainingArguments)
 NEEDED = {
     ModelArguments: {},
     DataArguments: {"dataset_name": "digits"},
-    DistillationTrainingArguments: {"use_cpu": True, "mixup_alpha": 0, "cutmix_alpha": 0, "dataloader_num_workers": 1},
+    DistillationTrainingArguments: {
+        **{"use_cpu": True, "mixup_alpha": 0, "cutmix_alpha": 0},
+        **{"dataloader_num_workers": 1, "max_steps": 1},
+    },
 }
 
 # Written down a second time, so that none is lost or changed unseen.
 RANGES = {
     "at least 0": {
         *("learning_rate", "base_learning_rate", "warmup_learning_rate", "min_learning_rate", "teacher_learning_rate"),
-        *("mixup_alpha", "cutmix_alpha", "warmup_epochs", "warmup_steps", "max_grad_norm"),
-        *("data_seed", "dataloader_num_workers"),
+        *("mixup_alpha", "cutmix_alpha", "warmup_epochs", "warmup_steps", "max_grad_norm", "weight_decay"),
+        *("data_seed", "eval_delay"),
     },
+    "at least -1 and at most 1000000": {"num_train_epochs"},
+    "at least 0 and at most 1024": {"dataloader_num_workers"},
     "at least 0 and below 4294967296": {"seed"},
+    "at least -1": {"max_steps", "local_rank"},
     "at least 1": {
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("eval_accumulation_steps", "dataloader_prefetch_factor", "max_nonfinite_steps", "repeated_augmentation"),
-        *("teacher_store_top_k", "teacher_image_size"),
+        *("teacher_store_top_k", "num_channels", "save_total_limit", "torch_empty_cache_steps"),
+        *("ddp_bucket_cap_mb", "ddp_timeout"),
     },
-    "above 0": {"distillation_temperature", "teacher_num_train_epochs"},
-    "above 0 and at most 1": {"crop_pct"},
+    "at least 1 and at most 1000": {"num_hidden_layers"},
+    "at least 1 and at most 65536": {
+        *("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "teacher_image_size"),
+    },
+    "above 0": {"logging_steps", "eval_steps", "save_steps"},
+    "above 0 and at most 1000000": {"teacher_num_train_epochs"},
+    "at least 0.01 and at most 1000": {"distillation_temperature"},
+    "at least 1e-30": {"adam_epsilon"},
+    "at least 0.1 and at most 1": {"crop_pct"},
     "above 0 and below 1": {"validation_fraction", "ema_decay"},
-    "at least 0 and below 1": {"label_smoothing_factor"},
+    "at least 0 and below 1": {
+        *("label_smoothing_factor", "adam_beta1", "adam_beta2", "layer_norm_eps", "initializer_range"),
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+    },
     "at least 0 and at most 1": {
         *("distillation_alpha", "horizontal_flip_prob", "random_erasing_prob", "max_bad_image_fraction"),
     },
@@ -99,6 +119,54 @@ def test_the_ranges_are_these():
     for _, name, limits in declared(Range):
         found[str(limits)].add(name)
     assert found == RANGES
+
+
+def test_every_number_has_a_range():
+    for kind in KINDS:
+        for field in fields(kind):
+            is_number = {"int", "float"} & set(re.findall(r"\w+", str(field.type))) and "list" not in str(field.type)
+            has_range = any(isinstance(each, Range) for each in declarations(kind)[field.name])
+            assert has_range or not is_number or field.name in REFUSED, (
+                f"{field.name} takes numbers and declares no range"
+            )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr_scheduler_kwargs": '{"min_lr_rate": NaN}'}, "lr_scheduler_kwargs: min_lr_rate is nan; give a finite"),
+        ({"lr_scheduler_kwargs": {"min_lr": [0.1, math.inf]}}, "lr_scheduler_kwargs: min_lr is inf; give a finite"),
+        ({"random_crop_scale": [0.1, math.nan]}, "random_crop_scale is nan; give a finite number"),
+        ({"max_steps": 10**30}, "max_steps is 1000000000000000000000000000000; give a number of at most 18 digits"),
+        ({"weight_decay": np.float32("inf")}, "weight_decay is inf; give a finite number"),
+    ],
+)
+def test_numbers_within_values_are_finite_too(given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        DistillationTrainingArguments(**{**NEEDED[DistillationTrainingArguments], **given})
+
+
+@pytest.mark.parametrize("text", ['{"drop_path_rate": NaN}', '{"depths": [1, 1e400]}', '{"a": {"b": -Infinity}}'])
+def test_numbers_of_the_teacher_s_overrides_are_finite(text):
+    given = {"train_teacher": True, "teacher_config_name": "resnet", "teacher_config_overrides": text}
+    with pytest.raises(InputError, match="^teacher_config_overrides: .*give a finite number$"):
+        ModelArguments(**given)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mixup_alpha: .nan",
+        "mixup_alpha: nan",
+        "learning_rate: .inf",
+        "lr_scheduler_kwargs: {min_lr: .nan}",
+        "lr_scheduler_kwargs: {min_lr: 1e400}",
+    ],
+)
+def test_numbers_of_a_recipe_are_finite(line, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(f"dataset_name: digits\nuse_cpu: true\n{line}\n")
+    with pytest.raises(InputError, match=line.split(":")[0]):
+        parse_arguments([str(tmp_path / "recipe.yaml")])
 
 
 def test_every_range_refuses_what_lies_outside():

@@ -220,9 +220,8 @@ FOUND_WHEN_THE_RUN_STARTS = ("resume_from_checkpoint",)
 # Trainer finds these only when it trains the student; here they are found before the teacher is trained.
 REFUSED_WITH_THE_STUDENT = {
     "optim": (["--optim", "galore_adamw"], "optim 'galore_adamw' with optim_args None, .*; mend it, or choose another"),
-    "adam_beta1": (["--adam_beta1", "2"], "adam_beta1 2.0, .*mend it"),
-    "adam_epsilon": (["--adam_epsilon", "-1"], "adam_epsilon -1.0: .*mend it"),
     "optim_args": (["--optim", "sgd", "--optim_args", "momentum"], "with optim_args 'momentum'"),
+    "optim_args: momentum": (["--optim", "sgd", "--optim_args", "momentum=nan"], "optim_args: momentum is nan; give a"),
     "lr_scheduler_type": (["--lr_scheduler_type", "cosine_with_min_lr"], "'cosine_with_min_lr' .*min_lr_rate should"),
     "lr_scheduler_kwargs": (["--lr_scheduler_kwargs", '{"cycles": 2}'], "lr_scheduler_kwargs .*'cycles'.*; mend them"),
     "metric_for_best_model": (["--metric_for_best_model", "f1"], "'f1'; choose from: loss, accuracy, accuracy_cls"),

@@ -45,7 +45,7 @@ class DataArguments:
     streaming: Annotated[bool, DATA] = HfArg(
         default=False, help="Read training images as a stream, without storing them; needs max_steps."
     )
-    crop_pct: Annotated[float | None, Range(above=0, at_most=1)] = HfArg(
+    crop_pct: Annotated[float | None, Range(at_least=0.1, at_most=1)] = HfArg(
         default=None,
         help="Evaluation resizes the shorter side to image_size / crop_pct, then crops; 0.875, or that of the "
         "checkpoint to start from, unless given.",

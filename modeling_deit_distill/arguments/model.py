@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from transformers.hf_argparser import HfArg
 
 from ..errors import InputError
-from ..fields import Choice, check_fields
-from .types import REMOTE_CODE, STUDENT, TEACHER, Count, NotNegative, Positive
+from ..fields import Choice, check_fields, check_finite
+from .types import REMOTE_CODE, STUDENT, TEACHER, Count, Depth, Epochs, NotNegative, Rate, Width
 
 
 @dataclass
@@ -26,20 +26,20 @@ class ModelArguments:
     model_size: Annotated[Literal["tiny", "small", "base"] | None, Choice(STUDENT)] = HfArg(
         default=None, help="Named size of a new student (DeiT-Ti, -S, -B); tiny unless given."
     )
-    hidden_size: Annotated[int | None, STUDENT] = HfArg(default=None, help="Width of a token.")
-    num_hidden_layers: Annotated[int | None, STUDENT] = HfArg(default=None, help="Number of transformer blocks.")
-    num_attention_heads: Annotated[int | None, STUDENT] = HfArg(default=None, help="Attention heads per block.")
-    intermediate_size: Annotated[int | None, STUDENT] = HfArg(default=None, help="Width of the MLP's hidden layer.")
+    hidden_size: Annotated[Width | None, STUDENT] = HfArg(default=None, help="Width of a token.")
+    num_hidden_layers: Annotated[Depth | None, STUDENT] = HfArg(default=None, help="Number of transformer blocks.")
+    num_attention_heads: Annotated[Width | None, STUDENT] = HfArg(default=None, help="Attention heads per block.")
+    intermediate_size: Annotated[Width | None, STUDENT] = HfArg(default=None, help="Width of the MLP's hidden layer.")
     hidden_act: str | None = HfArg(default=None, help="Activation of the MLP.")
-    hidden_dropout_prob: float | None = HfArg(default=None, help="Dropout of embeddings and branches.")
-    attention_probs_dropout_prob: float | None = HfArg(default=None, help="Dropout of attention.")
-    drop_path_rate: float | None = HfArg(default=None, help="Stochastic depth of the last block.")
-    image_size: int | None = HfArg(default=None, help="Side of the student's input in pixels.")
-    patch_size: int | None = HfArg(default=None, help="Side of a patch in pixels.")
-    num_channels: int | None = HfArg(default=None, help="Input channels; images are decoded as RGB.")
+    hidden_dropout_prob: Rate | None = HfArg(default=None, help="Dropout of embeddings and branches.")
+    attention_probs_dropout_prob: Rate | None = HfArg(default=None, help="Dropout of attention.")
+    drop_path_rate: Rate | None = HfArg(default=None, help="Stochastic depth of the last block.")
+    image_size: Width | None = HfArg(default=None, help="Side of the student's input in pixels.")
+    patch_size: Width | None = HfArg(default=None, help="Side of a patch in pixels.")
+    num_channels: Count | None = HfArg(default=None, help="Input channels; images are decoded as RGB.")
     qkv_bias: bool | None = HfArg(default=None, help="Bias on the query-key-value projection.")
-    layer_norm_eps: float | None = HfArg(default=None, help="Epsilon of every LayerNorm.")
-    initializer_range: float | None = HfArg(default=None, help="Deviation of the initialisation.")
+    layer_norm_eps: Rate | None = HfArg(default=None, help="Epsilon of every LayerNorm.")
+    initializer_range: Rate | None = HfArg(default=None, help="Deviation of the initialisation.")
     use_distillation_token: bool | None = HfArg(
         default=None, help="Two tokens and heads, or one; by default two wherever a teacher is used."
     )
@@ -61,13 +61,11 @@ class ModelArguments:
     train_teacher: Annotated[bool, TEACHER] = HfArg(
         default=False, help="Train the teacher on the same data first; kept in <output_dir>/teacher."
     )
-    teacher_num_train_epochs: Annotated[Positive, TEACHER] = HfArg(
-        default=10.0, help="Epochs of the teacher's training."
-    )
+    teacher_num_train_epochs: Annotated[Epochs, TEACHER] = HfArg(default=10.0, help="Epochs of the teacher's training.")
     teacher_learning_rate: Annotated[NotNegative, TEACHER] = HfArg(
         default=1e-3, help="Peak learning rate of the teacher."
     )
-    teacher_image_size: Annotated[Count | None, TEACHER] = HfArg(
+    teacher_image_size: Annotated[Width | None, TEACHER] = HfArg(
         default=None,
         help="Side at which the teacher looks at views, and a new one is trained; its image processor's, or the "
         "student's for a new one, unless given.",
@@ -112,4 +110,5 @@ def _parse_json_object(name: str, text: str) -> dict:
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{name} must be a JSON object, not {text!r}")
+    check_finite(name, value)
     return value

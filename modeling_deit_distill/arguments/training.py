@@ -13,10 +13,10 @@ from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from ..errors import InputError, one_line
-from ..fields import Choice, Range, check_fields
+from ..fields import Choice, Range, check_fields, check_finite
 from ..precision import bf16_by_default
 from ..supported import check_precision, check_supported
-from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Fraction, Natural, NotNegative, Positive
+from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Rate
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -53,7 +53,9 @@ class DistillationTrainingArguments(TrainingArguments):
     distillation_alpha: Fraction | None = HfArg(
         default=None, help="Weight of the teacher's term; 0.5 for hard, 0.1 for soft unless given."
     )
-    distillation_temperature: Positive = HfArg(default=3.0, help="Temperature of soft distillation.")
+    distillation_temperature: Annotated[float, Range(at_least=0.01, at_most=1000)] = HfArg(
+        default=3.0, help="Temperature of soft distillation."
+    )
     teacher_store: str | None = HfArg(
         default=None, help="Folder of the teacher's answers: read where it has them, written where it has not."
     )
@@ -86,10 +88,8 @@ class DistillationTrainingArguments(TrainingArguments):
         help="Where the public code differs from the paper, do as the code: KL also divided by the classes, "
         "warm-up from 1e-6, cosine to 1e-5, rate changed between epochs, distillation token decayed.",
     )
-    weight_decay: float = HfArg(default=0.05, help="Not on biases, norms, tokens and positions.")
-    label_smoothing_factor: Annotated[float, Range(at_least=0, below=1)] = HfArg(
-        default=0.1, help="Smoothing of the true label alone."
-    )
+    weight_decay: NotNegative = HfArg(default=0.05, help="Not on biases, norms, tokens and positions.")
+    label_smoothing_factor: Rate = HfArg(default=0.1, help="Smoothing of the true label alone.")
     class_weights: str | None = HfArg(
         default=None,
         help="Weights of the classes in the label's term, also of the teacher's training: 'balanced', images / "
@@ -156,7 +156,22 @@ class DistillationTrainingArguments(TrainingArguments):
     inherited_types = {
         "seed": Annotated[int, Range(at_least=0, below=2**32)],
         "data_seed": Natural,
-        "dataloader_num_workers": Natural,
+        "num_train_epochs": Annotated[float, Range(at_least=-1, at_most=1_000_000)],
+        "max_steps": Annotated[int, Range(at_least=-1)],
+        "adam_beta1": Rate,
+        "adam_beta2": Rate,
+        # Below it, float32 adds nothing to a gradient of 0, which Adam divides by itself.
+        "adam_epsilon": Annotated[float, Range(at_least=1e-30)],
+        "logging_steps": Every,
+        "eval_steps": Every,
+        "save_steps": Every,
+        "eval_delay": NotNegative,
+        "save_total_limit": Count,
+        "torch_empty_cache_steps": Count,
+        "ddp_bucket_cap_mb": Count,
+        "ddp_timeout": Count,
+        "local_rank": Annotated[int, Range(at_least=-1)],
+        "dataloader_num_workers": Annotated[int, Range(at_least=0, at_most=1024)],
         "dataloader_prefetch_factor": Count,
         "per_device_train_batch_size": Count,
         "per_device_eval_batch_size": Count,
@@ -190,6 +205,8 @@ class DistillationTrainingArguments(TrainingArguments):
         # wrong form a TypeError, a file that is missing an OSError, a library that is missing an ImportError.
         except (ImportError, OSError, TypeError, ValueError) as error:
             raise InputError(one_line(error)) from error
+        for name, value in vars(self).items():  # JSON has been read by now
+            check_finite(name, value)
         # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         check_precision(self)

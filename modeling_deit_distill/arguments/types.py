@@ -20,3 +20,10 @@ Positive = Annotated[float, Range(above=0)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 Natural = Annotated[int, Range(at_least=0)]
 Count = Annotated[int, Range(at_least=1)]
+Rate = Annotated[float, Range(at_least=0, below=1)]  # what is kept, or dropped, of something; never all
+# A step to take something at, or a share of all steps.
+Every = Annotated[float, Range(above=0)]
+# Above these no model has been trained, and building one takes the machine's memory before it fails.
+Width = Annotated[int, Range(at_least=1, at_most=65_536)]
+Depth = Annotated[int, Range(at_least=1, at_most=1000)]
+Epochs = Annotated[float, Range(above=0, at_most=1_000_000)]

@@ -20,6 +20,7 @@ from transformers import Trainer, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from ..errors import InputError, one_line
+from ..fields import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,11 @@ def check_optimisation(args, student: nn.Module):
     """
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, student)
+        check_finite("optim_args", settings)
         if isinstance(kind, type) and not settings.keys() & {"params", "model", "optimizer_dict"}:
             kind([nn.Parameter(torch.zeros(1))], **settings)  # which looks at the values
+    except InputError:
+        raise
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         betas = f"adam_beta1 {args.adam_beta1}, adam_beta2 {args.adam_beta2}, adam_epsilon {args.adam_epsilon}"
         given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}, {betas}"
