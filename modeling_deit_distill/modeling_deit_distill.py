@@ -335,7 +335,7 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
         """The learned positions, (1, prefix + patches, hidden)."""
         return self.base_model.embeddings.position_embeddings
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, configuration and this code, so that every Auto class finds the model again.
 
         transformers by itself registers the saved class alone, and `AutoModel` would then fail.
@@ -346,7 +346,7 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
         # FSDP2 makes a class of torch's from ours, and torch's code would be saved, under a name that nobody knows.
         self.__class__ = next(kind for kind in sharded.__mro__ if not kind.__module__.startswith("torch."))
         try:
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.__class__ = sharded
 

@@ -2,27 +2,27 @@
 
 import functools
 
-import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import PredictionOutput, has_length
 
 from .arguments import DistillationTrainingArguments
 from .data.datasets import collate
-from .data.evaluation import evaluation_view
-from .data.loaders import SetEpoch, training_loader, training_sampler, views_per_step
+from .data.evaluation import chosen_set, evaluation_view
+from .data.loaders import SetEpoch, seed_of_process, training_loader, training_sampler, views_per_step
 from .data.views import ViewSampler
 from .publishing.publisher import Publisher
 from .teachers.store import TeacherStore
-from .training.answers import Answers, check_objective
+from .training.answers import Answers
 from .training.average import AverageWeights
 from .training.checkpoints import Checkpoints
 from .training.finite import FiniteGuard, advice, gradient_norm
+from .training.given import Given
 from .training.interruption import Interrupted, StopAtSignal, leaving_sigterm_to_parent
-from .training.metrics import HeldOutMetrics, decide
+from .training.metrics import HeldOutMetrics
 from .training.objective import Views, agreement_with_teacher, objective_terms
 from .training.progress import Progress, count_flops
 from .training.schedule import decayed_names, resolve_warmup, schedule
@@ -46,7 +46,7 @@ class DistillationTrainer(Trainer):
             mixing); any other training set yields samples with `pixel_values` and `labels`, trained on as they are.
 
     Raises:
-        InputError: a teacher missing or superfluous, or a student with a distillation head that nothing would train.
+        InputError: what it could not use, see [`Given`].
     """
 
     # `compute_loss` returns a mean over its batch: Trainer divides by the accumulation steps.
@@ -61,25 +61,27 @@ class DistillationTrainer(Trainer):
         callbacks: list | None = None,
         **kwargs,
     ):
-        check_objective(model, args, teacher, teacher_store)
-        dataset = kwargs.get("train_dataset")
-        self.views = Views(args, dataset, kwargs.get("processing_class"), model.config)
-        self.answers = Answers(args, teacher, teacher_store, dataset, model.config.num_labels)
+        self.given = Given(model, args, teacher, teacher_store, kwargs)
+        self.args = args = self.given.args
+        self.train_dataset = dataset = kwargs.get("train_dataset")
+        self.model_init = kwargs.get("model_init")
+        student = model or self.call_model_init()  # Trainer makes another
+        self.views = Views(args, dataset, kwargs.get("processing_class"), student.config)
+        self.answers = Answers(args, teacher, teacher_store, dataset, student.config.num_labels)
         gather = gather_object if args.world_size > 1 else list
         self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
         self.progress = Progress(self.answers, self.views.bad_images)
         self.checkpoints = Checkpoints(args.save_total_limit)
         announce = lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control)  # noqa: E731
-        self.publisher = Publisher(args, model.config, announce)
+        self.publisher = Publisher(args, student.config, announce)
         self.interruption = StopAtSignal()
         self.metrics = HeldOutMetrics()
         self.view_sampler = self._steps_per_epoch = None
-        self._flops_per_view = count_flops(model)  # while the weights are whole: they may be sharded later
-        kwargs.setdefault("data_collator", collate)
-        if "compute_metrics" not in kwargs:  # a user's own sees the logits themselves
-            kwargs["compute_metrics"] = self.metrics
-            kwargs.setdefault("preprocess_logits_for_metrics", decide)
+        self._flops_per_view = count_flops(student)  # while the weights are whole: they may be sharded later
+        kwargs["data_collator"] = kwargs.get("data_collator") or collate
+        if kwargs.get("compute_metrics") is None:  # a user's own sees the logits themselves
+            kwargs |= {"compute_metrics": self.metrics, "preprocess_logits_for_metrics": self.metrics.decide}
         own = [SetEpoch(lambda: self.view_sampler), self.average, self.progress, self.checkpoints, self.publisher]
         super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
         self.callback_handler.callbacks[:0] = own  # before reporters too: what they see of a checkpoint is whole
@@ -87,39 +89,42 @@ class DistillationTrainer(Trainer):
         args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
         self.average.check(self.accelerator)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, **kwargs):
         """As `Trainer.train`; all draws depend on the seed alone. True resumes from the last complete checkpoint.
 
         Raises:
             InputError: a checkpoint that cannot be resumed from, or a full disk.
             Interrupted: SIGTERM came; a checkpoint was made.
         """
+        self.given.check_trial(trial)
         settings = (self.args, self.train_dataset, self.model, self.is_fsdp_enabled)
         checkpoint = self.checkpoints.open(resume_from_checkpoint, *settings)
         self.finite.start()
         self.average.start(self.checkpoints.resumed)
         self.progress.start(self.checkpoints.resumed)
-        # Views are keyed by their own seed; what each process drops of its student should differ.
-        set_seed(self.args.seed + (self.args.process_index if self.views.bad_images is not None else 0))
+        set_seed(seed_of_process(self.train_dataset, self.args))
         try:
             with self.interruption.listening(self.args), self.checkpoints.errors_explained(self.args):
-                output = super().train(checkpoint, *args, **kwargs)
+                output = super().train(checkpoint, trial, **kwargs)
         except Interrupted:
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # close the logs
             raise
         self.average.end(self.args, self.state)
         self.checkpoints.end(self.args, self.state)
-        return output
+        return output._replace(training_loss=output.metrics["train_loss"])  # which a step that is not finite spares
+
+    def call_model_init(self, trial=None):
+        """As in Trainer; what is made must be a student, and what it drops depends on the process."""
+        model = super().call_model_init(trial)
+        self.given.check_student(model)
+        set_seed(seed_of_process(self.train_dataset, self.args))
+        return model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """In training the distillation objective, in evaluation the cross-entropy of the fused logits.
 
-        Args:
-            inputs: a batch of views (see `data.datasets.ViewDataset`), or `pixel_values` (batch, channels, height,
-                width) and `labels`, (batch,) or (batch, classes).
-
-        Returns:
-            The loss, a scalar; with `return_outputs` also the model's output.
+        `inputs` are a batch of views (see `data.datasets.ViewDataset`), or `pixel_values` (batch, channels, height,
+        width) and `labels`, (batch,) or (batch, classes).
         """
         if not model.training:
             outputs = model(inputs["pixel_values"], labels=inputs["labels"])
@@ -140,11 +145,13 @@ class DistillationTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
-        """Ask the teacher, or its store, about the evaluation set: see [`HeldOutMetrics.teacher_results`]."""
-        view = evaluation_view(self.processing_class)
-        number = len(self.eval_dataset) if has_length(self.eval_dataset) else None
-        self.metrics.teacher = self.answers.about_held_out(self.get_eval_dataloader, view, self.accelerator, number)
-        return self.metrics.teacher_results()
+        """Ask the teacher, or its store, about each evaluation set; see [`HeldOutMetrics.ask_teacher`]."""
+        shown = (self.get_eval_dataloader, evaluation_view(self.processing_class), self.accelerator)
+        return self.metrics.ask_teacher(self.eval_dataset, functools.partial(self.answers.about_held_out, *shown))
+
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        """As in Trainer: `predictions` are the fused logits; beside them `decisions`, see [`Prediction`]."""
+        return self.metrics.as_prediction(super().predict(*args, **kwargs))
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of views in the order of [`ViewSampler`], or of samples in a random one."""
@@ -155,10 +162,12 @@ class DistillationTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in Trainer; workers leave SIGTERM to their parent."""
+        self.metrics.dataset = chosen_set(self.eval_dataset, eval_dataset)
         return leaving_sigterm_to_parent(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """As in Trainer; workers leave SIGTERM to their parent."""
+        self.metrics.dataset = test_dataset
         return leaving_sigterm_to_parent(super().get_test_dataloader(test_dataset))
 
     def get_decay_parameter_names(self, model) -> list[str]:
@@ -167,6 +176,8 @@ class DistillationTrainer(Trainer):
 
     def set_initial_training_values(self, args, dataloader, *rest):
         """As in Trainer; here the number of steps of an epoch is first known, so `warmup_epochs` becomes steps."""
+        self.given.check_unchanged()
+        self.answers.check_store()
         epochs, steps_per_epoch, *between, steps = super().set_initial_training_values(args, dataloader, *rest)
         self._steps_per_epoch = steps_per_epoch
         resolve_warmup(args, steps, steps_per_epoch if has_length(dataloader) else None)
@@ -183,11 +194,7 @@ class DistillationTrainer(Trainer):
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in Trainer, if the weights are finite.
-
-        Raises:
-            InputError: they are not, or too many steps in a row were not. Nothing was written.
-        """
+        """As in Trainer; where weights or too many steps are not finite, an `InputError`, and nothing is written."""
         self.finite.read()
         what, remedy = f"step {self.state.global_step}", advice(self.args)
         check_finite_weights(self.model.named_parameters(), what, remedy, is_sharded=self.is_fsdp_enabled)
@@ -198,8 +205,7 @@ class DistillationTrainer(Trainer):
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
         """As in Trainer; the metrics of the weights' average, if one is kept, stand beside under `<prefix>_ema_`."""
         evaluate = functools.partial(super().evaluation_loop, dataloader, description, *args, **kwargs)
-        is_evaluation = description == "Evaluation"  # and no prediction
-        return self.average.evaluated_too(evaluate, self.model, self.metrics, metric_key_prefix, is_evaluation)
+        return self.average.evaluated_too(evaluate, self.model, self.metrics, metric_key_prefix, description)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         """As in Trainer, with the means of the objective's terms, and at the end with figures of the whole run."""
@@ -210,35 +216,27 @@ class DistillationTrainer(Trainer):
             logs.update(self.progress.summary(self.state.global_step, views_per_step(self.train_dataset, self.args)))
         super().log(logs, *args, **kwargs)
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """As in Trainer; a loss that is not finite adds nothing to the sum it keeps, which would be lost for good."""
-        loss = super().training_step(*args, **kwargs)
-        return torch.where(loss.isfinite(), loss, 0.0)
-
     def floating_point_ops(self, inputs) -> int:
         """As `count_flops`; Trainer asks at every step, would count the parameters anew, and take pixels for tokens."""
-        return self._flops_per_view * len(inputs["labels"])
+        return self._flops_per_view * len(inputs["pixel_values"])
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
         """Make the repository and the branch that the arguments name, or find them; see [`Publisher.open`]."""
         self.hub_model_id = self.publisher.open(token, private)
 
-    def create_model_card(self, results: dict[str, float] | None = None):
-        """Write our card and the curves; see [`Publisher.write_card`]. What Trainer's takes is not asked."""
-        self.publisher.write_card(self.state, results)
+    def create_model_card(self, *args, results: dict[str, float] | None = None, **kwargs):
+        """Write our card and the curves, with what Trainer's takes, such as `tags`; see [`Publisher.write_card`]."""
+        self.publisher.write_card(self.state, results, *args, **kwargs)
 
     def push_to_hub(
         self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
     ):
-        """Save the model, write its card and push both, after the pushes that are under way; see [`Publisher.push`].
-
-        Arguments as of Trainer; those for its own card are not used.
-        """
+        """As in Trainer, after the pushes that are under way: see [`Publisher.push`] and `create_model_card`."""
         self.publisher.wait()
         if self.publisher.destination is None or token is not None:
             self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)
-        self.create_model_card()
+        self.create_model_card(**kwargs)
         return self.publisher.push(commit_message, blocking, revision)
 
     def _get_grad_norm(self, model, grad_norm=None):

@@ -10,7 +10,7 @@ from helpers.arguments import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_deit_distill import DeiTDistillConfig, InputError
+from modeling_deit_distill import DeiTDistillConfig, DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.recipes import said_arguments, without_tokens
 
@@ -323,3 +323,18 @@ def test_a_native_push_needs_a_push():
     words = ("--push_to_hub", "true", "--push_native", "true", "--hub_revision", "native")
     with pytest.raises(InputError, match="hub_revision is 'native'"):
         parse("--dataset_name", "digits", *words)
+
+
+def test_replaced_arguments_fill_in_anew_what_was_not_given(tmp_path):
+    args = DistillationTrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    assert dataclasses.replace(args, seed=3).learning_rate == args.learning_rate
+    assert dataclasses.replace(args, seed=3).seed == 3
+    assert dataclasses.replace(args, per_device_train_batch_size=16).learning_rate == 2 * args.learning_rate
+    assert dataclasses.replace(args, distillation_type="soft").distillation_alpha == 0.1
+    assert dataclasses.replace(args, lr_scheduler_type="linear").min_learning_rate == 0.0
+    given = dataclasses.replace(args, learning_rate=0.1)
+    assert (given.learning_rate, given.base_learning_rate) == (0.1, None)
+    twice = dataclasses.replace(dataclasses.replace(given, seed=3), per_device_train_batch_size=16)
+    assert (twice.learning_rate, twice.seed) == (0.1, 3)
+    with pytest.raises(InputError, match="learning_rate 0.1 and base_learning_rate 0.2 are both given"):
+        dataclasses.replace(args, learning_rate=0.1, base_learning_rate=0.2)

@@ -18,6 +18,7 @@ PACKAGE = Path(modeling_deit_distill.__file__).parent
 
 # Methods that a class of ours overrides, with the parameters that Trainer calls them with.
 OVERRIDDEN = {
+    "call_model_init": ["trial"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "create_model_card": ["language", "license", "tags", "model_name", "finetuned_from", "tasks"],
     "create_scheduler": ["num_training_steps", "optimizer"],
@@ -29,15 +30,15 @@ OVERRIDDEN = {
     "get_train_dataloader": [],
     "init_hf_repo": ["token"],
     "log": ["logs", "start_time"],
+    "predict": ["test_dataset", "ignore_keys", "metric_key_prefix"],
     "push_to_hub": ["commit_message", "blocking", "token", "revision"],
     "save_model": ["output_dir", "_internal_call"],
     "set_initial_training_values": ["args", "dataloader"],
     "train": ["resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
-    "training_step": ["model", "inputs", "num_items_in_batch"],
     "_get_grad_norm": ["model", "grad_norm"],
 }
 # A run of two steps, each with a log, an evaluation and a checkpoint; the first checkpoint is the best.
-STEP = ["on_step_begin", "training_step", "_get_grad_norm", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+STEP = ["on_step_begin", "_get_grad_norm", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
 AFTER_A_STEP = ["log", "on_log", "get_eval_dataloader", "evaluation_loop", "log", "on_log", "on_evaluate"]
 SAVING = ["save_model", "on_save"]  # by now all files are written, but for ours
 EVENTS = [

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, fields
 from typing import Annotated, Literal
 
 import torch
@@ -180,7 +180,25 @@ class DistillationTrainingArguments(TrainingArguments):
         "warmup_steps": Annotated[NotNegative, Choice(WARM_UP)],
     }
 
-    def __post_init__(self):
+    # Of each field that `__post_init__` fills in: what was given, and what it became. `dataclasses.replace` passes this
+    # on to the new arguments, which fill the field in anew: another batch, another learning rate.
+    as_given: InitVar[dict[str, tuple] | None] = None
+
+    def __post_init__(self, as_given: dict[str, tuple] | None = None):
+        for name, (given, filled_in) in (as_given or {}).items():
+            if getattr(self, name) == filled_in:
+                setattr(self, name, given)
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        self._check_and_fill_in()
+        self.as_given = {}
+        self.note_filled_in(**given)
+
+    def note_filled_in(self, **given):
+        """Take note of what fields held before they were filled in from others, see `as_given`."""
+        now = {name: getattr(self, name) for name in given}
+        self.as_given |= {name: (given[name], now[name]) for name in given if now[name] != given[name]}
+
+    def _check_and_fill_in(self):
         check_fields(self)
         self._check_values()
         if self.distillation_alpha is None:

@@ -1,7 +1,7 @@
 """Batches of views: each image decoded once for all its views in a batch, cropped and resized to uint8 by a worker."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
-from ..errors import LocalInputError
+from ..errors import InputError, LocalInputError
 from .decoding import BadImageError, decode_pixels
 from .views import AugmentationSettings, View, check_pairs, crop_box, draw, draw_replacement, draw_uniforms
 
+LABEL_KEYS = ("labels", "label", "label_ids")  # those of `transformers.default_data_collator`
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
 SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
@@ -176,10 +177,30 @@ def encoded_row(rows: Dataset, row: int) -> tuple[dict, int]:
 
 
 def collate(samples: dict | list[dict]) -> dict:
-    """A batch from samples, `pixel_values` (batch, 3, height, width) and `labels` (batch,); a whole batch as it is."""
+    """A batch from samples, `pixel_values` (batch, 3, height, width) and `labels` (batch,); a whole batch as it is.
+
+    A sample may call its label as `transformers.default_data_collator` lets it, see `LABEL_KEYS`. Samples without one
+    make a batch without `labels`.
+
+    Raises:
+        InputError: samples that are no such dictionaries, or of which only some have a label.
+    """
     if isinstance(samples, dict):
         return samples
-    return {
-        "pixel_values": torch.stack([torch.as_tensor(sample["pixel_values"]) for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples]),
-    }
+    for sample in samples:
+        if not isinstance(sample, Mapping) or "pixel_values" not in sample:
+            keys = f"the keys {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else "no keys"
+            raise InputError(
+                f"a sample is a {type(sample).__name__} with {keys}; give dictionaries with pixel_values (channels, "
+                "height, width) and labels, or a data_collator"
+            )
+    batch = {"pixel_values": torch.stack([torch.as_tensor(sample["pixel_values"]) for sample in samples])}
+    labels = [torch.as_tensor(label) for label in map(label_of, samples) if label is not None]
+    if 0 < len(labels) < len(samples):
+        raise InputError(f"{len(samples) - len(labels)} of {len(samples)} samples have no labels; give all or none")
+    return {**batch, "labels": torch.stack(labels)} if labels else batch
+
+
+def label_of(sample: Mapping):
+    """The label of a sample, under whichever key; None without one."""
+    return next((sample[key] for key in LABEL_KEYS if sample.get(key) is not None), None)

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset
@@ -11,6 +12,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import LocalInputError
 from .bad_images import describe_row
+from .columns import label_column
+from .datasets import label_of
 from .decoding import BadImageError, decode_image
 
 DEFAULT_CROP_PCT = 0.875  # paper: evaluation crops 224 pixels from a shorter side of 256
@@ -119,3 +122,16 @@ def collate_images(samples: list[dict]) -> dict:
         "pixel_values": torch.stack([sample["pixel_values"] for sample in read]) if read else None,
         "errors": {sample["row"]: sample["error"] for sample in samples if "error" in sample},
     }
+
+
+def chosen_set(sets, chosen):
+    """What Trainer evaluates on: one of its `eval_dataset` by name, another set, or (None) its own."""
+    named = sets[chosen] if isinstance(chosen, str) else chosen
+    return sets if named is None else named
+
+
+def labels_of(dataset) -> np.ndarray:
+    """The labels (images,) of an evaluation set; no image of an [`EvaluationDataset`] is decoded for them."""
+    if isinstance(dataset, EvaluationDataset):
+        return label_column(dataset.rows)
+    return np.array([label_of(sample) for sample in dataset])

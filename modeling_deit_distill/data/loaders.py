@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import seed_worker
 
 from ..errors import InputError
-from .datasets import StreamingViewDataset, ViewDataset
+from .datasets import StreamingViewDataset, ViewDataset, collate
 from .views import ViewSampler
 
 # Arguments of a DataLoader that are a run's too, there behind `dataloader_`.
@@ -19,9 +19,12 @@ LOADER_ARGUMENTS = ("num_workers", "pin_memory", "persistent_workers", "multipro
 
 
 def training_loader(dataset, sampler: Sampler | None, args, collate_fn, accelerator) -> DataLoader:
-    """The batches of a training, in the order of the sampler, see [`training_sampler`]."""
+    """The batches of a training, in the order of the sampler, see [`training_sampler`].
+
+    Views come as whole batches, which `collate_fn` never sees.
+    """
     settings = {name: getattr(args, f"dataloader_{name}") for name in LOADER_ARGUMENTS}
-    settings["collate_fn"] = collate_fn
+    settings["collate_fn"] = collate if isinstance(dataset, (ViewDataset, StreamingViewDataset)) else collate_fn
     if isinstance(dataset, StreamingViewDataset):
         # It yields the batches of its own share, which Accelerate must not share out again.
         return DataLoader(dataset, batch_size=None, **settings)
@@ -47,7 +50,10 @@ def training_sampler(dataset, args) -> Sampler | None:
 
     Raises:
         InputError: `balanced_views` of a training set that is not of views with positions.
+        ValueError: there is no training set; in Trainer's words.
     """
+    if dataset is None:
+        raise ValueError("Trainer: training requires a train_dataset.")
     if isinstance(dataset, ViewDataset):
         return ViewSampler.from_arguments(args, dataset)
     if args.balanced_views:
@@ -56,6 +62,12 @@ def training_sampler(dataset, args) -> Sampler | None:
         return None
     step = args.effective_batch_size
     return RandomSampler(dataset, num_samples=max(len(dataset) // step * step, min(len(dataset), step)))
+
+
+def seed_of_process(dataset, args) -> int:
+    """The seed of what a process draws beside the views, which have their own: what it drops of its student."""
+    is_of_views = isinstance(dataset, (ViewDataset, StreamingViewDataset))
+    return args.seed + (args.process_index if is_of_views else 0)
 
 
 def views_per_step(dataset, args) -> int:

@@ -62,23 +62,26 @@ def write_card_and_curves(output_dir: str | Path, results: dict[str, float] | No
 
 def metadata(run: Run) -> ModelCardData:
     """What the Hub reads of a card; what is None is left out."""
-    evaluated = evaluation_results(run)
+    evaluated, said = evaluation_results(run), run.record.get("card") or {}  # as `create_model_card` was told
+    tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
     return ModelCardData(
-        license="apache-2.0",
+        language=said.get("language"),
+        license=said.get("license", "apache-2.0"),
         library_name="transformers",
         pipeline_tag="image-classification",
-        tags=["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])],
-        base_model=run.record.get("base_model"),
-        datasets=[run.dataset["id"]] if run.dataset.get("id") else None,
+        tags=list(dict.fromkeys([*tags, *_several(said.get("tags"))])),
+        base_model=said.get("finetuned_from", run.record.get("base_model")),
+        datasets=_several(said.get("dataset_tags") or run.dataset.get("id")) or None,
         metrics=["accuracy"] if run.measured("eval_accuracy") is not None else None,
-        model_name=run.name if evaluated else None,
+        model_name=said.get("model_name", run.name) if evaluated else None,
         eval_results=evaluated or None,
     )
 
 
 def evaluation_results(run: Run) -> list[EvalResult]:
     """The model-index; it needs the data's name, so a run that did not note it has none."""
-    name = run.dataset.get("name") or run.dataset.get("id")
+    said = ", ".join(_several((run.record.get("card") or {}).get("dataset")))
+    name = said or run.dataset.get("name") or run.dataset.get("id")
     metrics = {
         "eval_accuracy": ("accuracy", "top-1 accuracy"),
         "eval_top5_accuracy": ("accuracy", "top-5 accuracy"),
@@ -98,6 +101,10 @@ def evaluation_results(run: Run) -> list[EvalResult]:
         for key, (kind, metric_name) in metrics.items()
         if name and run.measured(key) is not None
     ]
+
+
+def _several(words: str | list[str] | None) -> list[str]:
+    return [words] if isinstance(words, str) else list(words or [])
 
 
 def content(run: Run) -> dict[str, object]:

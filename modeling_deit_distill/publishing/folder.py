@@ -73,6 +73,6 @@ def finish_run(plan, trainer, results: dict[str, float]):
         if plan.args.process_index == 0:
             write_run_record(plan, trainer.hub_model_id)
             look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
-            trainer.create_model_card(results)
+            trainer.create_model_card(results=results)
             write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
     say(plan.args, f"Results, kept in {output_dir}", results_table(results))

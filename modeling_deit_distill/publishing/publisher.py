@@ -1,12 +1,13 @@
 """Pushes of a run: whole commits with code and card, one after the other, and never silent."""
 
+import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, run_as_future
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
 from ..arguments import DistillationTrainingArguments
@@ -15,7 +16,7 @@ from ..conversion.weight_names import why_not_native
 from ..errors import InputError, one_line
 from ..output_folder import STATE, checkpoint_folder
 from .card import write_card_and_curves
-from .record import note_repository
+from .record import note_repository, note_words
 from .repository import clear_stages, open_repository, push_all, push_checkpoint, stage_checkpoint, stage_run
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,17 @@ class Publisher(TrainerCallback):
         note_repository(args.output_dir, self.destination.repo_id, args.push_native, args.hub_revision)
         return self.destination.repo_id
 
-    def write_card(self, state, results: dict[str, float] | None = None):
-        """Write Trainer's `state`, and card and curves from it and what else a run left; see [`write_model_card`]."""
+    def write_card(self, state, results: dict[str, float] | None = None, *words, **named_words):
+        """Write Trainer's `state`, and card and curves from it and what else a run left; see [`write_model_card`].
+
+        Args:
+            state: Trainer's.
+            results: see [`write_model_card`].
+            words, named_words: what `Trainer.create_model_card` takes, see [`note_words`].
+        """
+        said = inspect.signature(Trainer.create_model_card).bind(None, *words, **named_words).arguments
         if self.args.process_index == 0:
+            note_words(self.args.output_dir, {name: value for name, value in said.items() if name != "self"})
             state.save_to_json(str(Path(self.args.output_dir, STATE)))
             write_card_and_curves(self.args.output_dir, results)
 

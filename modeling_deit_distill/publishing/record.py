@@ -11,12 +11,14 @@ import torch
 
 from ..arguments import DistillationTrainingArguments
 from ..conversion.reading import timm_repository
+from ..errors import InputError
 from ..files import without_folders, write_json
 from ..output_folder import RUN_RECORD, read_json
 from ..recipes import said_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
 NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run")
+TASK = "image-classification"
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -61,6 +63,24 @@ def note_repository(output_dir: str | Path, name: str, native: bool, revision: s
     record = read_json(path) or {"versions": versions()}
     native = native or bool(record.get("native") and record.get("name") == name)
     write_json(path, {**record, "name": name, "native": native, "revision": revision})
+
+
+def note_words(output_dir: str | Path, words: dict[str, object]):
+    """Note what a program says for the card: the arguments of `Trainer.create_model_card`, by name.
+
+    Raises:
+        InputError: a task other than image classification, or `dataset_args`, which the card has no place for.
+    """
+    said = {name: value for name, value in words.items() if value is not None}
+    if not said:
+        return
+    if said.pop("tasks", TASK) not in (TASK, [TASK]):
+        raise InputError(f"tasks is {words['tasks']!r}; the model's task is {TASK!r}: leave it out")
+    if "dataset_args" in said:
+        raise InputError("dataset_args has no place in our card; leave it out, and say it in dataset")
+    path = Path(output_dir, RUN_RECORD)
+    record = read_json(path) or {"versions": versions()}
+    write_json(path, {**record, "card": {**record.get("card", {}), **said}})
 
 
 def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]:

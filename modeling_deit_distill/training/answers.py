@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from ..data.evaluation import labels_of
 from ..errors import InputError, LocalInputError
 from ..teachers.agreement import of_views
 from ..teachers.store import TeacherStore, decode_labels, decode_top_k
@@ -36,11 +37,20 @@ class Answers:
         self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.store, self.num_classes = store, num_classes
         self.is_needed = args.distillation_type != "none"
-        self.is_hard, self.temperature = args.distillation_type == "hard", args.distillation_temperature
+        self.is_hard, self.args = args.distillation_type == "hard", args
         self.num_asked = 0
         self._are_finite: torch.Tensor | None = None  # None if all of the last came from a store
-        if store is not None:
-            store.check(of_views(args, dataset))
+        self._dataset = dataset
+        self.check_store()
+
+    def check_store(self):
+        """Refuse a store of other views.
+
+        Raises:
+            InputError: the first difference, with both values and the remedy.
+        """
+        if self.store is not None:
+            self.store.check(of_views(self.args, self._dataset))
 
     def __call__(self, inputs: Mapping, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """About a batch of views: class indices (batch,) for hard distillation, logits (batch, classes) for soft.
@@ -64,24 +74,29 @@ class Answers:
         entries = self._read_or_ask(int(inputs["epoch"][0]), inputs["position"], pixel_values)
         if self.is_hard:
             return decode_labels(entries, pixel_values.device)
-        return decode_top_k(entries, self.num_classes, self.temperature, pixel_values.device)
+        return decode_top_k(entries, self.num_classes, self.args.distillation_temperature, pixel_values.device)
 
     def checked(self, loss: torch.Tensor) -> torch.Tensor:
         """A loss of the last answers, NaN if these were not finite: the index of a NaN is a class like any other."""
         return loss if self._are_finite is None else torch.where(self._are_finite, loss, torch.nan)
 
     def about_held_out(
-        self, batches: Callable[[], Iterable], view: str, accelerator, num_images: int | None = None
+        self, batches: Callable[[str | None], Iterable], view: str, accelerator, name: str | None, dataset, keeps: bool
     ) -> dict | None:
-        """The `accuracy`, `answers` and `labels` (images,) of the held-out set; None where neither knows.
+        """The `accuracy`, `answers` and `labels` (images,) of a held-out set; None where neither knows.
 
         Args:
-            batches: called for the held-out batches, prepared by `accelerator`, if the teacher is asked.
+            batches: from the set's name to its batches, prepared by `accelerator`; called if the teacher is asked.
             view: how the images are shown, see `data.evaluation.evaluation_view`.
-            num_images: how many there are, if known; kept answers about more, or fewer, are passed over.
+            accelerator: Accelerate's.
+            name, dataset: of the set; kept answers about one of other labels are passed over.
+            keeps: whether the store keeps what the teacher says; it has room for one set.
+
+        Raises:
+            InputError: the set has no labels.
         """
         kept = None if self.store is None else self.store.read_validation(view)
-        if kept is not None and num_images not in (None, len(kept["labels"])):
+        if kept is not None and not np.array_equal(kept["labels"], labels_of(dataset)):
             kept = None
         kept = broadcast_object_list([kept])[0]  # another run may be writing it: all processes go one way
         if kept is not None:
@@ -89,14 +104,16 @@ class Answers:
         if self.teacher is None:
             return None
         answers, labels = [], []
-        for batch in batches():
+        for batch in batches(name):
+            if "labels" not in batch:
+                raise InputError("the evaluation set has no labels, so nobody knows how often the teacher is right")
             decided = self._ask(batch["pixel_values"]).argmax(dim=-1)
             decided, true = accelerator.gather_for_metrics((decided, batch["labels"]))
             answers.append(decided.cpu().numpy())
             labels.append(true.cpu().numpy())
         answers, labels = np.concatenate(answers), np.concatenate(labels)
         accuracy = float(np.mean(answers == labels))
-        if self.store is not None and accelerator.is_main_process:
+        if self.store is not None and keeps and accelerator.is_main_process:
             self.store.write_validation(view, accuracy, answers, labels)
         return {"accuracy": accuracy, "answers": answers, "labels": labels}
 

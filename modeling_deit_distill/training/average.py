@@ -182,7 +182,12 @@ class AverageWeights(TrainerCallback):
             )
 
     def evaluated_too(
-        self, evaluate: Callable, model: nn.Module, metrics: HeldOutMetrics, prefix: str, is_evaluation: bool = True
+        self,
+        evaluate: Callable,
+        model: nn.Module,
+        metrics: HeldOutMetrics,
+        prefix: str,
+        description: str = "Evaluation",
     ):
         """Evaluate a model, and its average beside it.
 
@@ -190,13 +195,14 @@ class AverageWeights(TrainerCallback):
             evaluate: Trainer's `evaluation_loop`, called with `metric_key_prefix`.
             model: the model; its weights come back to the bit.
             metrics: keeps the decisions of the model; those of the average are kept here.
-            is_evaluation: whether it is one, and not a prediction, which is of the model alone.
             prefix: of the model's metrics; those of the average stand beside under `<prefix>_ema_`.
+            description: Trainer's; another than "Evaluation" is a prediction, which is of the model alone.
 
         Returns:
             What `evaluate` returns.
         """
-        metrics.start()
+        is_evaluation = description == "Evaluation"
+        metrics.start(is_evaluation)
         with weights_kept(model):
             output = evaluate(metric_key_prefix=prefix)
         if self.average is None or not is_evaluation:

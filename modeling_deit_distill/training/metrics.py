@@ -1,50 +1,95 @@
 """What evaluation reports: top-1 of each fusion and head, top-5, means over the classes, agreement with the teacher."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers.trainer_utils import PredictionOutput
 
 from ..analysis import class_means
 from ..errors import InputError
 from ..modeling_deit_distill import fuse_logits
 
 TOP_K = 5
-LOSS_BY_IMAGE = "loss"
+LOSS_BY_IMAGE, LOGITS = "loss", "logits"  # beside decisions
 CONFIDENCE = "confidence"
 KEPT = ("labels", "fused", "cls", "distillation", "teacher", CONFIDENCE)  # of the decisions, in a run's folder
+
+
+class Prediction(PredictionOutput):
+    """As in Trainer: `predictions`, here the logits (images, classes) of the configured fusion, `label_ids`, `metrics`.
+
+    Attributes:
+        decisions: by name (images,) class indices, those of each head and fusion (see [`predicted_labels`]).
+    """
+
+    decisions: dict[str, np.ndarray]
 
 
 class HeldOutMetrics:
     """A trainer's `compute_metrics`: accuracies and loss from decisions, which it keeps.
 
     Attributes:
+        dataset: the set that is evaluated next.
         decisions: of the last evaluation, by name (images,) class indices: the `labels`, those of each head and
             fusion (see [`predicted_labels`]), and the `teacher`'s if known; besides `confidence`, the probability of
             the answer `fused`, from 0 to 1.
-        teacher: `answers` and `labels` (images,) of the held-out set, once the teacher is asked; None before.
     """
 
     def __init__(self):
+        self.dataset = None
         self.decisions: dict[str, np.ndarray] = {}
-        self.teacher: dict | None = None
+        self._about_teacher: list[tuple[object, dict]] = []  # of each set that the teacher was asked about
         self.start()
 
-    def start(self):
-        """Forget the batches of an evaluation that did not end."""
+    def start(self, is_evaluation: bool = True):
+        """Forget the batches of an evaluation that did not end; what comes is one, or else a prediction."""
         self._batches: list[tuple[dict, np.ndarray]] = []
+        self._is_evaluation = is_evaluation
+
+    def ask_teacher(self, sets, ask: Callable[[str | None, object, bool], dict | None]) -> dict[str, float]:
+        """`teacher_accuracy`, `teacher_balanced_accuracy` and `teacher_macro_f1`; empty where nothing is known.
+
+        Of several sets each has its own, as `teacher_<set>_accuracy`.
+
+        Args:
+            sets: Trainer's `eval_dataset`.
+            ask: from a set's name, None for the only one, the set, and whether it is the only one, to what
+                `Answers.about_held_out` returns.
+        """
+        named = sets if isinstance(sets, dict) else {None: sets}
+        found = {name: ask(name, dataset, sets is dataset) for name, dataset in named.items()}
+        known = {name: about for name, about in found.items() if about is not None}
+        self._about_teacher = [(named[name], about) for name, about in known.items()]
+        results = {}
+        for name, about in known.items():
+            prefix = "teacher" if name is None else f"teacher_{name}"
+            balanced, macro_f1 = class_means(about["labels"], about["answers"])
+            figures = {"accuracy": about["accuracy"], "balanced_accuracy": balanced, "macro_f1": macro_f1}
+            results |= {f"{prefix}_{figure}": value for figure, value in figures.items()}
+        return results
+
+    def decide(self, logits: tuple[torch.Tensor, ...], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """A trainer's `preprocess_logits_for_metrics`: as [`decide`]; a prediction keeps the fused logits too."""
+        return {**decide(logits, labels), **({} if self._is_evaluation else {LOGITS: logits[0]})}
+
+    def as_prediction(self, output: PredictionOutput) -> PredictionOutput:
+        """What `predict` returns: logits and decisions apart. A user's own predictions stay as they are."""
+        are_lists = isinstance(output.predictions, list)
+        batches = output.predictions if are_lists else [output.predictions]
+        if not batches or not all(isinstance(batch, dict) and LOGITS in batch for batch in batches):
+            return output
+        logits = [batch[LOGITS] for batch in batches]
+        prediction = Prediction(logits if are_lists else logits[0], *output[1:])
+        names = batches[0].keys() - {LOGITS, LOSS_BY_IMAGE}
+        prediction.decisions = {name: _joined([batch[name] for batch in batches]) for name in names}
+        return prediction
 
     def kept_decisions(self) -> dict[str, list]:
         """What a run writes down of the decisions."""
         kept = {name: self.decisions[name].tolist() for name in KEPT if name in self.decisions}
         return {**kept, CONFIDENCE: [round(share, 4) for share in kept[CONFIDENCE]]} if CONFIDENCE in kept else kept
-
-    def teacher_results(self) -> dict[str, float]:
-        """`teacher_accuracy`, `teacher_balanced_accuracy` and `teacher_macro_f1`; empty where nothing is known."""
-        if self.teacher is None:
-            return {}
-        balanced, macro_f1 = class_means(self.teacher["labels"], self.teacher["answers"])
-        accuracy = self.teacher["accuracy"]
-        return {"teacher_accuracy": accuracy, "teacher_balanced_accuracy": balanced, "teacher_macro_f1": macro_f1}
 
     def __call__(self, evaluated, compute_result: bool = True) -> dict[str, float]:
         """Metrics of whole arrays, of lists of batches (`eval_do_concat_batches` false), or called once a batch.
@@ -58,25 +103,34 @@ class HeldOutMetrics:
         self._batches += zip(*given, strict=True) if are_lists else [given]
         if not compute_result:
             return {}
-        names = self._batches[0][0]
+        names = self._batches[0][0].keys() - {LOGITS}
         predictions = {name: _joined([batch[name] for batch, _ in self._batches]) for name in names}
         labels = _joined([batch for _, batch in self._batches])
-        self.start()
+        self._batches = []
         loss = float(np.mean(predictions.pop(LOSS_BY_IMAGE), dtype=np.float64))
-        self.decisions = {"labels": labels, **predictions}
-        if self.teacher is not None and np.array_equal(self.teacher["labels"], labels):
-            self.decisions["teacher"] = self.teacher["answers"]
-        return {"loss": loss, **accuracies(predictions, labels, self.decisions.get("teacher"))}
+        decisions, teacher = {"labels": labels, **predictions}, self._teacher_about(labels)
+        if teacher is not None:
+            decisions["teacher"] = teacher
+        if self._is_evaluation:
+            self.decisions = decisions
+        return {"loss": loss, **accuracies(predictions, labels, teacher)}
+
+    def _teacher_about(self, labels: np.ndarray) -> np.ndarray | None:
+        """The teacher's answers about the set that is evaluated; another may have the same labels."""
+        known = (about for dataset, about in self._about_teacher if dataset is self.dataset)
+        return next((about["answers"] for about in known if np.array_equal(about["labels"], labels)), None)
 
 
-def decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A trainer's `preprocess_logits_for_metrics`: decisions, confidence and loss of each image, (images,) each.
+def decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Decisions, confidence and, of images with labels, the loss of each image, (images,) each.
 
     Trainer's own loss is one of batches, which several processes fill up with images that were counted already.
     """
-    losses = F.cross_entropy(logits[0].float(), labels, reduction="none")
     confidence = logits[0].float().softmax(dim=-1).amax(dim=-1)
-    return {**predicted_labels(*logits), CONFIDENCE: confidence, LOSS_BY_IMAGE: losses}
+    decided = {**predicted_labels(*logits), CONFIDENCE: confidence}
+    if labels is None:
+        return decided
+    return {**decided, LOSS_BY_IMAGE: F.cross_entropy(logits[0].float(), labels, reduction="none")}
 
 
 def predicted_labels(

@@ -7,6 +7,7 @@ from ..augmentation.augment import augment, mix_labels
 from ..data.bad_images import BadImages
 from ..data.class_weights import class_weights
 from ..data.datasets import StreamingViewDataset, ViewDataset
+from ..errors import InputError
 from ..losses import hard_distillation_loss, label_loss, soft_distillation_loss
 
 
@@ -27,7 +28,7 @@ class Views:
     def __init__(self, args, dataset, processor, config):
         self.mean = getattr(processor, "image_mean", IMAGENET_DEFAULT_MEAN)
         self.std = getattr(processor, "image_std", IMAGENET_DEFAULT_STD)
-        self.num_classes, self.repeats = config.num_labels, args.repeated_augmentation
+        self.num_classes, self.args = config.num_labels, args
         weights = weights_of_classes(args, dataset, config)
         self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)
         self.bad_images: BadImages | None = None
@@ -37,10 +38,18 @@ class Views:
         self._pixels: torch.Tensor | None = None  # written to again and again: fresh memory costs more
 
     def __call__(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are."""
+        """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are.
+
+        Raises:
+            InputError: a batch without labels.
+        """
+        if "labels" not in inputs:
+            raise InputError(
+                "the training set's samples have no labels, which the loss of a student needs; give each `labels`"
+            )
         if "draws" not in inputs:
             return inputs["pixel_values"], inputs["labels"]
-        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]) / self.repeats)
+        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]) / self.args.repeated_augmentation)
         pixel_values, draws = inputs["pixel_values"], inputs["draws"]
         if self._pixels is None or self._pixels.shape != pixel_values.shape:
             self._pixels = torch.empty_like(pixel_values, dtype=torch.float32)

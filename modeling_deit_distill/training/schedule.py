@@ -150,7 +150,8 @@ def resolve_warmup(args, num_steps: int, steps_per_epoch: int | None):
     if args.code_compatible and steps_per_epoch is None:
         raise InputError("code_compatible changes the learning rate by epochs, which a stream has not; drop one")
     if args.warmup_epochs > 0 and steps_per_epoch is not None:
-        args.warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+        given, args.warmup_steps = args.warmup_steps, round(args.warmup_epochs * steps_per_epoch)
+        args.note_filled_in(warmup_steps=given)
     warning = short_of_the_peak(num_steps, args.get_warmup_steps(num_steps))
     if warning is not None and args.process_index == 0:
         logger.warning(warning)

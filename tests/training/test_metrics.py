@@ -89,9 +89,10 @@ def test_the_confidence_is_the_probability_of_the_answer_and_is_kept():
 
 def test_the_teacher_has_the_same_figures():
     metrics = HeldOutMetrics()
-    assert metrics.teacher_results() == {}
-    metrics.teacher = {"accuracy": 0.75, "answers": np.array([0, 1, 2, 0]), "labels": np.array([0, 1, 2, 1])}
-    assert metrics.teacher_results() == {
+    held_out = object()
+    assert metrics.ask_teacher(held_out, lambda *about: None) == {}
+    about = {"accuracy": 0.75, "answers": np.array([0, 1, 2, 0]), "labels": np.array([0, 1, 2, 1])}
+    assert metrics.ask_teacher(held_out, lambda *_: about) == {
         "teacher_accuracy": 0.75,
         "teacher_balanced_accuracy": (1 + 0.5 + 1) / 3,
         "teacher_macro_f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3),
