@@ -1,10 +1,10 @@
-"""What a run prints: the summary of what will happen, and the table of what came of it."""
+"""What a run prints, and the words it has for its figures."""
 
 from collections.abc import Mapping
 
 from transformers import TrainingArguments
 
-# Names in the table and in the card, in their order; `all_results.json` uses the keys.
+# Names in the card, in their order; `all_results.json` uses the keys.
 ACCURACY_NAMES = {
     "teacher_accuracy": "teacher",
     "eval_accuracy": "student (configured fusion)",
@@ -31,24 +31,6 @@ def summary_table(summary: Mapping[str, object]) -> str:
     """A summary as aligned lines, `name   value`."""
     width = max(len(name) for name in summary)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in summary.items())
-
-
-def results_table(results: Mapping[str, float]) -> str:
-    """The accuracies in `results`, in per cent, and the time of training, as a table for a terminal."""
-    rows = [(name, f"{100 * results[key]:.2f} %") for key, name in ACCURACY_NAMES.items() if key in results]
-    if "final_weights" in results:
-        rows.append(("weights that were kept", FINAL_WEIGHTS[results["final_weights"]]))
-    if "teacher_accuracy" in results and "teacher_views_asked" in results:
-        rows.append(("views the teacher was asked about", f"{results['teacher_views_asked']:,}"))
-    if results.get("bad_images") is not None:
-        rows.append(("images that could not be read", f"{results['bad_images']:,}"))
-    if results.get("bad_held_out_images"):
-        rows.append(("held-out images that were left out", f"{results['bad_held_out_images']:,}"))
-    if "train_runtime" in results:
-        rows.append(("training time", duration(results["train_runtime"])))
-    width = max(len(name) for name, _ in rows)
-    line = "-" * (width + 14)
-    return "\n".join([line, *(f"  {name:<{width}}  {value:>8}" for name, value in rows), line])
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -21,6 +21,7 @@ from ..conversion.weight_names import why_not_native
 from ..files import written_whole
 from ..output_folder import CARD, CURVES, DECISIONS, PREDICTIONS, STATE, read_json
 from ..report import ACCURACY_NAMES, duration
+from .comparison import comparison, verdict
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .run import DECISION_NAMES, Run, read_run
 
@@ -126,6 +127,10 @@ def content(run: Run) -> dict[str, object]:
         "shell_revision": shlex.quote(revision) if revision else None,
         "native": native,
         "exportable": not native and why_not_native(run.config) is None,
+        "comparison": comparison_table(run),
+        "verdict": _text(words[0].upper() + words[1:]) if (words := verdict(run.outcome)) else None,
+        "has_milliseconds": run.measured("milliseconds_per_image") is not None,
+        "hardware": _text(run.record["hardware"]) if run.record.get("hardware") else None,
         "accuracies": accuracy_table(run),
         "num_images": f"{run.num_images:,}" if run.num_images else None,
         "disagreement": disagreement_table(run),
@@ -197,6 +202,13 @@ def tokens(run: Run) -> str | None:
         f"The cosine of the two tokens is {learned:.2f} as they were learned, {blocks[0]:.2f} after the first block "
         f"and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
     )
+
+
+def comparison_table(run: Run) -> str | None:
+    """This model, its teacher, and what always answering the largest class would come to."""
+    heads, rows = comparison(run.outcome)
+    names = {"student": "this model", "teacher": "its teacher"}
+    return _table(("", *(_text(names.get(head, head)) for head in heads)), [tuple(map(_text, row)) for row in rows])
 
 
 def accuracy_table(run: Run) -> str | None:

@@ -5,13 +5,17 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list
 
 from ..arguments import DistillationTrainingArguments
+from ..errors import InputError
 from ..files import write_json
 from ..output_folder import PUBLISHED, RESULTS, disk_errors_explained, list_checkpoints, remove_checkpoint, results_of
-from ..report import results_table, say
+from ..report import say
 from .card import write_model_card
+from .comparison import Outcome, results_table
+from .cost import measure_costs
 from .inside import look_inside
 from .record import changed_arguments, note_repository, write_run_record
 from .repository import clear_stages, open_repository_of, push_all, stage_run
+from .run import read_run
 
 
 def is_finished(args: DistillationTrainingArguments, command_line: list[str]) -> bool:
@@ -22,7 +26,7 @@ def is_finished(args: DistillationTrainingArguments, command_line: list[str]) ->
     results = broadcast_object_list([results_of(args.output_dir) if args.process_index == 0 else None])[0]
     if results is None:
         return False
-    text = [results_table(results)]
+    text = [_table_of(args.output_dir, results)]
     if changed := changed_arguments(args.output_dir, command_line):
         text.append(f"That run was another than this command's; it differs in {', '.join(changed)}.")
     text.append("To train again, choose another --output_dir or add --overwrite_output_dir true.")
@@ -72,7 +76,16 @@ def finish_run(plan, trainer, results: dict[str, float]):
     with disk_errors_explained(output_dir, "the card"):
         if plan.args.process_index == 0:
             write_run_record(plan, trainer.hub_model_id)
+            results |= measure_costs(output_dir, trainer.answers.teacher, plan.args.device)
             look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
             trainer.create_model_card(results=results)
             write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
-    say(plan.args, f"Results, kept in {output_dir}", results_table(results))
+            say(plan.args, f"Results, kept in {output_dir}", _table_of(output_dir, results))
+
+
+def _table_of(output_dir: str, results: dict[str, float]) -> str:
+    """The results of a run for the screen; where its other files cannot be read, these alone, and why."""
+    try:
+        return results_table(read_run(Path(output_dir), results).outcome)
+    except InputError as error:
+        return f"{results_table(Outcome(results))}\n{error}"

@@ -1,6 +1,5 @@
 """What a run left in its folder, as its card needs it."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..analysis import Measured, measure_decisions
+from ..analysis import Measured
 from ..errors import InputError, one_line
 from ..output_folder import DECISIONS, RESULTS, RUN_RECORD, STATE, TOKENS, read_json
+from .comparison import Outcome
 from .pictures import distinct_names
 
 # Sets of decisions in `predictions.json`, in the order of the paper's Table 4.
@@ -68,14 +68,18 @@ class Run:
         return self.config.use_distillation_token or self.summary.get("teacher", "none") != "none"
 
     @cached_property
+    def outcome(self) -> Outcome:
+        """What came of it."""
+        return Outcome(self.results, self.decisions, self.class_names)
+
+    @property
     def judged(self) -> Measured:
         """What its decisions on the held-out images are worth; there must be some."""
-        return measure_decisions(self.decisions["labels"], self.decisions["fused"], len(self.class_names))
+        return self.outcome.judged["student"]
 
     def measured(self, key: str) -> float | None:
         """A result, if it was measured and is a number."""
-        value = self.results.get(key)
-        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+        return self.outcome.measured(key)
 
     def file(self, name: str) -> str | None:
         """The name of a file if it is there."""

@@ -20,9 +20,9 @@ import train_deit
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
 from modeling_deit_distill.arguments import decay_of_half_life
 from modeling_deit_distill.publishing.card import accuracy_table
+from modeling_deit_distill.publishing.comparison import results_table
 from modeling_deit_distill.publishing.run import read_run
 from modeling_deit_distill.recipes import parse_arguments
-from modeling_deit_distill.report import results_table
 from modeling_deit_distill.summary import average_in_words
 from modeling_deit_distill.training.average import (
     AVERAGE_FILE,
@@ -363,9 +363,9 @@ def test_a_run_says_and_keeps_both(averaged, capsys):
     kept = {"ema": load_file(last / AVERAGE_FILE), "raw": load_file(last / "model.safetensors")}
     assert same(final, kept[results["final_weights"]]) and not same(kept["ema"], kept["raw"])
     assert not (folder / AVERAGE_FILE).exists()
-    table = results_table(results)
-    assert "average of the weights (EMA)" in table and "weights of the last step" in table
-    assert "weights that were kept" in table
+    (row,) = [line for line in results_table(read_run(folder).outcome).splitlines() if "weights that were kept" in line]
+    assert f"average {100 * results['eval_ema_accuracy']:.2f} %" in row
+    assert f"last {100 * results['eval_raw_accuracy']:.2f} %" in row
     card = accuracy_table(read_run(folder))
     assert "average of the weights (EMA)" in card and "weights of the last step" in card
     assert "half-life 4 steps" in (folder / "README.md").read_text()

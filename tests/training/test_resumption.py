@@ -112,7 +112,8 @@ def whole(forked, words, tmp_path_factory):
 def figures(folder, but):
     """The results without times, and without those named in `but`."""
     results = json.loads((folder / "all_results.json").read_text())
-    return {key: value for key, value in results.items() if not key.endswith(("_runtime", "_per_second", *but))}
+    times = ("_runtime", "_per_second", "milliseconds_per_image")
+    return {key: value for key, value in results.items() if not key.endswith((*times, *but))}
 
 
 def assert_same_end(folder, whole, but=(), steps=STEPS):

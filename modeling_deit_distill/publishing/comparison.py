@@ -1,0 +1,247 @@
+"""Student and teacher beside each other: the table at the end of a run, and in words which of the two to keep."""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..analysis import Measured, Paired, measure_decisions, paired_difference
+from ..data.image_files import shown
+from ..report import FINAL_WEIGHTS, aligned, duration
+
+SURE = 0.05  # a difference with a lower p value is taken for one
+ALIKE = 1.1  # sizes and times by less than this factor apart are called neither smaller nor faster
+MIN_DIFFERENCE = 0.01  # of balanced accuracies, from which on they are compared
+MAX_NAMES = 10
+WIDTH = 78  # of the text beside the names of the rows
+
+# The rows of the comparison: the name, the student's key in `all_results.json`, and the teacher's.
+SHARES = (
+    ("accuracy", "eval_accuracy", "teacher_accuracy"),
+    ("balanced accuracy", "eval_balanced_accuracy", "teacher_balanced_accuracy"),
+    ("macro-F1", "eval_macro_f1", "teacher_macro_f1"),
+)
+PARAMETERS = ("num_parameters", "teacher_num_parameters")
+MILLISECONDS = ("milliseconds_per_image", "teacher_milliseconds_per_image")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    Args:
+        results: `all_results.json`.
+        decisions: of `predictions.json`, (images,) class indices: `labels`, `fused` and perhaps `teacher`; empty where
+            they were not kept.
+        class_names: in the order of their indices.
+    """
+
+    results: Mapping[str, object]
+    decisions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
+
+    def measured(self, key: str) -> float | None:
+        """A result, if it was measured and is a number."""
+        value = self.results.get(key)
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    @cached_property
+    def largest(self) -> str | None:
+        """The name of the class with the most held-out images."""
+        return None if not self.decisions else self.class_names[np.bincount(self.decisions["labels"]).argmax()]
+
+    @cached_property
+    def judged(self) -> dict[str, Measured]:
+        """What the decisions of `student`, `teacher` and `largest` (always the largest class) are worth."""
+        if not self.decisions:
+            return {}
+        labels = self.decisions["labels"]
+        sets = {"student": self.decisions["fused"], "teacher": self.decisions.get("teacher"), "largest": self._constant}
+        known = {name: decided for name, decided in sets.items() if decided is not None}
+        return {name: measure_decisions(labels, decided, len(self.class_names)) for name, decided in known.items()}
+
+    def compared(self, first: str, second: str) -> Paired:
+        """Two of the sets on the same images, see [`paired_difference`]."""
+        sets = {"student": self.decisions["fused"], "teacher": self.decisions.get("teacher"), "largest": self._constant}
+        return paired_difference(self.decisions["labels"], sets[first], sets[second])
+
+    @property
+    def _constant(self) -> np.ndarray:
+        labels = self.decisions["labels"]
+        return np.full(len(labels), np.bincount(labels).argmax())
+
+
+def comparison(outcome: Outcome) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The heads of the columns (student, teacher, always the largest class) and the rows; `–` where nothing is known.
+
+    A column of which nothing is known is left out.
+    """
+    measured, judged = outcome.measured, outcome.judged
+    reference = judged.get("largest")
+    constant = (None, None, None) if reference is None else reference[:3]
+    rows = [
+        (name, _percent(measured(own)), _percent(measured(teachers)), _percent(share))
+        for (name, own, teachers), share in zip(SHARES, constant, strict=True)
+    ]
+    rows += [
+        ("parameters", *(_millions(measured(key)) for key in PARAMETERS), "–"),
+        ("milliseconds an image", *(_milliseconds(measured(key)) for key in MILLISECONDS), "–"),
+    ]
+    heads = ["student", "teacher", f"always {_first([outcome.largest])}" if reference else "always the largest class"]
+    kept = [place for place in range(3) if any(row[1 + place] != "–" for row in rows)]
+    rows = [(row[0], *(row[1 + place] for place in kept)) for row in rows]
+    return [heads[place] for place in kept], [row for row in rows if set(row[1:]) - {"–"}]
+
+
+def never_answered(measured: Measured) -> list[int]:
+    """The classes that have images and were the answer to none."""
+    return [each.label for each in measured.classes if each.num_images and not each.num_answers]
+
+
+def verdict(outcome: Outcome) -> str | None:
+    """Which of student and teacher to keep, and why, in a few sentences; None where no decisions were kept.
+
+    The first starts with a small letter, as behind a name. Judged by McNemar's test on the held-out images; within its
+    uncertainty the smaller or faster one is named.
+    """
+    if not outcome.decisions:
+        return None
+    said = []
+    if "teacher" in outcome.judged:
+        said += [_which_to_keep(outcome), *_other_way_round(outcome)]
+    first, *rest = [*said, *_against_the_largest_class(outcome)]
+    return " ".join([first, *(sentence[0].upper() + sentence[1:] for sentence in rest)])
+
+
+def results_table(outcome: Outcome) -> str:
+    """What came of a run, as a table for a terminal: the comparison, what was counted, and the verdict."""
+    heads, rows = comparison(outcome)
+    told = list(_told(outcome))
+    width = max((len(name) for name, *_ in (*rows, *told)), default=0)
+    table = aligned([["".ljust(width), *heads], *rows]) if rows else ""
+    lines = [f"  {line}" for line in table.splitlines()]
+    for name, value in told:
+        first, *rest = textwrap.wrap(value, WIDTH, break_long_words=False, break_on_hyphens=False)
+        lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in rest)]
+    rule = "-" * max((len(line) for line in lines), default=0)
+    return "\n".join([rule, *lines, rule])
+
+
+def _told(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """Names and values of what stands under the comparison."""
+    results, judged = outcome.results, outcome.judged
+    for name in ("student", "teacher"):
+        if name in judged:
+            names = [outcome.class_names[label] for label in never_answered(judged[name])]
+            number = sum(each.num_images > 0 for each in judged[name].classes)
+            yield (
+                f"never answered by the {name}",
+                f"{len(names)} of {number} classes: {_first(names)}" if names else "none",
+            )
+    if (share := outcome.measured("eval_teacher_agreement")) is not None:
+        yield "student agrees with teacher", _percent(share)
+    if "final_weights" in results:
+        shares = (
+            f"{word} {_percent(outcome.measured(f'eval_{kind}_accuracy'))}" for kind, word in FINAL_WEIGHTS.items()
+        )
+        yield "weights that were kept", f"{FINAL_WEIGHTS[results['final_weights']]} ({', '.join(shares)})"
+    if "teacher_accuracy" in results and "teacher_views_asked" in results:
+        yield "views the teacher was asked about", f"{results['teacher_views_asked']:,}"
+    if results.get("bad_images") is not None:
+        yield "images that could not be read", f"{results['bad_images']:,}"
+    if results.get("bad_held_out_images"):
+        yield "held-out images that were left out", f"{results['bad_held_out_images']:,}"
+    if "train_runtime" in results:
+        yield "training time", duration(results["train_runtime"])
+    if (words := verdict(outcome)) is not None:
+        yield "verdict", words
+
+
+def _which_to_keep(outcome: Outcome) -> str:
+    pair, judged = outcome.compared("student", "teacher"), outcome.judged
+    number = len(outcome.decisions["labels"])
+    shares = (
+        f"the student is right on {_percent(judged['student'].accuracy)} of {number:,} held-out images, the teacher on "
+        f"{_percent(judged['teacher'].accuracy)} ({_p(pair)}, McNemar's test)"
+    )
+    pros = {"student": _advantages(outcome, 0), "teacher": _advantages(outcome, 1)}
+    if pair.p_value >= SURE:
+        better = [name for name in pros if pros[name]]
+        choice = f" Keep the {better[0]}: it is {_and(pros[better[0]])}." if len(better) == 1 else _sentence(pros)
+        return f"too close to tell: {shares}; the difference is within the uncertainty of {number:,} images.{choice}"
+    if pair.num_first > pair.num_second:
+        return f"keep the student: {shares}.{_sentence(pros)}"
+    unless = ", unless size or time decide" if pros["student"] else ""
+    return f"keep the teacher{unless}: {shares}.{_sentence(pros)}"
+
+
+def _sentence(pros: Mapping[str, list[str]]) -> str:
+    """What speaks for each besides its accuracy; empty if nothing does."""
+    said = [f"the {name} is {_and(words)}" for name, words in pros.items() if words]
+    return f" T{', '.join(said)[1:]}." if said else ""
+
+
+def _advantages(outcome: Outcome, place: int) -> list[str]:
+    """How the student (place 0) or the teacher (1) is smaller or faster than the other, with both figures."""
+    words = []
+    for name, keys, unit in (("smaller", PARAMETERS, "M parameters"), ("faster", MILLISECONDS, "ms an image")):
+        pair = [outcome.measured(key) for key in keys]
+        if None in pair or pair[place] * ALIKE > pair[1 - place]:
+            continue
+        own, other = (value / 1e6 if name == "smaller" else value for value in (pair[place], pair[1 - place]))
+        words.append(f"{name} ({own:.2f} against {other:.2f} {unit})")
+    return words
+
+
+def _other_way_round(outcome: Outcome) -> Iterator[str]:
+    """Where balanced accuracy orders student and teacher otherwise than accuracy does."""
+    student, teacher = outcome.judged["student"], outcome.judged["teacher"]
+    difference = student.balanced_accuracy - teacher.balanced_accuracy
+    if abs(difference) >= MIN_DIFFERENCE and difference * (student.accuracy - teacher.accuracy) < 0:
+        better = "student" if difference > 0 else "teacher"
+        yield (
+            f"By balanced accuracy the {better} is the better one (student {_percent(student.balanced_accuracy)}, "
+            f"teacher {_percent(teacher.balanced_accuracy)})."
+        )
+
+
+def _against_the_largest_class(outcome: Outcome) -> Iterator[str]:
+    """Who is not known to be better than always answering the largest class; without a teacher also that one is."""
+    always = f"always answering {_first([outcome.largest])} ({_percent(outcome.judged['largest'].accuracy)})"
+    for name in ("student", "teacher"):
+        if name not in outcome.judged:
+            continue
+        pair = outcome.compared(name, "largest")
+        if pair.p_value >= SURE or pair.num_first < pair.num_second:
+            yield f"the {name} is not known to be better than {always}."
+        elif "teacher" not in outcome.judged:
+            share, number = _percent(outcome.judged[name].accuracy), len(outcome.decisions["labels"])
+            yield f"the {name} is better than {always}: it is right on {share} of {number:,} images ({_p(pair)})."
+
+
+def _first(names: Sequence[str]) -> str:
+    rest = f", and {len(names) - MAX_NAMES:,} others" if len(names) > MAX_NAMES else ""
+    return ", ".join(shown(name) for name in names[:MAX_NAMES]) + rest
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words)
+
+
+def _p(pair: Paired) -> str:
+    return "p < 0.001" if pair.p_value < 0.001 else f"p = {pair.p_value:.2g}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def _millions(number: float | None) -> str:
+    return "–" if number is None else f"{number / 1e6:.2f} M"
+
+
+def _milliseconds(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f}"

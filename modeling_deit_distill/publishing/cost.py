@@ -1,0 +1,60 @@
+"""What an answer costs on this machine: parameters and milliseconds an image, of student and teacher."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ..configuration_deit_distill import as_pair
+from ..modeling_deit_distill import DeiTDistillForImageClassification
+from ..teachers.teacher import Teacher
+
+ROUNDS, WARM_UP, MAX_SECONDS = 30, 3, 3.0
+
+
+def measure_costs(output_dir: str | Path, teacher: Teacher | None, device: torch.device) -> dict[str, float]:
+    """Of the model in a run's folder and of its teacher, by their names in `all_results.json`.
+
+    Each gets one image at a time, at its own size, in fp32, whatever the run's precision was. They take turns, so that
+    whatever else the machine does meets both.
+
+    Args:
+        output_dir: the run's folder, in which the model was saved.
+        teacher: None without one, or if only its stored answers are there; then nothing is said of it.
+    """
+    student = DeiTDistillForImageClassification.from_pretrained(output_dir).to(device).eval()
+    answering = {"milliseconds_per_image": _answering(student, as_pair(student.config.image_size), device)}
+    costs = {}
+    if teacher is not None:
+        size, model = (teacher.view.image_size,) * 2, teacher.model
+        answering["teacher_milliseconds_per_image"] = _answering(model, size, device, teacher.memory_format)
+        costs["teacher_num_parameters"] = model.num_parameters()
+    return {**costs, **dict(zip(answering, _milliseconds(list(answering.values()), device), strict=True))}
+
+
+def _answering(
+    model: torch.nn.Module, size: tuple[int, int], device, memory_format=torch.contiguous_format
+) -> Callable[[], object]:
+    """A call that answers one image; not compiled, since the compiled teacher is one for batches."""
+    pixel_values = torch.zeros(1, 3, *size, device=device).contiguous(memory_format=memory_format)
+    return lambda: model.forward(pixel_values=pixel_values)
+
+
+@torch.inference_mode()
+def _milliseconds(calls: list[Callable[[], object]], device) -> list[float]:
+    """The median time of each call, after a warm-up; of slow ones fewer rounds are measured."""
+    times: list[list[float]] = [[] for _ in calls]
+    began = time.perf_counter()
+    for number in range(WARM_UP + ROUNDS):
+        if number > WARM_UP and time.perf_counter() - began > MAX_SECONDS:
+            break
+        for call, measured in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            if number >= WARM_UP:
+                measured.append(1000 * (time.perf_counter() - started))
+    return [round(median(measured), 3) for measured in times]

@@ -1,0 +1,29 @@
+"""What an answer costs: of student and teacher, or of the student alone."""
+
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from modeling_deit_distill.publishing.cost import measure_costs
+from modeling_deit_distill.teachers.teacher import InputView, Teacher
+
+
+def test_student_and_teacher_answer_one_image_at_a_time_at_their_own_size(tiny_model, tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    model = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=3))
+    teacher, shapes, forward = Teacher(model, InputView(40), InputView(32)), set(), model.forward
+
+    def seen(pixel_values):
+        shapes.add(tuple(pixel_values.shape))
+        return forward(pixel_values=pixel_values)
+
+    monkeypatch.setattr(model, "forward", seen)
+    costs = measure_costs(tmp_path, teacher, torch.device("cpu"))
+    assert costs.keys() == {"milliseconds_per_image", "teacher_milliseconds_per_image", "teacher_num_parameters"}
+    assert costs["teacher_num_parameters"] == sum(weights.numel() for weights in model.parameters())
+    assert shapes == {(1, 3, 40, 40)}  # its own size, whatever it was shown in training
+    assert min(costs.values()) > 0
+
+
+def test_a_teacher_that_is_not_there_costs_nothing_known(tiny_model, tmp_path):
+    tiny_model(image_size=(16, 32)).save_pretrained(tmp_path)
+    assert measure_costs(tmp_path, None, torch.device("cpu")).keys() == {"milliseconds_per_image"}
