@@ -270,11 +270,13 @@ class Plan:
 
     def _nobody_to_ask(self) -> str:
         missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_name_or_path
+        damage = f" ({self.store.damage()})" if self.store.damaged else ""
+        theirs = self.store.about.get("teacher")
         nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
         return (
             f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks "
-            f"{sum(missing.values()):,}, the first of epoch {min(missing)}, and {nobody} give --teacher_name_or_path "
-            f"(the store was made with {self.store.about.get('teacher')}), or train for fewer epochs"
+            f"{sum(missing.values()):,}, the first of epoch {min(missing)}{damage}, and {nobody} give "
+            f"--teacher_name_or_path (the store was made with {theirs}), or train for fewer epochs"
         )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from transformers import TrainingArguments
 
+from .errors import printable
+
 # Names in the card, in their order; `all_results.json` uses the keys.
 ACCURACY_NAMES = {
     "teacher_accuracy": "teacher",
@@ -28,9 +30,9 @@ def say(args: TrainingArguments, title: str, text: str = ""):
 
 
 def summary_table(summary: Mapping[str, object]) -> str:
-    """A summary as aligned lines, `name   value`."""
+    """A summary as aligned lines, `name   value`; control characters are written out."""
     width = max(len(name) for name in summary)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in summary.items())
+    return "\n".join(f"  {printable(name):<{width}}  {printable(str(value))}" for name, value in summary.items())
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .errors import InputError, LocalInputError
+from .errors import InputError, LocalInputError, printable
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
 
@@ -26,7 +26,7 @@ def run_script(main: Callable[[list[str]], int | None], arguments: list[str] | N
         exit_code = main(sys.argv[1:] if arguments is None else arguments) or 0
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(INPUT_ERROR_EXIT_CODE)
     except SystemExit as error:  # a run that was interrupted
         exit_code = error.code

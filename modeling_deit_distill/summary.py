@@ -162,6 +162,7 @@ def store_in_words(plan) -> dict[str, str]:
     known = f"all {total:,} views known, no teacher is loaded or trained"
     if missing:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
+    known += f"; {store.damage()}" if store.damaged else ""
     return {"teacher's store": f"{args.teacher_store}, {known}"}
 
 

@@ -5,17 +5,22 @@ arguments: `views_trainer(folder, rows(26), max_steps=8)` stopped after three st
 """
 
 import json
+import os
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
 from helpers.paths import ROOT
+from helpers.stores import whole
 from helpers.trainers import rows, views_trainer
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import damage
 from modeling_deit_distill.teachers.agreement import of_views
+from modeling_deit_distill.teachers.command_line import main
 from modeling_deit_distill.teachers.store import TeacherStore, create_store
+from modeling_deit_distill.teachers.upgrade import upgrade
 
 
 @pytest.fixture
@@ -78,3 +83,76 @@ def test_a_store_that_is_filled_on_is_the_same(earlier):
     again = create_store(earlier / "store", store.fingerprint, {})
     again.write(0, np.arange(24, 26), np.array([1, 2], store.dtype))
     assert TeacherStore(earlier / "store").count(0) == 26
+
+
+def test_a_store_without_checksums_is_said_once(earlier, caplog):
+    for _ in range(2):
+        TeacherStore(earlier / "store").read(0, np.arange(26))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and "was written by an earlier version, without checksums" in said[0]
+    assert f"store_cli upgrade {earlier / 'store'}` adds them" in said[0]
+
+
+def test_a_store_is_upgraded_and_says_the_same(earlier, capsys):
+    folder = earlier / "store"
+    before = TeacherStore(folder)
+    entries, known = before.read(0, np.arange(26))
+    before.write_validation("16 pixels", 0.5, np.array([3, 1]), np.array([3, 6]))
+    with pytest.raises(InputError, match="has no checksums yet; run `store_cli upgrade"):
+        main(["push", str(folder), "me/answers"])
+    assert main(["upgrade", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["epoch-00000.bin: 24 answers", f"{folder} has checksums now"]
+    after = TeacherStore(folder)
+    assert after.has_checksums and after.fingerprint == {**before.fingerprint, "format": 2}
+    again = after.read(0, np.arange(26))
+    assert (again[0] == entries).all() and (again[1] == known).all()
+    assert (folder / "epoch-00000.bin").read_bytes() == whole(after, entries)
+    assert after.read_validation("16 pixels") == before.read_validation("16 pixels") | {
+        "identity": after.identity,
+        "checksum": after.read_validation("16 pixels")["checksum"],
+    }
+    run = views_trainer(earlier / "out", rows(26))
+    after.check(of_views(run.args, run.train_dataset))
+    with pytest.raises(InputError, match="is of format 2 already; there is nothing to upgrade"):
+        main(["upgrade", str(folder)])
+
+
+def test_an_upgrade_that_was_cut_short_is_read_and_gone_on_with(earlier):
+    folder = earlier / "store"
+    shutil.copy(folder / "epoch-00000.bin", folder / "epoch-00001.bin")
+    next(upgrade(str(folder)))  # killed after the first of two files
+    store = TeacherStore(folder)
+    for epoch in (0, 1):
+        assert store.read(epoch, np.arange(24))[0].tolist() == [position % 7 + 1 for position in range(24)]
+    store.write(0, np.arange(24, 26), np.array([1, 2], store.dtype))
+    assert [name for name, _ in upgrade(str(folder))] == ["epoch-00001.bin"]
+    store = TeacherStore(folder)
+    assert store.has_checksums and (store.count(0), store.count(1)) == (26, 24)
+
+
+def test_an_upgrade_leaves_out_what_no_answer_is(earlier, caplog):
+    folder = earlier / "store"
+    content = np.fromfile(folder / "epoch-00000.bin", "<i2")
+    content[5] = 300
+    content.tofile(folder / "epoch-00000.bin")
+    assert list(upgrade(str(folder))) == [("epoch-00000.bin", 23)]
+    assert "epoch-00000.bin is damaged (view 5)" in caplog.text
+    content[:5].tofile(folder / "epoch-00000.bin")
+    assert not TeacherStore(folder).read(0, np.arange(26))[1].any()
+
+
+def test_a_file_of_another_size_is_refused_and_left_alone(earlier):
+    store = TeacherStore(earlier / "store")
+    for size in (1, 50, 54, 4096):
+        os.truncate(store.path(0), size)
+        before = store.path(0).read_bytes()
+        for use in (
+            lambda: store.read(0, np.arange(2)),
+            lambda: store.write(0, np.arange(2), np.array([1, 2], store.dtype)),
+            lambda: store.count(0),
+            lambda: store.holds({0: 1}),
+            lambda: list(upgrade(str(earlier / "store"))),
+        ):
+            with pytest.raises(InputError, match=rf"epoch-00000.bin has {size:,} bytes .*52.*delete it .*fetch it"):
+                use()
+            assert store.path(0).read_bytes() == before

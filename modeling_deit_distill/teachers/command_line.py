@@ -2,11 +2,13 @@
 
 info STORE                what the answers are about, how many there are
 verify STORE              ask the live teacher again about a sample
+upgrade STORE             give a store of an earlier version its checksums
 push STORE REPOSITORY     to a dataset repository on the Hub, with checksums and a card
 pull REPOSITORY STORE     from there
 """
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -19,14 +21,15 @@ from ..arguments import ModelArguments
 from ..data.datasets import ViewDataset
 from ..data.sources import load_image_data
 from ..data.views import AugmentationSettings
-from ..errors import InputError, one_line
-from ..files import sha256, without_folders
+from ..errors import InputError, one_line, printable
+from ..files import read_json, sha256, without_folders
 from ..hub import hub_errors
 from ..report import summary_table
 from .agreement import of_teacher
 from .labelling import verify, whole_sampler
-from .store import DESCRIPTION, VALIDATION, TeacherStore
+from .store import DESCRIPTION, VALIDATION, TeacherStore, described
 from .teacher import load_teacher
+from .upgrade import upgrade
 
 CHECKSUMS = "checksums.json"
 # What a store consists of; nothing else that a repository names is written or removed.
@@ -47,13 +50,15 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_deit_distill.store_cli", description=__doc__.split(":")[0]
     )
-    commands = parser.add_subparsers(required=True, metavar="info | verify | push | pull")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | upgrade | push | pull")
     info = commands.add_parser("info", help="what the answers are about, how many there are")
     check = commands.add_parser("verify", help="ask the live teacher again about a sample")
+    renew = commands.add_parser("upgrade", help="give a store of an earlier version its checksums")
     push = commands.add_parser("push", help="upload to a dataset repository on the Hub")
     pull = commands.add_parser("pull", help="fetch from a dataset repository on the Hub")
     pull.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
-    for each, command in ((info, show), (check, check_answers), (push, push_store), (pull, pull_store)):
+    each_command = {info: show, check: check_answers, renew: upgrade_store, push: push_store, pull: pull_store}
+    for each, command in each_command.items():
         each.set_defaults(command=command)
         each.add_argument("store", help="folder of the store")
     push.add_argument("repository", help="name of the dataset repository, e.g. me/regnet-answers")
@@ -69,10 +74,18 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def show(options: argparse.Namespace):
-    """Print fingerprint, coverage and size."""
+def show(options: argparse.Namespace) -> int:
+    """Print fingerprint, coverage and size; 1 if something is damaged."""
     store = TeacherStore(options.store)
     print(summary_table(describe(store, store.about)))
+    return report_damage(store)
+
+
+def report_damage(store: TeacherStore) -> int:
+    """Say what was found damaged; 1 if anything was."""
+    if store.damaged:
+        print(f"error: {printable(store.damage())}; a run that names the teacher asks again", file=sys.stderr)
+    return int(bool(store.damaged))
 
 
 def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]:
@@ -80,8 +93,8 @@ def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]
     counts = [store.count(epoch) for epoch in store.epochs()]
     size = sum(path.stat().st_size for path in store.directory.iterdir() if path.is_file())
     known = f"{sum(counts):,} of at most {store.num_views * len(counts):,}" if counts else "none"
-    validation = store.directory / VALIDATION
-    accuracy = f"{json.loads(validation.read_text())['accuracy']:.2%}" if validation.exists() else "not asked"
+    validation = store.validation()
+    accuracy = "not asked" if validation is None else f"{validation['accuracy']:.2%}"
     fields = {name: value for name, value in store.fingerprint.items() if name not in ("label_map", "teacher_training")}
     return {
         "teacher": about.get("teacher"),
@@ -89,6 +102,7 @@ def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]
         "views known": f"{known}, {len(counts)} epoch(s)",
         "size": f"{size:,} bytes, {store.dtype.itemsize} a view",
         "teacher on validation": accuracy,
+        **({"damaged": store.damage()} if store.damaged else {}),
         **fields,
     }
 
@@ -123,7 +137,7 @@ def check_answers(options: argparse.Namespace) -> int:
         raise InputError(f"{options.store} holds no pair of answers yet; there is nothing to verify")
     print(f"the live teacher answers {alike} of {compared} views as stored")
     if alike >= MIN_ALIKE * compared:
-        return 0
+        return report_damage(store)
     print("error: that is too few; the store does not hold this teacher's answers", file=sys.stderr)
     return 1
 
@@ -134,8 +148,11 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     Raises:
         InputError: the data are not those that the store was made with.
     """
-    sources = dict(store.about.get("data", {}))
-    sources.pop("crop_pct", None)
+    kept = store.about.get("data") or {}
+    known = inspect.signature(load_image_data).parameters.keys() | {"crop_pct"}
+    if not isinstance(kept, dict) or not kept.keys() <= known:
+        raise InputError(f"{store.directory / DESCRIPTION} does not say where its images are; fetch it anew")
+    sources = {name: value for name, value in kept.items() if name != "crop_pct"}
     moved = {name: getattr(options, name) for name in DATA_SOURCES}
     if any(moved.values()):
         sources |= moved
@@ -146,12 +163,23 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     return ViewDataset(data.train, settings, kept.data_seed), data.class_names
 
 
+def upgrade_store(options: argparse.Namespace):
+    """Give a store of an earlier version its checksums."""
+    for name, number in upgrade(options.store):
+        print(f"{name}: {number:,} answers")
+    print(f"{options.store} has checksums now")
+
+
 def push_store(options: argparse.Namespace):
     """Upload in one commit: all of it, or nothing."""
     store = TeacherStore(options.store)
     if not store.epochs():
         raise InputError(f"{options.store} holds no answers yet; there is nothing to push")
+    if not store.has_checksums:
+        raise InputError(f"{options.store} has no checksums yet; run `store_cli upgrade {options.store}` first")
     contents = public_files(store, options.repository)
+    if store.damaged:  # the card has counted the answers
+        raise InputError(f"{store.damage()}; run what fills {options.store} again, with the teacher, before the push")
     api = HfApi()
     with hub_errors(f"push to {options.repository!r}"):
         api.create_repo(options.repository, repo_type="dataset", private=options.private, exist_ok=True)
@@ -185,7 +213,7 @@ def check_repository(store: TeacherStore, repository: str, contents: dict) -> st
     if any(file.rfilename == CHECKSUMS for file in head.siblings):
         wanted = [CHECKSUMS, DESCRIPTION]
         fetched = Path(snapshot_download(**source, revision=head.sha, allow_patterns=wanted))
-        if fields := differing_fields(store, TeacherStore(fetched)):
+        if fields := differing_fields(store, TeacherStore(fetched), but="format"):  # an upgraded one replaces it
             raise InputError(f"{repository!r} holds another store, which differs in {fields}; choose a new repository")
         if missing := sorted(read_checksums(fetched, repository).keys() - contents.keys()):
             raise InputError(
@@ -240,7 +268,7 @@ def files_to_fetch(target: Path, fetched: Path, checksums: dict[str, str], repos
 def read_checksums(fetched: Path, repository: str) -> dict[str, str]:
     """The SHA-256 of each file of a repository's store, by name."""
     try:
-        checksums = json.loads((fetched / CHECKSUMS).read_text())
+        checksums = read_json(fetched / CHECKSUMS)
     except FileNotFoundError:
         raise InputError(f"{repository!r} holds no store: it has no {CHECKSUMS}") from None
     except ValueError as error:
@@ -274,16 +302,17 @@ A run whose data, seed or augmentations differ from the following is refused, wi
 |---|---|
 {facts}
 
-`{CHECKSUMS}` holds the SHA-256 of each file. `epoch-*.bin` hold {store.dtype.itemsize} bytes a view, by position.
+`{CHECKSUMS}` holds the SHA-256 of each file. `epoch-*.bin` hold {store.dtype.itemsize} bytes a view, by position, and a
+checksum for each block.
 """
 
 
 def public_description(store: TeacherStore) -> dict[str, dict]:
     """`store.json` without the folders of whoever made it."""
-    return without_folders({"fingerprint": store.fingerprint, "about": store.about})
+    return described(without_folders(store.fingerprint), without_folders(store.about), store.identity)
 
 
-def differing_fields(store: TeacherStore, other: TeacherStore) -> str:
-    """The names of what two stores' answers are about and do not agree in."""
+def differing_fields(store: TeacherStore, other: TeacherStore, but: str | None = None) -> str:
+    """The names of what two stores' answers are about and do not agree in, leaving out the field `but`."""
     ours, theirs = (public_description(each)["fingerprint"] for each in (store, other))
-    return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+    return ", ".join(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and name != but)

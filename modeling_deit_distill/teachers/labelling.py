@@ -72,7 +72,7 @@ def fill(
     for epoch in epochs:
         sampler.set_epoch(epoch)
         plan, positions = sampler.plan(), np.arange(len(sampler))
-        batches = np.unique(np.flatnonzero(~store.read(epoch, positions)[1]) // batch_size)
+        batches = np.unique(np.flatnonzero(~store.known(epoch, len(sampler))) // batch_size)
         # By their number, not by their rank among the unknown: others may be writing already.
         mine = batches[batches % num_processes == rank]
         chosen = (
@@ -109,7 +109,7 @@ def verify(
     for epoch in epochs:
         sampler.set_epoch(epoch)
         plan = sampler.plan()
-        known = store.read(epoch, np.arange(len(sampler)))[1].reshape(-1, together).all(axis=1)
+        known = store.known(epoch, len(sampler)).reshape(-1, together).all(axis=1)
         wanted = math.ceil(num_samples / together / len(epochs))
         for group in np.sort(generator.permutation(np.flatnonzero(known))[:wanted]).tolist():
             positions = range(group * together, (group + 1) * together)

@@ -4,19 +4,25 @@ The answer about a view is a pure function of the view, and a view is (image, ep
 set of augmentations. So a store is a folder with
 
 - `store.json`: what the answers are about. Whoever reads them must agree with every field of it.
-- `epoch-00000.bin`, ...: one entry for each position of an epoch, all of one size, addressed by position.
+- `epoch-00000.bin`, ...: one entry for each position of an epoch, all of one size, in blocks with checksums; see
+  `entry_files.py`.
 - `validation.json`: the teacher's answers about the validation images, and its accuracy.
 
-A file of entries is made at its full size, empty; a hole reads as zeros, which no answer is, so it is a view that
-nobody asked about yet. Entries are written in one piece, front to back, with what tells them from a hole at their
-end: a writer that is killed leaves each of them whole or absent. Several processes write beside each other.
+`store.json` and `validation.json` hold a checksum of their own content, and the store's identity: a hash of what it
+must agree about, which each file of entries begins with. What does not agree with its checksum is named, counted and
+not used. Several processes write beside each other. A store of format 1, of earlier versions, has neither checksums
+nor an identity; `upgrade.py` brings them in.
 """
 
 import contextlib
 import datetime
+import functools
 import json
+import logging
 import math
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,14 +30,21 @@ import numpy as np
 import torch
 
 from ..data.views import with_current_names
-from ..errors import InputError, LocalInputError
-from ..files import write_json
+from ..errors import InputError, LocalInputError, one_line, printable
+from ..files import check_json, read_json, with_checksum, without_folders, write_json
 from .agreement import REMEDIES
+from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
 
-FORMAT = 1
+FORMAT, FORMAT_WITHOUT_CHECKSUMS = 2, 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"
-MAX_INT16 = 32_767
+EPOCH_FILE = re.compile(r"epoch-(\d{5,9})\.bin", re.ASCII)
 DEFAULT_TOP_K = 10
+MAX_VIEWS, MAX_CLASSES = 2**40, 2**31 - 2
+VIEWS_READ_AT_ONCE = 8192
+MAX_NAMED = 3  # damaged parts of a file
+IDENTITY = re.compile("[0-9a-f]{16}")
+
+logger = logging.getLogger(__name__)
 
 
 class TeacherStore:
@@ -45,19 +58,27 @@ class TeacherStore:
         self.directory = Path(directory)
         path = self.directory / DESCRIPTION
         try:
-            description = json.loads(path.read_text())
+            description = read_json(path)
             self.fingerprint = with_current_names(dict(description["fingerprint"]))
-            self.about = dict(description["about"])
-            self.check({"format": FORMAT})
-            self.dtype, self.num_views = entry_dtype(self.fingerprint), int(self.fingerprint["num_views"])
+            self.about = printable(dict(description["about"]))
+            self._check_format(description)
+            self.identity = _identity(description, self.has_checksums)
+            self.dtype, self.num_views = _layout(self.fingerprint)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"teacher_store {str(directory)!r} is no store: it has no {DESCRIPTION}") from None
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"{path} cannot be read ({reason}); fetch it anew, or fill another store") from error
-        self._open_epoch: tuple[int, np.ndarray] | None = None
+        self.damaged: dict[str, list[str]] = {}
+        if not self.has_checksums:
+            _say_no_checksums(str(self.directory))
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether it is of the current format."""
+        return self.fingerprint["format"] == FORMAT
 
     def check(self, wanted: Mapping[str, object]):
         """Refuse to be read by a run to which the answers do not apply.
@@ -69,7 +90,7 @@ class TeacherStore:
             theirs, ours = self.fingerprint.get(field), json.loads(json.dumps(ours))  # tuples as JSON keeps them
             if theirs == ours:
                 continue
-            remedy = REMEDIES[field].format(field=field, theirs=theirs, teacher=self.about.get("teacher"))
+            remedy = REMEDIES[field].format(field=field, theirs=printable(theirs), teacher=self.about.get("teacher"))
             if isinstance(theirs, dict) and isinstance(ours, dict):
                 field, theirs, ours = _first_difference(field, theirs, ours)
             raise InputError(
@@ -78,47 +99,46 @@ class TeacherStore:
             )
 
     def read(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Entries (views,) at the positions of an epoch, and which of them are known, (views,) bool."""
-        self._check_positions(positions)
-        entries = self._entries(epoch)
-        if entries is None:
-            return np.zeros(len(positions), self.dtype), np.zeros(len(positions), bool)
-        known = is_known(entries[positions])  # first: what is known now is whole when it is read
-        found = np.where(known, entries[positions], np.zeros((), self.dtype))
-        highest = found if found.dtype.names is None else found["classes"]
-        if highest.size and not 0 <= highest.min() <= highest.max() <= self.fingerprint["num_classes"]:
-            raise InputError(
-                f"{self.path(epoch)} holds class {highest.max() - 1} of {self.fingerprint['num_classes']}: it was "
-                "damaged; delete it (the teacher is asked again), or fetch it anew"
-            )
-        return found, known
+        """Entries (views,) at the positions of an epoch, and which of them are known, (views,) bool.
+
+        What is damaged is not known; it is said, and kept in `damaged`.
+
+        Raises:
+            InputError: the file of the epoch is of another epoch or another store.
+            LocalInputError: the disk refuses.
+        """
+        entries, known, damaged = self._read(epoch, positions)
+        self._say_damaged(self.path(epoch).name, damaged)
+        return entries, known
+
+    def known(self, epoch: int, num_views: int | None = None) -> np.ndarray:
+        """Which of the epoch's first `num_views` positions, all by default, are known, (views,) bool."""
+        number = self.num_views if num_views is None else min(num_views, self.num_views)
+        parts, damaged = [np.zeros(0, bool)], []
+        for first in range(0, number, VIEWS_READ_AT_ONCE):
+            positions = np.arange(first, min(first + VIEWS_READ_AT_ONCE, number))
+            _, known, found = self._read(epoch, positions)
+            parts.append(known)
+            damaged += found
+        self._say_damaged(self.path(epoch).name, damaged)
+        return np.concatenate(parts)
 
     def write(self, epoch: int, positions: np.ndarray, entries: np.ndarray):
         """Keep the entries (views,) of an epoch's positions; at once, in the operating system's hands.
 
         Raises:
+            InputError: the file of the epoch is of another epoch or another store.
             LocalInputError: the disk is full or refuses; what the store holds is intact.
         """
         self._check_positions(positions)
-        path = self.path(epoch)
-        with _disk_errors_named(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                if os.fstat(file).st_size == 0:
-                    os.ftruncate(file, self.num_views * self.dtype.itemsize)
-                self._check_size(path)
-                order = np.argsort(positions, kind="stable")
-                for run in np.split(order, np.flatnonzero(np.diff(positions[order]) != 1) + 1):
-                    if len(run):
-                        _write_at(file, int(positions[run[0]]) * self.dtype.itemsize, entries[run].tobytes())
-            finally:
-                os.close(file)
+        with disk_errors_named(self.path(epoch)):
+            self.file(epoch).write(positions, entries)
 
     def encode(self, logits: torch.Tensor) -> np.ndarray:
         """A teacher's logits (views, classes) as entries (views,) of this store.
 
         Raises:
-            LocalInputError: logits that are no numbers.
+            LocalInputError: logits that are no numbers, or too large for the half precision in which they are kept.
         """
         if not logits.isfinite().all():
             raise LocalInputError(
@@ -126,12 +146,18 @@ class TeacherStore:
             )
         if self.fingerprint["distillation_type"] == "hard":
             return encode_labels(logits, self.dtype)
-        return encode_top_k(logits, self.dtype, self.fingerprint["temperature"])
+        entries = encode_top_k(logits, self.dtype, self.fingerprint["temperature"])
+        if not is_sound(entries, self.fingerprint["num_classes"]).all():  # after rounding to half precision
+            largest = logits.abs().max().item()
+            raise LocalInputError(
+                f"the teacher answers with a logit of {largest:,.0f}, and a store keeps them up to 65,504; give "
+                "--distillation_type hard with another --teacher_store, or no --teacher_store"
+            )
+        return entries
 
     def count(self, epoch: int, num_views: int | None = None) -> int:
         """How many of the epoch's first `num_views` positions, all by default, are known."""
-        entries = self._entries(epoch)
-        return 0 if entries is None else int(np.count_nonzero(is_known(entries[:num_views])))
+        return int(np.count_nonzero(self.known(epoch, num_views)))
 
     def missing(self, views_by_epoch: Mapping[int, int]) -> dict[int, int]:
         """How many views of a run, for each epoch its first so many positions, are not known; by epoch, if any."""
@@ -142,47 +168,89 @@ class TeacherStore:
         """Whether all views of a run are known."""
         return not self.missing(views_by_epoch)
 
+    def damage(self) -> str:
+        """What was found damaged so far, in words; empty if nothing was."""
+        return "; ".join(f"{name} is damaged ({_some(parts)})" for name, parts in sorted(self.damaged.items()))
+
     def epochs(self) -> list[int]:
         """The epochs that have a file; of some of them nothing may be known yet."""
-        numbers = (path.stem.removeprefix("epoch-") for path in self.directory.glob("epoch-*.bin"))
-        return sorted(int(number) for number in numbers if number.isdigit())
+        matches = (EPOCH_FILE.fullmatch(path.name) for path in self.directory.glob("epoch-*.bin"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def path(self, epoch: int) -> Path:
         """The file of an epoch's entries."""
         return self.directory / f"epoch-{epoch:05d}.bin"
 
+    def file(self, epoch: int) -> BlockFile | PlainFile:
+        """The file of an epoch, in the store's format; a store that is being upgraded has both."""
+        path = self.path(epoch)
+        if self.has_checksums or begins_with_magic(path):
+            if self.identity is None:
+                raise InputError(f"{path} has checksums, {DESCRIPTION} has none; fetch {DESCRIPTION} anew")
+            return BlockFile(path, epoch, self.identity, self.dtype, self.num_views)
+        return PlainFile(path, self.dtype, self.num_views)
+
     def read_validation(self, view: str) -> dict | None:
-        """The `accuracy`, the `answers` and the true `labels` (class indices) of the validation images, if known."""
-        try:
-            kept = json.loads((self.directory / VALIDATION).read_text())
-            answered = kept["view"] == view and len(kept["answers"]) == len(kept["labels"]) and kept["accuracy"] >= 0
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return kept if answered else None
+        """The `accuracy`, the `answers` and the true `labels` (class indices) of the validation images, if known.
+
+        None where they were shown otherwise than `view` says, and where they are damaged, which is said.
+        """
+        kept = self.validation()
+        return kept if kept is not None and kept["view"] == view else None
 
     def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
         """Keep what the teacher said about the validation images, shown as `view` says."""
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
-        with _disk_errors_named(self.directory / VALIDATION):
+        if self.has_checksums:
+            kept = with_checksum({"identity": self.identity, **kept})
+        with disk_errors_named(self.directory / VALIDATION):
             write_json(self.directory / VALIDATION, kept, indent=None)
 
-    def _entries(self, epoch: int) -> np.ndarray | None:
-        """The mapped entries of an epoch, None where nothing is known."""
-        if self._open_epoch is None or self._open_epoch[0] != epoch:
-            path = self.path(epoch)
-            if not path.exists() or path.stat().st_size == 0:  # being made at this moment
-                return None
-            self._check_size(path)
-            self._open_epoch = (epoch, np.memmap(path, self.dtype, mode="r"))
-        return self._open_epoch[1]
+    def validation(self) -> dict | None:
+        """What is known about the validation images, however they were shown."""
+        path = self.directory / VALIDATION
+        try:
+            kept = read_json(path)
+            if self.has_checksums:
+                check_json(kept)
+                if kept["identity"] != self.identity:
+                    raise ValueError("it is of another store")
+            for name in ("answers", "labels"):
+                _check_classes(kept[name], self.fingerprint["num_classes"])
+            if len(kept["answers"]) != len(kept["labels"]) or not 0 <= kept["accuracy"] <= 1:
+                raise ValueError("its answers are not complete")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._say_damaged(VALIDATION, [f"{type(error).__name__}: {one_line(error)}"])
+            return None
+        return kept
 
-    def _check_size(self, path: Path):
-        size, expected = path.stat().st_size, self.num_views * self.dtype.itemsize
-        if size != expected:
-            raise InputError(
-                f"{path} has {size:,} bytes where {self.num_views:,} views take {expected:,}: it was damaged; delete "
-                "it (the teacher is asked again), or fetch it anew"
-            )
+    def _check_format(self, description: Mapping):
+        if self.fingerprint["format"] != FORMAT_WITHOUT_CHECKSUMS:
+            self.check({"format": FORMAT})
+        if self.has_checksums or "checksum" in description:
+            check_json(description)
+
+    def _say_damaged(self, name: str, damaged: list[str]):
+        """Say which parts of a file are damaged, each once."""
+        noted = self.damaged.setdefault(name, []) if damaged else []
+        new = [part for part in damaged if part not in noted]
+        noted += new
+        if new:
+            logger.warning("%s is damaged (%s); that is not used", self.directory / name, _some(new))
+
+    def _read(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Entries, which of them are known, and what of them is damaged, in words."""
+        self._check_positions(positions)
+        with disk_errors_named(self.path(epoch), "read"):
+            entries, damaged = self.file(epoch).read(positions)
+        known = is_known(entries)
+        unsound = known & ~is_sound(entries, self.fingerprint["num_classes"])
+        if unsound.any():
+            damaged += [f"view {position:,}" for position in positions[unsound].tolist()]
+            entries, known = np.where(unsound, np.zeros((), self.dtype), entries), known & ~unsound
+        return entries, known, damaged
 
     def _check_positions(self, positions: np.ndarray):
         if len(positions) and positions.max() >= self.num_views:
@@ -221,34 +289,31 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
             raise InputError(
                 f"{name} exists and is no store; choose a new folder, so that nothing of yours is mixed with it"
             )
-        created = datetime.date.today().isoformat()
-        description = {"fingerprint": {"format": FORMAT, **fingerprint}, "about": {"created": created, **about}}
-        with _disk_errors_named(directory / DESCRIPTION):
-            write_json(directory / DESCRIPTION, description, replace=False)
+        about = {"created": datetime.date.today().isoformat(), **about}
+        write_description(directory, {**fingerprint, "format": FORMAT}, about, identity_of_store(fingerprint), False)
     store = TeacherStore(directory)
-    store.check(fingerprint)
+    store.check({name: value for name, value in fingerprint.items() if name != "format"})
     return store
 
 
-def entry_dtype(fingerprint: Mapping[str, object]) -> np.dtype:
-    """The layout of one entry: a label, or the k highest logits and the log-sum-exp of all of them.
-
-    A label takes two bytes, top-k 4k + 4 (above 32,767 classes four, or 6k + 4 and two more for an odd k). Classes
-    are counted from one, so that zeros are no answer; what is written last, the label or the k-th class, tells an
-    entry from a hole.
-    """
-    integer = "<i2" if fingerprint["num_classes"] <= MAX_INT16 else "<i4"
-    if fingerprint["distillation_type"] == "hard":
-        return np.dtype(integer)
-    k = (fingerprint["k"],)
-    # So that no page of memory ends within the class that tells an entry from a hole.
-    padding = [("padding", "<i2")] if integer == "<i4" and fingerprint["k"] % 2 else []
-    return np.dtype([("log_sum_exp", "<f4"), ("logits", "<f2", k), *padding, ("classes", integer, k)])
+def write_description(
+    directory: Path, fingerprint: Mapping, about: Mapping, identity: str | None, replace: bool = True
+):
+    """Write `store.json`, with its checksum."""
+    with disk_errors_named(directory / DESCRIPTION):
+        write_json(directory / DESCRIPTION, described(fingerprint, about, identity), replace)
 
 
-def is_known(entries: np.ndarray) -> np.ndarray:
-    """Which entries are answers and not holes, bool of the same shape."""
-    return (entries if entries.dtype.names is None else entries["classes"][..., -1]) != 0
+def described(fingerprint: Mapping, about: Mapping, identity: str | None) -> dict[str, object]:
+    """What `store.json` holds; nothing but `fingerprint` and `about` without an identity, as earlier versions did."""
+    content = json.loads(json.dumps({"fingerprint": fingerprint, "about": about}))  # tuples as JSON keeps them
+    return content if identity is None else with_checksum({**content, "identity": identity})
+
+
+def identity_of_store(fingerprint: Mapping) -> str:
+    """The identity of a new store: of what it must agree about, wherever its folders are."""
+    agreed = {name: value for name, value in fingerprint.items() if name != "format"}
+    return identity_of(without_folders(json.loads(json.dumps(agreed))))
 
 
 def encode_labels(logits: torch.Tensor, dtype: np.dtype) -> np.ndarray:
@@ -298,18 +363,58 @@ def decode_top_k(entries: np.ndarray, num_classes: int, temperature: float, devi
     return elsewhere[:, None].repeat(1, num_classes).scatter_(-1, classes, highest)
 
 
-def _write_at(file: int, offset: int, content: bytes):
-    while content:
-        written = os.pwrite(file, content, offset)
-        content, offset = content[written:], offset + written
-
-
 @contextlib.contextmanager
-def _disk_errors_named(path: Path):
+def disk_errors_named(path: Path, done: str = "written"):
     try:
         yield
     except OSError as error:  # of this process alone
-        raise LocalInputError(f"{path} cannot be written ({error}); what it holds is intact") from error
+        raise LocalInputError(f"{path} cannot be {done} ({error}); what it holds is intact") from error
+
+
+def _layout(fingerprint: Mapping) -> tuple[np.dtype, int]:
+    """The layout of an entry, and how many an epoch has."""
+    if fingerprint["distillation_type"] not in ("hard", "soft"):
+        raise ValueError(f"distillation_type is {_short(fingerprint['distillation_type'])}")
+    highest = {"num_views": MAX_VIEWS, "num_classes": MAX_CLASSES}
+    if fingerprint["distillation_type"] == "soft":
+        highest["k"] = fingerprint["num_classes"]
+        if not fingerprint["temperature"] > 0:
+            raise ValueError(f"temperature is {_short(fingerprint['temperature'])}")
+    for name, most in highest.items():
+        if type(fingerprint[name]) is not int or not 1 <= fingerprint[name] <= most:
+            raise ValueError(f"{name} is {_short(fingerprint[name])}")
+    return entry_dtype(fingerprint), fingerprint["num_views"]
+
+
+def _identity(description: Mapping, is_needed: bool) -> str | None:
+    identity = description.get("identity")
+    if (identity is None and not is_needed) or (isinstance(identity, str) and IDENTITY.fullmatch(identity)):
+        return identity
+    raise ValueError(f"identity is {_short(identity)}")
+
+
+def _check_classes(indices: list, num_classes: int):
+    for index in indices:
+        if type(index) is not int or not 0 <= index < num_classes:
+            raise ValueError(f"it holds class {_short(index)} of {num_classes}")
+
+
+@functools.cache
+def _say_no_checksums(directory: str):
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes says it
+        return
+    logger.warning(
+        "teacher_store %r was written by an earlier version, without checksums: damage to its answers cannot be told. "
+        "`python -m modeling_deit_distill.store_cli upgrade %s` adds them",
+        directory,
+        shlex.quote(directory),
+    )
+
+
+def _some(parts: list[str]) -> str:
+    """The first of several things, and how many there are."""
+    more = f" and {len(parts) - MAX_NAMED:,} more" if len(parts) > MAX_NAMED else ""
+    return ", ".join(parts[:MAX_NAMED]) + more
 
 
 def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object, object]:

@@ -122,10 +122,11 @@ class Answers:
         if known.all():
             return entries
         if self.teacher is None:
+            damage = f" ({self.store.damage()})" if self.store.damaged else ""
             raise LocalInputError(
                 f"teacher_store {str(self.store.directory)!r} lacks {np.count_nonzero(~known)} of {len(known)} views "
-                f"of a batch of epoch {epoch}, and there is no teacher to ask; name it (--teacher_name_or_path), or "
-                "fill the store"
+                f"of a batch of epoch {epoch}{damage}, and there is no teacher to ask; name it "
+                "(--teacher_name_or_path), or fill the store"
             )
         # The whole batch, though only some of it may be unknown: the same shapes give the same bits.
         answered = self.store.encode(self._ask(pixel_values))

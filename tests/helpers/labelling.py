@@ -1,6 +1,7 @@
 """A run's part that labels: arguments, data, views, teacher, store."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,5 +111,5 @@ def content(store: TeacherStore, epoch: int = 0) -> np.ndarray:
     return entries
 
 
-def forget(store: TeacherStore, positions: list[int], epoch: int = 0):
+def forget(store: TeacherStore, positions: Sequence[int], epoch: int = 0):
     store.write(epoch, np.array(positions), np.zeros(len(positions), store.dtype))

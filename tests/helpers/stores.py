@@ -1,8 +1,12 @@
 """Stores of made-up answers."""
 
 import dataclasses
+import json
 import multiprocessing
+import struct
 import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 from hypothesis import settings
 
 from modeling_deit_distill.data.views import AugmentationSettings
-from modeling_deit_distill.teachers.store import TeacherStore, create_store, entry_dtype
+from modeling_deit_distill.teachers.store import TeacherStore, create_store, described, entry_dtype
 
 FORK = multiprocessing.get_context("fork")  # children only write; a spawned one would import torch for seconds
 DEADLINE = 30  # seconds, for what takes some hundredths
@@ -44,6 +48,25 @@ def answers(store: TeacherStore, distinct: int | None = None) -> np.ndarray:
 
 def everywhere(store: TeacherStore) -> np.ndarray:
     return np.arange(store.num_views)
+
+
+def whole(store: TeacherStore, entries: np.ndarray, epoch: int = 0) -> bytes:
+    """The content of an epoch's file that holds the entries (num_views,), put together as the format says."""
+    views = max(1, min(1024, 16_384 // store.dtype.itemsize))
+    header = struct.pack("<8sIQ8s", b"DeiTansw", 2, epoch, bytes.fromhex(store.identity))
+    parts = [header + struct.pack("<I", zlib.crc32(header))]
+    for block in range(-(-store.num_views // views)):
+        content = entries[block * views : (block + 1) * views].tobytes()
+        checksum = zlib.crc32(header + struct.pack("<Q", block) + content) if any(content) else 0
+        parts.append(content + struct.pack("<I", checksum))
+    return b"".join(parts)
+
+
+def change(path: Path, **changes: dict):
+    """Change fields of a `store.json`, as somebody would who computes its checksum anew."""
+    kept = json.loads(path.read_text())
+    parts = [{**kept[name], **changes.get(name, {})} for name in ("fingerprint", "about")]
+    path.write_text(json.dumps(described(*parts, kept["identity"])))
 
 
 def dtype_of(num_classes: int, k: int | None = None) -> np.dtype:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import runs
+from helpers.labelling import forget
 from helpers.paths import ROOT
 from helpers.runs import STUDENT, arguments, without_teacher
 
@@ -24,6 +25,7 @@ from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings
 from modeling_deit_distill.teachers.store import TeacherStore
+from modeling_deit_distill.teachers.upgrade import upgrade
 
 
 def from_store(photos, output, store, **changes):
@@ -48,7 +50,7 @@ def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
     assert weights == (run[0] / "model.safetensors").read_bytes()
     assert results["teacher_views_asked"] == run[1]["teacher_views_asked"] == 4 * 32
     assert sorted(path.name for path in answers.glob("epoch-*")) == [f"epoch-0000{epoch}.bin" for epoch in range(4)]
-    assert {path.stat().st_size for path in answers.glob("epoch-*")} == {2 * 36}
+    assert {path.stat().st_size for path in answers.glob("epoch-*")} == {32 + 2 * 36 + 4}
 
 
 def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch):
@@ -79,13 +81,37 @@ def test_holes_are_asked_again(stored, photos, tmp_path):
     answers, words, (_, weights) = stored
     shutil.copytree(answers, tmp_path / "answers")
     (tmp_path / "answers" / "epoch-00002.bin").unlink()
-    path = tmp_path / "answers" / "epoch-00001.bin"
-    path.write_bytes(path.read_bytes()[:20] + bytes(4) + path.read_bytes()[24:])  # positions 10 and 11
+    forget(TeacherStore(tmp_path / "answers"), [10, 11], epoch=1)
     results, again = from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
     assert again == weights
     assert results["teacher_views_asked"] == 32 + 8
     for name in ("epoch-00002.bin", "epoch-00001.bin"):
         assert (tmp_path / "answers" / name).read_bytes() == (answers / name).read_bytes()
+
+
+def as_earlier_versions_wrote_it(folder):
+    """Take headers and checksums from a store."""
+    store, kept = TeacherStore(folder), json.loads((folder / "store.json").read_text())
+    for epoch in store.epochs():
+        store.path(epoch).write_bytes(store.read(epoch, np.arange(store.num_views))[0].tobytes())
+    kept["fingerprint"]["format"] = 1
+    (folder / "store.json").write_text(json.dumps({name: kept[name] for name in ("fingerprint", "about")}))
+
+
+def test_a_store_of_an_earlier_version_gives_the_same_weights_before_and_after_its_upgrade(
+    stored, photos, tmp_path, monkeypatch
+):
+    answers, _, (_, weights) = stored
+    shutil.copytree(answers, tmp_path / "answers")
+    as_earlier_versions_wrote_it(tmp_path / "answers")
+    monkeypatch.setattr(runs, "RECIPE", without_teacher())
+    for name in ("before", "after"):
+        results, again = from_store(photos, tmp_path / name, tmp_path / "answers")
+        assert again == weights and results["teacher_views_asked"] == 0
+        if name == "before":
+            assert len(list(upgrade(tmp_path / "answers"))) == 4
+    for path in answers.glob("epoch-*"):
+        assert (tmp_path / "answers" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_store_that_lacks_views_asks_for_the_teacher(stored, photos, tmp_path, monkeypatch):
@@ -95,16 +121,30 @@ def test_a_store_that_lacks_views_asks_for_the_teacher(stored, photos, tmp_path,
         from_store(photos, tmp_path / "longer", answers, num_train_epochs=5)
 
 
-def test_a_damaged_store_is_refused(stored, photos, tmp_path):
-    answers, words, _ = stored
+def test_damaged_answers_are_asked_again_and_refused_where_nobody_can_be_asked(stored, photos, tmp_path, monkeypatch):
+    answers, words, (_, weights) = stored
     shutil.copytree(answers, tmp_path / "answers")
     path = tmp_path / "answers" / "epoch-00002.bin"
-    path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(InputError, match="epoch-00002.bin has 30 bytes.*72"):
-        from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
-    shutil.copy(answers / path.name, path)
-    path.write_bytes(path.read_bytes()[:20] + b"\x07\x03" + path.read_bytes()[22:])
-    with pytest.raises(InputError, match="epoch-00002.bin holds class 774 of 3: it was damaged"):
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "answers" / "epoch-00001.bin").write_bytes((answers / "epoch-00001.bin").read_bytes()[:50])
+    shutil.copytree(tmp_path / "answers", tmp_path / "unnamed")
+    results, again = from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+    assert again == weights
+    assert results["teacher_views_asked"] == 2 * 32
+    for name in ("epoch-00002.bin", "epoch-00001.bin"):
+        assert (tmp_path / "answers" / name).read_bytes() == (answers / name).read_bytes()
+    monkeypatch.setattr(runs, "RECIPE", without_teacher())
+    with pytest.raises(InputError, match=r"lacks 64, .*epoch-00002.bin is damaged \(views 0 to 35\).*give --teacher"):
+        from_store(photos, tmp_path / "out2", tmp_path / "unnamed")
+
+
+def test_exchanged_files_are_refused(stored, photos, tmp_path):
+    answers, words, _ = stored
+    shutil.copytree(answers, tmp_path / "answers")
+    shutil.copy(answers / "epoch-00002.bin", tmp_path / "answers" / "epoch-00001.bin")
+    with pytest.raises(InputError, match="epoch-00001.bin holds the answers of epoch 2, not of epoch 1"):
         from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
 
 
@@ -145,7 +185,7 @@ def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
     read, again = from_store(photos, tmp_path / "second", tmp_path / "answers", **soft)
     assert again == weights
     assert (written["teacher_views_asked"], read["teacher_views_asked"]) == (64, 0)
-    assert {path.stat().st_size for path in (tmp_path / "answers").glob("epoch-*")} == {36 * (4 * 3 + 4)}
+    assert {path.stat().st_size for path in (tmp_path / "answers").glob("epoch-*")} == {32 + 36 * (4 * 3 + 4) + 4}
     # Live, without a store: the same but for the rounding of logits to half precision.
     train_deit.main(arguments(validation_fraction=0.25, train_dir=photos, output_dir=tmp_path / "live", **soft))
     live = json.loads((tmp_path / "live" / "all_results.json").read_text())
@@ -168,9 +208,11 @@ def test_a_killed_writer_loses_and_corrupts_nothing(stored, photos, tmp_path):
         pass
     process.kill()
     assert process.wait() == -9
-    for path in sorted((tmp_path / "answers").glob("epoch-*")):
-        found, whole = (np.frombuffer((folder / path.name).read_bytes(), "<i2") for folder in (path.parent, answers))
-        assert set(found[found != whole]) <= {0}
+    killed, whole = TeacherStore(tmp_path / "answers"), TeacherStore(answers)
+    for epoch in killed.epochs():
+        found, known = killed.read(epoch, np.arange(36))
+        assert (found[known] == whole.read(epoch, np.arange(36))[0][known]).all()
+    assert not killed.damaged
     results, again = from_store(photos, tmp_path / "again", tmp_path / "answers", **words)
     assert again == weights
     assert 0 < results["teacher_views_asked"] < 4 * 32

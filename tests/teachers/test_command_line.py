@@ -12,6 +12,8 @@ import torch
 from helpers.examples import load_example
 from helpers.hub_repositories import lfs_oid
 from helpers.hub_server import HubServer, use_hub
+from helpers.labelling import content, forget
+from helpers.stores import change
 from helpers.teachers import save_resnet
 from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -72,7 +74,7 @@ def filled(tmp_path_factory):
             PIL.Image.fromarray(pixels).save(place.photos / name / f"{index}.png")
     save_undecided_resnet(place.teacher)
     place.fill("0-1")
-    assert len(set(np.fromfile(place.answers / "epoch-00000.bin", "<i2")[:16])) == 2
+    assert len(set(content(TeacherStore(place.answers))[:16])) == 2
     TeacherStore(place.answers).write_validation(VIEW, 0.75, np.array([0, 1]), np.array([0, 1]))
     return place
 
@@ -134,8 +136,7 @@ def test_info_names_teacher_coverage_and_size(filled, capsys):
 
 
 def test_info_of_an_incomplete_store_counts_what_is_known(place, capsys):
-    path = TeacherStore(place.answers).path(1)
-    path.write_bytes(path.read_bytes()[:10] + bytes(path.stat().st_size - 10))
+    forget(TeacherStore(place.answers), range(5, NUM_VIEWS), epoch=1)
     cli("info", place.answers)
     assert facts(capsys.readouterr().out)["views known"] == f"{18 + 5} of at most {2 * NUM_VIEWS}, 2 epoch(s)"
 
@@ -175,10 +176,8 @@ def test_soft_answers_are_verified_by_their_most_likely_class(place, tmp_path, c
 
 
 def test_tampered_answers_are_found(place, capsys):
-    path = TeacherStore(place.answers).path(0)
-    entries = np.fromfile(path, "<i2")
-    entries[:16] = 3 - entries[:16]  # the other one of two classes
-    entries.tofile(path)
+    store = TeacherStore(place.answers)
+    store.write(0, np.arange(16), 3 - content(store)[:16])  # the other one of two classes
     assert cli("verify", place.answers) == 1
     printed = capsys.readouterr()
     assert "answers 20 of 36 views as stored" in printed.out
@@ -194,10 +193,8 @@ def test_another_teacher_is_refused_by_its_weights(place, tmp_path):
 def test_data_and_teacher_may_have_moved(place, tmp_path, capsys):
     shutil.copytree(place.photos, tmp_path / "elsewhere")
     shutil.copytree(place.teacher, tmp_path / "teacher elsewhere")
-    path = place.answers / "store.json"
-    description = json.loads(path.read_text())
-    description["about"]["teacher"] = description["about"]["data"]["train_dir"] = "gone"
-    path.write_text(json.dumps(description))
+    data = {**TeacherStore(place.answers).about["data"], "train_dir": "gone"}
+    change(place.answers / "store.json", about={"teacher": "gone", "data": data})
     assert "gone" in refused("verify", place.answers)
     for option in ("--train_dir", "--dataset_name"):
         data = [option, tmp_path / "elsewhere"]
@@ -215,8 +212,7 @@ def test_other_data_are_refused(place, tmp_path):
 def test_nothing_compared_is_no_success(place):
     assert "num_samples is 0" in refused("verify", place.answers, "--num_samples", 0)
     for epoch in (0, 1):
-        path = TeacherStore(place.answers).path(epoch)
-        path.write_bytes(path.read_bytes()[:2] + bytes(path.stat().st_size - 2))  # one view, without its partner
+        forget(TeacherStore(place.answers), range(1, NUM_VIEWS), epoch)  # one view, without its partner
     assert "no pair of answers" in refused("verify", place.answers)
 
 
@@ -255,12 +251,11 @@ def test_the_card_has_the_facts_and_no_folder(place, server):
 
 
 def test_only_the_last_part_of_a_folder_that_is_gone_is_pushed(place, server):
-    path = place.answers / "store.json"
-    description = json.loads(path.read_text())
+    kept = TeacherStore(place.answers).about["data"]
     for where in ("/home/someone/old", "~/old", "./old"):
-        description["fingerprint"]["teacher_training"] = {"teacher": where, "config": {"hidden_act": "relu"}}
-        description["about"] |= {"teacher": where, "data": {**description["about"]["data"], "train_dir": where}}
-        path.write_text(json.dumps(description))
+        training = {"teacher": where, "config": {"hidden_act": "relu"}}
+        about = {"teacher": where, "data": {**kept, "train_dir": where}}
+        change(place.answers / "store.json", fingerprint={"teacher_training": training}, about=about)
         push(place)
         pushed = json.loads(server.files("datasets", REPOSITORY)["store.json"])
         assert pushed["fingerprint"]["teacher_training"] == {"teacher": "old", "config": {"hidden_act": "relu"}}
@@ -269,11 +264,9 @@ def test_only_the_last_part_of_a_folder_that_is_gone_is_pushed(place, server):
 
 def test_names_on_the_hub_are_kept(place, server):
     path = place.answers / "store.json"
-    description = json.loads(path.read_text())
-    description["about"] |= {"teacher": "org/teacher", "data": {"dataset_name": "org/photos", "train_dir": None}}
-    path.write_text(json.dumps(description))
+    change(path, about={"teacher": "org/teacher", "data": {"dataset_name": "org/photos", "train_dir": None}})
     push(place)
-    assert json.loads(server.files("datasets", REPOSITORY)["store.json"]) == description
+    assert json.loads(server.files("datasets", REPOSITORY)["store.json"]) == json.loads(path.read_text())
 
 
 def test_a_second_push_uploads_nothing(place, server):
@@ -405,8 +398,7 @@ def test_a_folder_with_other_answers_is_left_alone(place, server, tmp_path):
     push(place)
     place.fill("0", tmp_path / "other", data_seed=7)
     changed = Path(shutil.copytree(place.answers, tmp_path / "changed"))
-    path = changed / "epoch-00001.bin"
-    path.write_bytes(path.read_bytes()[::-1])
+    forget(TeacherStore(changed), [0], epoch=1)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "notes.txt").write_text("mine")
     reasons = {

@@ -1,6 +1,7 @@
 """What an entry of a store says: its size, labels, and the k highest logits."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_deit_distill import soft_distillation_loss
+from modeling_deit_distill.teachers.entry_files import BlockFile
 from modeling_deit_distill.teachers.store import decode_labels, decode_top_k, encode_labels, encode_top_k, is_known
 
 # ---- sizes ----
@@ -33,11 +35,17 @@ def test_imagenet_for_three_hundred_epochs_takes_769_megabytes():
     assert dtype_of(1000).itemsize * 1_281_167 * 300 == 768_700_200
 
 
+def test_checksums_of_labels_take_less_than_a_hundredth_of_them():
+    for num_views, size in [(5000, 5000 * 2 + 32 + 5 * 4), (1_281_167, 1_281_167 * 2 + 32 + 1252 * 4)]:
+        file = BlockFile(Path("epoch-00000.bin"), 0, "0" * 16, dtype_of(1000), num_views)
+        assert file.size == size <= 1.01 * num_views * 2
+
+
 @LAYOUTS
 def test_an_epochs_file_has_room_for_all_its_views_from_the_first_write(tmp_path, layout):
     store = make(tmp_path, num_views=77, **layout)
     store.write(3, np.array([5]), answers(store)[[5]])
-    assert store.path(3).stat().st_size == 77 * (44 if layout else 2)
+    assert store.path(3).stat().st_size == 32 + 77 * (44 if layout else 2) + 4  # header and a checksum
     assert [path.name for path in tmp_path.glob("*.bin")] == ["epoch-00003.bin"]
 
 
