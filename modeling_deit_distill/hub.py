@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,6 +18,19 @@ PASSING_STATUS = (408, 429)  # and all from 500 on
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+
+def check_license(name: str | None):
+    """Refuse what cannot be the identifier of a licence on the Hub, which would refuse the card after the training.
+
+    Raises:
+        InputError: upper case, spaces, or `none`.
+    """
+    if name is not None and (name == "none" or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name)):
+        raise InputError(
+            f"license is {name!r}; give the Hub's identifier of it (mit, apache-2.0, cc-by-4.0, other, ...; "
+            "https://huggingface.co/docs/hub/repositories-licenses), or leave it out for none"
+        )
 
 
 def with_retries(request: Callable[[], Answer], action: str) -> Answer:

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from modeling_deit_distill import InputError, hub
-from modeling_deit_distill.hub import may_pass, with_retries
+from modeling_deit_distill.hub import check_license, may_pass, with_retries
 
 
 @pytest.fixture
@@ -85,3 +85,11 @@ def test_the_real_client_creates_a_repository_in_the_third_try(server, waits):
 def test_a_wrong_token_says_so(server, waits):
     with pytest.raises(InputError, match=r"Invalid credentials.*hf auth login"):
         with_retries(lambda: HfApi(token="hf_wrong").create_repo("me/model"), "creation of 'me/model'")
+
+
+def test_a_licence_is_called_as_on_the_hub():
+    for name in (None, "mit", "apache-2.0", "cc-by-nc-sa-4.0", "other", "bsl-1.0", "lgpl-lr"):
+        check_license(name)
+    for name in ("MIT", "Apache License 2.0", "none", "", "mit\nother: x"):
+        with pytest.raises(InputError, match="license is .*; give the Hub's identifier .* or leave it out for none"):
+            check_license(name)

@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from ..errors import InputError, one_line
 from ..fields import Choice, Range, check_fields, check_finite
+from ..hub import check_license
 from ..precision import bf16_by_default
 from ..supported import check_precision, check_supported
 from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Rate
@@ -65,6 +66,9 @@ class DistillationTrainingArguments(TrainingArguments):
 
     push_native: bool = HfArg(
         default=False, help="Push also, as revision 'native', a copy for transformers' own class: no remote code."
+    )
+    license: str | None = HfArg(
+        default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."
     )
 
     learning_rate: Annotated[NotNegative | None, Choice(LEARNING_RATE)] = HfArg(
@@ -290,6 +294,7 @@ class DistillationTrainingArguments(TrainingArguments):
                 "class_weights 'balanced' and balanced_views both make up for rare classes, which would then count "
                 "twice over; keep one"
             )
+        check_license(self.license)
         if self.push_native and not self.push_to_hub:
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         if self.push_native and self.hub_revision == NATIVE_REVISION:

@@ -19,10 +19,12 @@ from ..analysis import disagreement, wilson_interval, worst_classes, worst_confu
 from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
 from ..files import written_whole
+from ..hub import check_license
 from ..output_folder import CARD, CURVES, DECISIONS, PREDICTIONS, STATE, read_json
 from ..report import ACCURACY_NAMES, duration
 from .comparison import comparison, verdict
 from .pictures import HOW_CHOSEN, plot_training_curves
+from .record import note_words
 from .run import DECISION_NAMES, Run, read_run
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -67,7 +69,7 @@ def metadata(run: Run) -> ModelCardData:
     tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
     return ModelCardData(
         language=said.get("language"),
-        license=said.get("license", "apache-2.0"),
+        license=said.get("license"),
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=list(dict.fromkeys([*tags, *_several(said.get("tags"))])),
@@ -143,6 +145,7 @@ def content(run: Run) -> dict[str, object]:
         "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
         "versions": ", ".join(f"{_text(name)} {_text(each)}" for name, each in _known(run.record.get("versions"))),
         "limitations": list(limitations(run)),
+        "licence": licence(run),
     }
 
 
@@ -354,13 +357,33 @@ def teacher_mistakes(run: Run) -> str:
     )
 
 
+def licence(run: Run) -> str:
+    """The licence that its author gave it, or that there is none; never one that nobody chose."""
+    given = (run.record.get("card") or {}).get("license")
+    words = (
+        f"The model's licence is {_text(', '.join(_several(given)))}."
+        if given
+        else "No licence was given for this model."
+    )
+    if run.record.get("base_model"):
+        words += (
+            f" The checkpoint that it started from, {_hub_link(run.record['base_model'])}, has a licence of its own."
+        )
+    return words
+
+
 def main(arguments: list[str]) -> int:
     """Draw the curves of a run again and write its card again."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_deit_distill.model_card", description=__doc__.split(":")[0]
     )
     parser.add_argument("output_dir", help="folder of a run of train_deit.py, or a copy of its repository")
-    print(f"wrote {write_card_and_curves(parser.parse_args(arguments).output_dir)}")
+    parser.add_argument("--license", help="licence on the card, as the Hub names it; kept in run.json")
+    given = parser.parse_args(arguments)
+    check_license(given.license)
+    read_run(Path(given.output_dir))  # is a run's folder
+    note_words(given.output_dir, {"license": given.license})
+    print(f"wrote {write_card_and_curves(given.output_dir)}")
     return 0
 
 

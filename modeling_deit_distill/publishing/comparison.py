@@ -87,7 +87,7 @@ def comparison(outcome: Outcome) -> tuple[list[str], list[tuple[str, ...]]]:
         for (name, own, teachers), share in zip(SHARES, constant, strict=True)
     ]
     rows += [
-        ("parameters", *(_millions(measured(key)) for key in PARAMETERS), "–"),
+        ("parameters", *(_count(measured(key)) for key in PARAMETERS), "–"),
         ("milliseconds an image", *(_milliseconds(measured(key)) for key in MILLISECONDS), "–"),
     ]
     heads = ["student", "teacher", f"always {_first([outcome.largest])}" if reference else "always the largest class"]
@@ -187,12 +187,11 @@ def _sentence(pros: Mapping[str, list[str]]) -> str:
 def _advantages(outcome: Outcome, place: int) -> list[str]:
     """How the student (place 0) or the teacher (1) is smaller or faster than the other, with both figures."""
     words = []
-    for name, keys, unit in (("smaller", PARAMETERS, "M parameters"), ("faster", MILLISECONDS, "ms an image")):
-        pair = [outcome.measured(key) for key in keys]
-        if None in pair or pair[place] * ALIKE > pair[1 - place]:
-            continue
-        own, other = (value / 1e6 if name == "smaller" else value for value in (pair[place], pair[1 - place]))
-        words.append(f"{name} ({own:.2f} against {other:.2f} {unit})")
+    kinds = (("smaller", PARAMETERS, _count, "parameters"), ("faster", MILLISECONDS, _milliseconds, "ms an image"))
+    for name, keys, in_words, unit in kinds:
+        own, other = (outcome.measured(keys[each]) for each in (place, 1 - place))
+        if own is not None and other is not None and own * ALIKE <= other:
+            words.append(f"{name} ({in_words(own)} against {in_words(other)} {unit})")
     return words
 
 
@@ -211,15 +210,16 @@ def _other_way_round(outcome: Outcome) -> Iterator[str]:
 def _against_the_largest_class(outcome: Outcome) -> Iterator[str]:
     """Who is not known to be better than always answering the largest class; without a teacher also that one is."""
     always = f"always answering {_first([outcome.largest])} ({_percent(outcome.judged['largest'].accuracy)})"
-    for name in ("student", "teacher"):
-        if name not in outcome.judged:
-            continue
-        pair = outcome.compared(name, "largest")
-        if pair.p_value >= SURE or pair.num_first < pair.num_second:
-            yield f"the {name} is not known to be better than {always}."
-        elif "teacher" not in outcome.judged:
-            share, number = _percent(outcome.judged[name].accuracy), len(outcome.decisions["labels"])
-            yield f"the {name} is better than {always}: it is right on {share} of {number:,} images ({_p(pair)})."
+    pairs = {name: outcome.compared(name, "largest") for name in outcome.judged if name != "largest"}
+    doubtful = [name for name, pair in pairs.items() if pair.p_value >= SURE or pair.num_first < pair.num_second]
+    if len(doubtful) == 2:
+        yield f"neither is known to be better than {always}."
+    elif doubtful:
+        yield f"the {doubtful[0]} is not known to be better than {always}."
+    elif "teacher" not in pairs:
+        share, number = _percent(outcome.judged["student"].accuracy), len(outcome.decisions["labels"])
+        known = f"it is right on {share} of {number:,} images ({_p(pairs['student'])})"
+        yield f"the student is better than {always}: {known}."
 
 
 def _first(names: Sequence[str]) -> str:
@@ -239,8 +239,11 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} %"
 
 
-def _millions(number: float | None) -> str:
-    return "–" if number is None else f"{number / 1e6:.2f} M"
+def _count(number: float | None) -> str:
+    """A number, in millions from a hundred thousand on."""
+    if number is None:
+        return "–"
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
 
 
 def _milliseconds(number: float | None) -> str:

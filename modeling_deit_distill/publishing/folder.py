@@ -13,7 +13,7 @@ from .card import write_model_card
 from .comparison import Outcome, results_table
 from .cost import measure_costs
 from .inside import look_inside
-from .record import changed_arguments, note_repository, write_run_record
+from .record import changed_arguments, note_repository, note_words, write_run_record
 from .repository import clear_stages, open_repository_of, push_all, stage_run
 from .run import read_run
 
@@ -41,6 +41,7 @@ def push_finished(args: DistillationTrainingArguments):
         return
     clear_stages(args.output_dir)
     note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
+    note_words(args.output_dir, {"license": args.license})
     write_model_card(args.output_dir)
     push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
     say(args, f"pushed to {destination.repo_id}")

@@ -67,7 +67,8 @@ class Publisher(TrainerCallback):
         """
         said = inspect.signature(Trainer.create_model_card).bind(None, *words, **named_words).arguments
         if self.args.process_index == 0:
-            note_words(self.args.output_dir, {name: value for name, value in said.items() if name != "self"})
+            words = {"license": self.args.license, **said}
+            note_words(self.args.output_dir, {name: value for name, value in words.items() if name != "self"})
             state.save_to_json(str(Path(self.args.output_dir, STATE)))
             write_card_and_curves(self.args.output_dir, results)
 

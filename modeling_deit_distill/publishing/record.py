@@ -1,7 +1,9 @@
 """What a run was, for its card: its summary, the command, the versions, the machine."""
 
 import contextlib
+import os
 import platform
+import re
 import shlex
 from datetime import date
 from importlib.metadata import version
@@ -17,8 +19,11 @@ from ..output_folder import RUN_RECORD, read_json
 from ..recipes import said_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
-NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run")
+NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "license")
 TASK = "image-classification"
+DATA_FOLDERS = ("dataset_name", "train_dir", "validation_dir")
+DATA_TABLES = ("train_csv", "validation_csv")
+SPLIT = re.compile(r"(train|training|val|valid|validation|dev|eval|test|testing)(?![a-z])", re.IGNORECASE)
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
 
 
@@ -29,13 +34,14 @@ def write_run_record(plan, name: str | None = None) -> Path:
     """
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
     folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
-    folders += [data_args.dataset_name, data_args.train_dir, data_args.validation_dir]
-    folders += [data_args.train_csv, data_args.validation_csv]
     folders += [] if plan.store is None else [plan.store.about.get("teacher")]
+    shown = {folder: without_folders(folder) for folder in folders if folder is not None}
+    shown |= {path: _shown(key, path) for key in (*DATA_FOLDERS, *DATA_TABLES) if (path := getattr(data_args, key))}
+    source = data_args.train_dir or data_args.train_csv or data_args.dataset_name
     dataset = hub_id(data_args.dataset_name)
     record = {
         "name": name or Path(args.output_dir).resolve().name,
-        "facts": {key: _without(folders, text) for key, text in summary.items() if key not in ("device", "output")},
+        "facts": {key: _renamed(shown, text) for key, text in summary.items() if key not in ("device", "output")},
         "command": command(plan.command_line, args),
         "recipe": _said(plan.command_line),
         "versions": versions(),
@@ -44,12 +50,13 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "base_model": base_model(model_args.model_name_or_path),
         "teacher": hub_id(model_args.teacher_name_or_path) if plan.distils else None,
         "dataset": {
-            "name": dataset or Path(data_args.dataset_name or data_args.train_dir or data_args.train_csv).name,
+            "name": shown[source],
             "id": dataset,
-            "split": _without(folders, summary["held out"]),
+            "split": _renamed(shown, summary["held out"]),
         },
         "native": args.push_native,
         "revision": args.hub_revision if args.push_to_hub else None,
+        **({"card": {"license": args.license}} if args.license else {}),
     }
     return write_json(Path(args.output_dir, RUN_RECORD), record)
 
@@ -97,9 +104,7 @@ def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     """The command that does it again, tokens and folders of this machine left out."""
     processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
     words = without_tokens(arguments)
-    shown = (
-        word if key == "--group_by" else _without_folder(word) for key, word in zip(["", *words], words, strict=False)
-    )
+    shown = (_without_folder(key, word) for key, word in zip(["", *words], words, strict=False))
     return f"accelerate launch{processes} train_deit.py {shlex.join(shown)}"
 
 
@@ -133,22 +138,55 @@ def base_model(name_or_path: str | None) -> str | None:
     return timm_repository(name_or_path)
 
 
+def path_in_set(path: str, is_table: bool = False) -> str:
+    """A folder or file of data by its path from the set's root: `clothing/train` of `/anywhere/clothing/train`.
+
+    The root is the folder above one that is named as a split, and that of a table, to which its paths are relative; of
+    any other it is the folder itself. A folder of somebody's home, or of the system, is not named.
+    """
+    whole = Path(os.path.abspath(os.path.expanduser(path)))
+    root = whole.parent
+    is_named = root.name and root != Path.home() and str(root.parent) not in ("/home", "/Users")
+    has_root = is_named and (is_table or SPLIT.match(whole.name))
+    return f"{root.name}/{whole.name}" if has_root else whole.name
+
+
+def _shown(key: str, value: str) -> str:
+    """What is told of an argument: of a folder of this machine its last part, of data the path in their set."""
+    if key == "group_by":  # a regular expression may look like a path
+        return value
+    if (
+        key in DATA_TABLES
+        or key in DATA_FOLDERS
+        and (key != "dataset_name" or os.path.exists(os.path.expanduser(value)))
+    ):
+        return path_in_set(value, key in DATA_TABLES)
+    return without_folders(value)
+
+
 def _said(arguments: list[str]) -> dict[str, object]:
     """What a command says, without folders of this machine."""
     said = said_arguments(arguments)
-    # A regular expression may look like a path.
-    return {**without_folders(said), **({"group_by": said["group_by"]} if "group_by" in said else {})}
+    return {
+        key: _shown(key, value) if isinstance(value, str) else without_folders(value) for key, value in said.items()
+    }
 
 
-def _without_folder(word: str) -> str:
-    key, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+def _without_folder(key: str, word: str) -> str:
+    """A word of a command, behind the word `key`."""
+    if word.startswith("--"):
+        key, equals, value = word.partition("=")
+        return f"{key}={_shown(key.removeprefix('--'), value)}" if equals else word
     # A relative path of a recipe says where it lies in the project.
-    is_kept = key == "--group_by" or value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_absolute()
-    return key + equals + (value if is_kept else without_folders(value))
+    is_recipe = word.endswith((".yaml", ".yml")) and not Path(word).expanduser().is_absolute()
+    return word if is_recipe else _shown(key.removeprefix("--"), word)
 
 
-def _without(folders: list[str | None], text: str) -> str:
-    for folder in folders:
-        if folder is not None:
-            text = text.replace(folder, without_folders(folder))
+def _renamed(shown: dict[str, str], text: str) -> str:
+    """A text with other names for folders and files of this machine."""
+    for path, name in sorted(shown.items(), key=lambda pair: -len(pair[0])):
+        if os.path.isabs(os.path.expanduser(path)) or "/" in path:
+            text = text.replace(path, name)
+        elif text.startswith(f"{path}: "):  # the data by a short name, which may be a word of another text too
+            text = name + text[len(path) :]
     return text

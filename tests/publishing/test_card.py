@@ -19,8 +19,9 @@ from helpers.cards import (
 from helpers.hub_server import HubServer, use_hub
 from huggingface_hub import ModelCard, RepoCard
 
+from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import CURVES, PREDICTIONS
-from modeling_deit_distill.publishing.card import write_model_card
+from modeling_deit_distill.publishing.card import main, write_model_card
 
 # Metadata
 
@@ -29,7 +30,7 @@ def test_metadata(run):
     output_dir = run()
     assert write_model_card(output_dir) == output_dir / "README.md"
     data = ModelCard.load(output_dir / "README.md").data
-    assert (data.license, data.library_name) == ("apache-2.0", "transformers")
+    assert data.library_name == "transformers"
     assert data.pipeline_tag == "image-classification"
     assert set(data.tags) == {"image-classification", "vision", "vit", "deit", "distillation"}
     assert (data.base_model, data.datasets, data.metrics) == ("facebook/deit-tiny", ["me/photos"], ["accuracy"])
@@ -56,6 +57,30 @@ def test_data_that_is_not_on_the_hub_is_an_image_folder(run):
     data = card_of(run(run={**RECORD, "dataset": {"name": "photos", "id": None, "split": None}})).data
     assert {result.dataset_type for result in data.eval_results} == {"imagefolder"}
     assert data.datasets is None
+
+
+def test_a_card_has_no_licence_that_nobody_gave(run):
+    card = card_of(run())
+    assert card.data.license is None and "\nlicense:" not in str(card)
+    expected = "No licence was given for this model. The checkpoint that it started from, [facebook/deit-tiny]"
+    assert expected in section(card.text, "Licence") and "has a licence of its own" in card.text
+    assert "licence of its own" not in card_of(run(run={**RECORD, "base_model": None})).text
+
+
+def test_a_licence_that_was_given_is_on_the_card(run):
+    card = card_of(run(run={**RECORD, "card": {"license": "cc-by-4.0"}}))
+    assert card.data.license == "cc-by-4.0"
+    assert "The model's licence is cc-by-4.0." in section(card.text, "Licence")
+
+
+def test_a_licence_may_be_given_later(run, capsys):
+    output_dir = run()
+    assert main([str(output_dir), "--license", "mit"]) == 0
+    assert ModelCard.load(output_dir / "README.md").data.license == "mit"
+    assert main([str(output_dir)]) == 0  # and it stays
+    assert ModelCard.load(output_dir / "README.md").data.license == "mit"
+    with pytest.raises(InputError, match="'MIT License'; give the Hub's identifier"):
+        main([str(output_dir), "--license", "MIT License"])
 
 
 @pytest.mark.skipif(
@@ -171,6 +196,21 @@ def test_no_export_is_offered_that_would_fail(run):
 
 
 # Figures
+
+
+def test_the_teacher_stands_beside_the_model_with_a_verdict(run):
+    text = section(card_of(run(all_results={**RESULTS, "milliseconds_per_image": 2.5})).text, "How good it is")
+    lines = text.splitlines()
+    start = lines.index("|  | this model | its teacher | always ant |")
+    assert lines[start + 2 : start + 5] == [
+        "| accuracy | 80.00 % | 90.00 % | 40.00 % |",
+        "| balanced accuracy | – | – | 25.00 % |",
+        "| macro-F1 | – | – | 14.29 % |",
+    ]
+    assert "| parameters | 5.91 M | – | – |" in lines and "| milliseconds an image | 2.50 | – | – |" in lines
+    assert "Milliseconds are of one image at a time, in fp32, on 1 × NVIDIA A100." in lines
+    expected = "Too close to tell: the student is right on 80.00 % of 10 held-out images, the teacher on 90.00 % (p = 1"
+    assert any(line.startswith(expected) for line in lines)
 
 
 def test_the_table_of_accuracies_has_the_runs_figures_and_intervals(run):

@@ -45,8 +45,8 @@ def test_a_better_teacher_that_is_smaller_and_faster_is_to_be_kept():
     words = verdict(outcome_of(student=60, teacher=90))
     assert words == (
         "keep the teacher: the student is right on 60.00 % of 100 held-out images, the teacher on 90.00 % (p < 0.001, "
-        "McNemar's test). The teacher is smaller (0.31 against 0.70 M parameters) and faster (1.25 against 3.00 ms an "
-        "image). The student is not known to be better than always answering ant (50.00 %)."
+        "McNemar's test). The teacher is smaller (0.31 M against 0.70 M parameters) and faster (1.25 against 3.00 ms "
+        "an image). The student is not known to be better than always answering ant (50.00 %)."
     )
 
 
@@ -54,7 +54,7 @@ def test_a_better_teacher_that_is_larger_and_slower_leaves_a_choice():
     words = verdict(outcome_of(student=80, teacher=95, costs=LARGE_TEACHER))
     assert words.startswith("keep the teacher, unless size or time decide: the student is right on 80.00 %")
     assert words.endswith(
-        "The student is smaller (5.70 against 83.60 M parameters) and faster (4.00 against 40.00 ms an image)."
+        "The student is smaller (5.70 M against 83.60 M parameters) and faster (4.00 against 40.00 ms an image)."
     )
 
 
@@ -73,9 +73,9 @@ def test_a_difference_that_so_few_images_cannot_tell_is_called_so():
         "too close to tell: the student is right on 94.00 % of 100 held-out images, the teacher on 95"
     )
     assert "(p = 1, McNemar's test); the difference is within the uncertainty of 100 images." in words
-    assert " Keep the student: it is smaller (5.70 against 83.60 M parameters) and faster" in words
+    assert " Keep the student: it is smaller (5.70 M against 83.60 M parameters) and faster" in words
     words = verdict(outcome_of(student=94, teacher=95))
-    assert " Keep the teacher: it is smaller (0.31 against 0.70 M parameters) and faster" in words
+    assert " Keep the teacher: it is smaller (0.31 M against 0.70 M parameters) and faster" in words
     mixed = {**SMALL_TEACHER, "milliseconds_per_image": 1.0}
     words = verdict(outcome_of(student=94, teacher=95, costs=mixed))
     assert "images. The student is faster (1.00 against 1.25 ms an image), the teacher is smaller (0.31" in words
@@ -84,7 +84,9 @@ def test_a_difference_that_so_few_images_cannot_tell_is_called_so():
 
 def test_what_is_hardly_smaller_is_not_called_smaller():
     alike = {"num_parameters": 100, "teacher_num_parameters": 105}
+    unlike = {"num_parameters": 1000, "teacher_num_parameters": 1100}
     assert "smaller" not in verdict(outcome_of(student=94, teacher=95, costs=alike))
+    assert "smaller (1,000 against 1,100 parameters)" in verdict(outcome_of(student=94, teacher=95, costs=unlike))
 
 
 def test_balanced_accuracy_that_orders_them_otherwise_is_told():
@@ -94,7 +96,12 @@ def test_balanced_accuracy_that_orders_them_otherwise_is_told():
     words = verdict(Outcome({}, {"labels": labels, "fused": student, "teacher": teacher}, NAMES[:2]))
     # the teacher always says the one: 90 % right, balanced 50 %; the student 70 of 90 and 10 of 10
     assert "the student is the better one (student 88.89 %, teacher 50.00 %)." in words
-    assert "The teacher is not known to be better than always answering ant (90.00 %)." in words
+    assert words.endswith("Neither is known to be better than always answering ant (90.00 %).")
+
+
+def test_two_that_have_learned_nothing_of_use_are_told_together():
+    words = verdict(outcome_of(student=50, teacher=52))
+    assert words.endswith("Neither is known to be better than always answering ant (50.00 %).")
 
 
 def test_without_a_teacher_the_largest_class_is_the_measure():

@@ -67,6 +67,11 @@ def test_a_finished_run_pushed_again_still_promises_its_native_branch(server, tr
     assert b'revision="native"' not in server.files("models", "me/elsewhere")["README.md"]
 
 
+def test_a_finished_run_may_be_given_a_licence_when_it_is_pushed(server, train_again):
+    train_again(license="mit")
+    assert server.files("models", "me/colours")["README.md"].split(b"---")[1].count(b"\nlicense: mit\n") == 1
+
+
 def test_the_card_on_a_branch_loads_that_branch(server, train_again):
     train_again(hub_revision="trial")
     card = server.files("models", "me/colours", "trial")["README.md"].decode()

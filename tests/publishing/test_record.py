@@ -15,6 +15,7 @@ from modeling_deit_distill.publishing.record import (
     command,
     hub_id,
     note_repository,
+    path_in_set,
     versions,
     write_run_record,
 )
@@ -65,7 +66,47 @@ def test_no_folder_of_this_machine_and_no_token(tmp_path, photos):
     facts = {"data": f"{table}: 12 images", "held out": f"4 images of {more}"}
     record = written(tmp_path, "--train_csv", table, "--validation_csv", more, summary=facts)
     assert str(tmp_path) not in json.dumps(record)
-    assert record["dataset"] == {"name": "labels.csv", "id": None, "split": "4 images of more.csv"}
+    names = [f"{tmp_path.name}/{name}" for name in ("labels.csv", "more.csv")]
+    assert record["dataset"] == {"name": names[0], "id": None, "split": f"4 images of {names[1]}"}
+
+
+def test_data_are_named_by_their_path_from_the_sets_root(tmp_path, monkeypatch):
+    for path, name in (
+        ("/anywhere/clothing/train", "clothing/train"),
+        ("/anywhere/clothing/validation/", "clothing/validation"),
+        ("/anywhere/clothing/Train-224", "clothing/Train-224"),
+        ("/anywhere/photos", "photos"),
+        ("/anywhere/trains", "trains"),  # of railways
+        ("/anywhere/valley", "valley"),
+        ("/home/me/train", "train"),  # nobody's name
+        ("/train", "train"),
+    ):
+        assert path_in_set(path) == name
+    assert path_in_set("/anywhere/clothing/labels.csv", is_table=True) == "clothing/labels.csv"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_in_set("~/train") == "train" and path_in_set("~/clothing/train") == "clothing/train"
+    (tmp_path / "clothing").mkdir()
+    monkeypatch.chdir(tmp_path / "clothing")
+    assert path_in_set("train") == path_in_set("../clothing/./train") == "clothing/train"
+
+
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_the_record_and_the_command_name_the_set(tmp_path, monkeypatch, is_relative):
+    (tmp_path / "clothing" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "clothing")
+    path = "train" if is_relative else str(tmp_path / "clothing" / "train")
+    facts = {"data": f"{path}: 12 images", "held out": "2 images, 10% of split 'train'", "teacher": "none, untrained"}
+    record = written(tmp_path, "--train_dir", path, "--distillation_type", "none", summary=facts)
+    assert record["dataset"]["name"] == record["recipe"]["train_dir"] == "clothing/train"
+    assert record["facts"] == {**facts, "data": "clothing/train: 12 images"}  # a split is called as it is
+    assert "--train_dir clothing/train " in record["command"]
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_the_licence_is_the_users(tmp_path, photos):
+    words = ["--train_dir", photos, "--distillation_type", "none"]
+    assert "card" not in written(tmp_path, *words)
+    assert written(tmp_path, *words, "--license", "cc-by-4.0")["card"] == {"license": "cc-by-4.0"}
 
 
 def test_names_on_the_hub_are_kept(tmp_path):
