@@ -6,6 +6,7 @@ The recipe comes first, the command line over it; `examples/recipes` has some, `
 from pathlib import Path
 
 from modeling_deit_distill import DistillationTrainer
+from modeling_deit_distill.dry_run import dry_run
 from modeling_deit_distill.files import write_json
 from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained
 from modeling_deit_distill.plan import Plan
@@ -35,7 +36,7 @@ def run(plan: Plan):
     # Student: what may be wrong with it shows before the teacher's training
     student = plan.student()
     if plan.args.dry_run:
-        return
+        return dry_run(plan, student)
     open_repository_of(plan.args)
 
     # Teacher, or what it said before

@@ -214,8 +214,7 @@ class Plan:
         Raises:
             InputError: none is named, it is no better than chance, or the store is of another one.
         """
-        if self.teacher_config is None:
-            raise InputError(self._nobody_to_ask())
+        self._check_teacher_is_named()
         held_out = self.held_out  # before a teacher is trained
         teacher = self._load_teacher().to(self.args.device)
         batch_size, allow_weak = self.args.per_device_eval_batch_size, self.model_args.allow_weak_teacher
@@ -223,6 +222,29 @@ class Plan:
         say(self.args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
         self.store = self._store_of(teacher)
         return teacher
+
+    def teachers_training(self) -> tuple:
+        """What [`find_or_train_teacher`] takes."""
+        crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
+        settings = (self.model_args, self.args, self.config.image_size, crop_pct, self.held_out.rows)
+        return (self.teacher_config, self.data, *settings)
+
+    def teacher_in(self, folder: Path | None) -> Teacher:
+        """The teacher that was trained into a folder, or the one that is named; on the CPU.
+
+        Raises:
+            InputError: none is named, or it cannot be loaded.
+        """
+        self._check_teacher_is_named()
+        model_args, kept = self.model_args, {} if self.store is None else self.store.fingerprint
+        if folder is not None:
+            untrained = {"train_teacher": False, "teacher_config_name": None, "teacher_config_overrides": None}
+            model_args = replace(model_args, teacher_name_or_path=str(folder), **untrained)
+        chosen = {
+            "teacher_image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
+            "teacher_precision": model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
+        }
+        return load_teacher(replace(model_args, **chosen), self.data.class_names, self.config.image_size)
 
     @cached_property
     def _summary(self) -> dict[str, str]:
@@ -236,20 +258,11 @@ class Plan:
         return as_the_main_process(self.args, lambda: read_json(Path(folder, IMAGES)))
 
     def _load_teacher(self) -> Teacher:
-        model_args, image_size = self.model_args, self.config.image_size
-        if model_args.train_teacher:
-            crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
-            settings = (model_args, self.args, image_size, crop_pct, self.held_out.rows)
-            folder = find_or_train_teacher(self.teacher_config, self.data, *settings)
-            self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
-            untrained = {"train_teacher": False, "teacher_config_name": None, "teacher_config_overrides": None}
-            model_args = replace(model_args, teacher_name_or_path=str(folder), **untrained)
-        kept = {} if self.store is None else self.store.fingerprint
-        chosen = {
-            "teacher_image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
-            "teacher_precision": model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
-        }
-        return load_teacher(replace(model_args, **chosen), self.data.class_names, image_size)
+        if not self.model_args.train_teacher:
+            return self.teacher_in(None)
+        folder = find_or_train_teacher(*self.teachers_training())
+        self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
+        return self.teacher_in(folder)
 
     def _store_of(self, teacher: Teacher) -> TeacherStore | None:
         """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""
@@ -268,12 +281,14 @@ class Plan:
         store.check(agreed)
         return store
 
-    def _nobody_to_ask(self) -> str:
+    def _check_teacher_is_named(self):
+        if self.teacher_config is not None:
+            return
         missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_name_or_path
         damage = f" ({self.store.damage()})" if self.store.damaged else ""
         theirs = self.store.about.get("teacher")
         nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
-        return (
+        raise InputError(
             f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks "
             f"{sum(missing.values()):,}, the first of epoch {min(missing)}{damage}, and {nobody} give "
             f"--teacher_name_or_path (the store was made with {theirs}), or train for fewer epochs"

@@ -38,9 +38,14 @@ def show(
 
     Arguments as theirs; reporters (TensorBoard and others) stay.
     """
-    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+    hide(trainer)
     trainer.add_callback(Screen(title, columns, loss_so_far))
     trainer.add_callback(LogFile(output_dir, title))
+
+
+def hide(trainer: Trainer):
+    """Take away the bar, or the printed dictionaries, that Trainer has put there."""
+    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
 
 
 def keep_progress_bars_off():

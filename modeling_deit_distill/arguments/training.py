@@ -46,7 +46,9 @@ class DistillationTrainingArguments(TrainingArguments):
 
     output_dir: str | None = HfArg(default="outputs/deit", help="Where everything is written.")
     overwrite_output_dir: bool = HfArg(default=False, help="Train again into an output_dir that holds an earlier run.")
-    dry_run: bool = HfArg(default=False, help="Stop after the summary of what would run.")
+    dry_run: bool = HfArg(
+        default=False, help="Only check, try a few steps of each phase, and say how long each will take; nothing stays."
+    )
 
     distillation_type: Literal["none", "soft", "hard"] = HfArg(
         default="hard", help="What the student learns from the teacher: nothing, its scores, its decision."

@@ -73,14 +73,11 @@ def find_or_train_teacher(
     record = training_record(config, data, model_args, args, student_image_size)
     if holds_teacher(directory, record):
         return directory
-    set_seed(args.seed)
-    model, view = _untrained(config, model_args, record["image_size"])
     with args.main_process_first(desc="clearing an incomplete teacher"):
         partial = directory.with_name(directory.name + ".partial")
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
-    processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
-    trainer = _TeacherTrainer(model, processor, data, held_out, partial, args, model_args)
+    trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
     show(trainer, "1 of 2: teacher", {"held out": "eval_accuracy"}, args.output_dir)
     trainer.train()
     learning_rate = model_args.teacher_learning_rate
@@ -94,6 +91,29 @@ def find_or_train_teacher(
             partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
     return directory
+
+
+def teacher_trainer(
+    config: PreTrainedConfig,
+    data: ImageData,
+    model_args: ModelArguments,
+    args: DistillationTrainingArguments,
+    student_image_size: int,
+    crop_pct: float,
+    held_out: Dataset,
+    output_dir: Path,
+) -> Trainer:
+    """The trainer of a teacher, before its training; arguments as in [`find_or_train_teacher`]."""
+    set_seed(args.seed)
+    model, view = _untrained(config, model_args, trained_image_size(model_args, student_image_size))
+    processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
+    return _TeacherTrainer(model, processor, data, held_out, output_dir, args, model_args)
+
+
+def trained_image_size(model_args: ModelArguments, student_image_size: int) -> int:
+    """A new teacher is trained at the size at which it will be asked."""
+    is_new = model_args.teacher_name_or_path is None
+    return (is_new and model_args.teacher_image_size) or student_image_size
 
 
 def holds_teacher(directory: Path, record: dict[str, object]) -> bool:
@@ -120,7 +140,6 @@ def training_record(
     student_image_size: int,
 ) -> dict[str, object]:
     """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
-    is_new = model_args.teacher_name_or_path is None
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
@@ -129,8 +148,7 @@ def training_record(
         "dataset": data.fingerprint(),
         "teacher": model_args.teacher_name_or_path or config.model_type,
         "config": {key: value for key, value in sorted(fields.items()) if key not in passing},
-        # A new one is trained at the size at which it will be asked.
-        "image_size": (is_new and model_args.teacher_image_size) or student_image_size,
+        "image_size": trained_image_size(model_args, student_image_size),
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
         **{name: value for name, value in zip(IF_ASKED_FOR, values, strict=True) if value},
