@@ -7,7 +7,7 @@ checkpoint: it lists the other files with their checksums, so a checkpoint that 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,6 +51,7 @@ MANIFEST = "complete.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 REMOVING, REPLACED = "_removing-", "_replaced-"
 EARLIER_SAVING = "_saving-"  # where earlier versions wrote a checkpoint before they renamed it
+MODEL_ALONE = "it holds the model alone (save_only_model), so that no training can go on from it"
 # Not needed to resume, never read, and never pushed.
 NOT_LISTED = (MANIFEST, "training_args.bin")
 
@@ -116,7 +117,7 @@ def begin_checkpoint(checkpoint: Path):
     write_json(checkpoint / MANIFEST, {})
 
 
-def commit_checkpoint(checkpoint: Path, agreed: dict[str, object]):
+def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | None = None):
     """Make a folder a checkpoint: flush every file, then list them with sizes and checksums in `complete.json`.
 
     CRC-32 is no protection from somebody who changes files on purpose; loading without code is (`weights_only`).
@@ -124,6 +125,7 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object]):
     Args:
         checkpoint: its folder, in which all other files are written.
         agreed: what a run that goes on from it must have in common with this one.
+        best: the best checkpoint of the run so far, if there is one.
     """
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     files = {
@@ -133,7 +135,10 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object]):
     }
     for path in (*paths, *(path for path in checkpoint.rglob("*") if path.is_dir())):
         flush(path)
-    write_json(checkpoint / MANIFEST, {"format": 1, "facts": agreed, "files": files})
+    write_json(
+        checkpoint / MANIFEST,
+        {"format": 1, "facts": agreed, "best": None if best is None else best.name, "files": files},
+    )
     for path in (checkpoint / MANIFEST, checkpoint, checkpoint.parent):
         flush(path)
     shutil.rmtree(checkpoint.with_name(f"{REPLACED}{checkpoint.name}"), ignore_errors=True)
@@ -142,6 +147,11 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object]):
 def agreed_in(checkpoint: Path) -> dict[str, object]:
     """What a whole checkpoint says that a run must have in common with it; {} for one of an earlier version."""
     return read_json(checkpoint / MANIFEST).get("facts", {})
+
+
+def best_in(checkpoint: Path) -> str | None:
+    """The name of the best checkpoint of a run when a whole one was saved; None without one, or if nobody knows."""
+    return read_json(checkpoint / MANIFEST).get("best")
 
 
 def damage(checkpoint: Path, contents: bool = True) -> str | None:
@@ -161,7 +171,8 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
         json.loads((checkpoint / STATE).read_text())["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{STATE} is missing or cut off"
-    if not any(checkpoint.glob("optimizer*")):
+    is_model_alone = not any(checkpoint.glob("optimizer*"))
+    if is_model_alone and "optimizer" in _listed(checkpoint):
         return "it has no optimiser's state"
     if not (checkpoint / MANIFEST).exists():
         missing = (name for name in ("model.safetensors", "config.json") if not (checkpoint / name).exists())
@@ -170,9 +181,17 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         files, _ = manifest["files"], dict(manifest["facts"])
         found = (_file_damage(checkpoint / name, kept, contents) for name, kept in files.items())
-        return next((words for words in found if words), None)
+        return next((words for words in found if words), MODEL_ALONE if is_model_alone else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
+
+
+def _listed(checkpoint: Path) -> str:
+    """The names of the files that a checkpoint should have; an optimiser's, if nobody knows."""
+    try:
+        return " ".join(json.loads((checkpoint / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "optimizer"
 
 
 def last_complete(output_dir: str | Path, contents: bool = True) -> tuple[Path | None, dict[Path, str]]:
@@ -186,15 +205,19 @@ def last_complete(output_dir: str | Path, contents: bool = True) -> tuple[Path |
     return None, passed_over
 
 
-def remove_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[Path]):
-    """Remove checkpoints beyond `limit`: damaged ones first, then the oldest; never those to keep.
+def remove_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[Path], first: Collection[Path] = ()):
+    """Remove checkpoints beyond `limit`: damaged ones, then those of `first`, then the oldest; never those to keep.
 
     Trainer's own rotation goes by the time of modification, for which a damaged one may be the newest.
     """
     if limit is None or limit <= 0:
         return
-    removable = [path for path in list_checkpoints(output_dir) if path not in keep]
-    removable.sort(key=lambda path: (damage(path, contents=False) is None, step_of(path)))
+
+    def order(path: Path) -> tuple[bool, bool, int]:
+        is_whole = damage(path, contents=False) in (None, MODEL_ALONE)
+        return is_whole, path not in first, step_of(path)
+
+    removable = sorted((path for path in list_checkpoints(output_dir) if path not in keep), key=order)
     for checkpoint in removable[: max(len(removable) + len(keep) - limit, 0)]:
         remove_checkpoint(checkpoint)
 

@@ -38,14 +38,15 @@ class BadImages:
         self.on_bad_image = on_bad_image
         self.max_fraction = max_fraction
         self.kind, self.consequence, self.decode = kind, consequence, decode
-        self.num_images = len(rows) / num_processes if rows is not None else STREAM_TRIAL
+        self.num_processes = num_processes
         self.num_shown = 0
         self.seen: set[int | str] = set()
 
     def note(self, bad: list[int] | list[str], num_shown: float = 0):
         """Take note of a batch's unreadable rows; of a stream, what is wrong with which, in words.
 
-        A stream's are judged by `num_shown`, the images in the batch.
+        They are judged by the images that were shown, to which the `num_shown` of the batch are added: at least this
+        process's share of the rows, at most all rows.
 
         Raises:
             InputError: at the first with `on_bad_image="error"`, or when there are too many.
@@ -62,12 +63,17 @@ class BadImages:
             if self.on_bad_image == "error":
                 raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
             logger.warning(f"{message}; {self.consequence}")
-        num_images = self.num_images if self.rows is not None else max(self.num_shown, self.num_images)
-        if len(self.seen) > max(self.max_fraction * num_images, 1):
+        if len(self.seen) > max(self.max_fraction * self._num_judged(), 1):
             raise LocalInputError(
                 f"{len(self.seen)} {self.kind}images are bad, more than max_bad_image_fraction {self.max_fraction:g} "
                 "allows; mend the dataset, or allow more"
             )
+
+    def _num_judged(self) -> float:
+        """How many images the unreadable ones are a part of. A process sees others of the rows in each epoch."""
+        if self.rows is None:
+            return max(self.num_shown, STREAM_TRIAL)
+        return min(max(self.num_shown, len(self.rows) / self.num_processes), len(self.rows))
 
 
 def describe_row(rows: Dataset, row: int) -> str:

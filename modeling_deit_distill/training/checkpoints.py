@@ -25,6 +25,7 @@ from ..output_folder import (
     STATE,
     agreed_in,
     begin_checkpoint,
+    best_in,
     checkpoint_folder,
     commit_checkpoint,
     damage,
@@ -107,7 +108,8 @@ class Checkpoints(TrainerCallback):
     """The checkpoints of a training: the one to resume from, and each that Trainer writes.
 
     A kill while one is written leaves a folder that the next start removes. Earlier ones beyond `limit` are removed
-    after a new one is whole, never before. A state names no folder, since a run may move.
+    after a new one is whole, never before; those of an earlier training in the same folder first. A checkpoint names
+    the best one without its folder, since a run may move.
 
     Args:
         limit: how many to keep; None for all.
@@ -119,6 +121,7 @@ class Checkpoints(TrainerCallback):
         self._resumed_step: int | None = None
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
         self._agreed: dict[str, object] = {}
+        self._earlier: set[Path] = set()  # of a training that this one does not go on from
 
     def open(self, wanted: str | bool | None, args, dataset: Dataset, model, is_sharded: bool) -> str | None:
         """The checkpoint to resume from, checked; called by all processes before training.
@@ -140,6 +143,7 @@ class Checkpoints(TrainerCallback):
         self.resumed = self._resumed_step = self._planned_steps = None
         self._agreed = agreement(args, dataset, model.config)
         if not wanted:
+            self._note_earlier(args)
             return None
         checkpoint = _resolve(wanted, args.output_dir)
         check_fits(checkpoint, self._agreed, model.config)
@@ -147,7 +151,18 @@ class Checkpoints(TrainerCallback):
         state = json.loads((checkpoint / STATE).read_text())
         self.resumed, self._resumed_step = checkpoint, state["global_step"]
         self._planned_steps = state.get("max_steps")
+        self._note_earlier(args)
         return str(checkpoint)
+
+    def _note_earlier(self, args):
+        after = -1 if self._resumed_step is None else self._resumed_step
+        self._earlier = {path for path in list_checkpoints(args.output_dir) if step_of(path) > after}
+        if self._earlier and args.should_save:
+            last = max(self._earlier, key=step_of).name
+            logger.warning(
+                f"{args.output_dir} holds {len(self._earlier)} checkpoint(s) of an earlier training, up to {last}: "
+                "save_total_limit removes them first, and resume_from_checkpoint true would go on from the highest step"
+            )
 
     def begin(self, folder: str | None, args):
         """Called by all processes before Trainer saves a model into a folder, which may be a checkpoint's."""
@@ -178,13 +193,18 @@ class Checkpoints(TrainerCallback):
         return num_epochs if self._resumed_step < num_steps else 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Find the best checkpoint so far in the output folder of this run."""
+        """Find the best checkpoint so far in the output folder of this run.
+
+        It may be older than the best evaluation, which a run that saves more rarely than it evaluates has no
+        checkpoint of. Checkpoints of earlier versions name none, but their states the evaluation's step.
+        """
         if self._resumed_step is None or not state.best_global_step:
             return
-        best = checkpoint_folder(args.output_dir, state.best_global_step)
+        named = best_in(self.resumed)
+        best = Path(args.output_dir, named or checkpoint_folder("", state.best_global_step).name)
         if best.is_dir():
             state.best_model_checkpoint = str(best)
-        elif args.load_best_model_at_end:
+        elif named and args.load_best_model_at_end:
             raise InputError(f"load_best_model_at_end: {best.name}, the best so far, is not in {args.output_dir}")
 
     def on_save(self, args, state, control, model=None, **kwargs):
@@ -196,8 +216,9 @@ class Checkpoints(TrainerCallback):
         write_json(checkpoint / STATE, {**json.loads((checkpoint / STATE).read_text()), "best_model_checkpoint": None})
         if not (checkpoint / "config.json").exists():  # FSDP's shards come without
             model.config.save_pretrained(checkpoint)
-        commit_checkpoint(checkpoint, self._agreed)
-        remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint})
+        commit_checkpoint(checkpoint, self._agreed, _best(state))
+        self._earlier.discard(checkpoint)
+        remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint}, self._earlier)
 
     def end(self, args, state):
         """After training: of one checkpoint to keep, keep the best, as Trainer does."""

@@ -88,6 +88,7 @@ class Progress(TrainerCallback):
             self._answers.num_asked = sum(each["teacher_views"] for each in counts)
             if self._bad_images is not None:
                 self._bad_images.seen.update(row for each in counts for row in each["bad_rows"])
+                self._bad_images.num_shown = sum(each.get("images_shown", 0) for each in counts)
 
     def on_save(self, args, state, control, **kwargs):
         """Write the counts of this process into the checkpoint."""
@@ -96,8 +97,10 @@ class Progress(TrainerCallback):
         write_json(folder / COUNTS.format(args.process_index), counts, indent=None)
 
     def _count(self) -> dict[str, object]:
-        bad_rows = [] if self._bad_images is None else sorted(self._bad_images.seen)
-        return {"teacher_views": self._answers.num_asked, "bad_rows": bad_rows}
+        bad_images, asked = self._bad_images, self._answers.num_asked
+        if bad_images is None:
+            return {"teacher_views": asked, "bad_rows": []}
+        return {"teacher_views": asked, "bad_rows": sorted(bad_images.seen), "images_shown": bad_images.num_shown}
 
     def _seconds_so_far(self) -> float:
         return self._seconds + time.monotonic() - self._started

@@ -152,3 +152,11 @@ def test_a_damaged_folder_has_a_fingerprint_as_long_as_its_files_are_there(damag
 
 def test_a_missing_file_does_not_stop_the_fingerprint(damaged_folder):
     assert damaged_folder[0].fingerprint()
+
+
+def test_bad_images_of_all_epochs_are_judged_by_all_images_that_a_process_saw(warnings):
+    bad = dict.fromkeys(range(4), b"")
+    bad_images = BadImages(with_bad_rows(100, bad), max_fraction=0.04, num_processes=4)
+    for row in range(4):  # each epoch a process sees other 25 images, one in 25 of them bad
+        bad_images.note([row], num_shown=25)
+    assert "2 images are bad" in complaint(BadImages(bad_images.rows, "warn", 0.04, num_processes=4), [0, 1])

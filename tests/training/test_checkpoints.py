@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.paths import ROOT
 from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
-from helpers.trainers import rows, student, views_trainer
+from helpers.trainers import CountingTeacher, rows, student, trainer, views_trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import (
     begin_checkpoint,
+    best_in,
     commit_checkpoint,
     damage,
     disk_errors_explained,
@@ -368,3 +369,41 @@ def test_the_job_script_is_bash_and_its_command_is_one_of_ours(tmp_path):
     assert (python, program) == ("python", "train_deit.py") and (ROOT / recipe).exists()
     *_, args = parse_arguments([str(ROOT / recipe), *words, "--output_dir", str(tmp_path / "out"), "--bf16", "false"])
     assert args.resume_from_checkpoint == "true"
+
+
+def test_the_best_checkpoint_is_kept_over_a_resumption_though_a_better_evaluation_fell_between_saves(tmp_path):
+    saving = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    saving |= {"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True}
+
+    def run(stop, resume=None):
+        each = trainer(tmp_path, teacher=CountingTeacher(), **{**saving, "max_steps": stop})
+        scores = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.2, 5: 0.3, 6: 0.1}  # the best, of step 3, has no checkpoint
+        each.compute_metrics = lambda evaluated: {"score": scores[each.state.global_step]}
+        each.train(resume_from_checkpoint=resume)
+        return each.state
+
+    run(4)
+    assert best_in(tmp_path / "checkpoint-4") == "checkpoint-2"
+    state = run(6, resume=True)
+    assert state.best_global_step == 3 and state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+
+
+def test_a_second_training_in_a_folder_removes_the_checkpoints_of_the_first(tmp_path, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    views_trainer(tmp_path, rows(26), max_steps=6, **saving).train()
+    assert names(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+    assert "of an earlier training" not in caplog.text
+    views_trainer(tmp_path, rows(26), max_steps=4, **saving).train()
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    assert "holds 2 checkpoint(s) of an earlier training, up to checkpoint-6" in caplog.text
+
+
+def test_a_checkpoint_of_the_model_alone_is_whole_but_nothing_goes_on_from_it(tmp_path):
+    views_trainer(tmp_path, rows(26), save_strategy="steps", save_steps=2, max_steps=4, save_only_model=True).train()
+    assert "it holds the model alone (save_only_model)" in damage(tmp_path / "checkpoint-4")
+    with pytest.raises(InputError, match=r"it holds the model alone \(save_only_model\)"):
+        views_trainer(tmp_path, rows(26)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    (tmp_path / "checkpoint-4" / "model.safetensors").unlink()
+    assert damage(tmp_path / "checkpoint-4") == "model.safetensors is missing"
+    remove_old_checkpoints(tmp_path, 1, set())
+    assert names(tmp_path) == ["checkpoint-2"]  # the damaged one goes first
