@@ -3,7 +3,11 @@
 The recipe comes first, the command line over it; `examples/recipes` has some, `--help` lists every argument.
 """
 
+import signal
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while the libraries are imported is no traceback
 
 from modeling_deit_distill import DistillationTrainer
 from modeling_deit_distill.dry_run import dry_run
@@ -21,7 +25,7 @@ from modeling_deit_distill.training.interruption import ending_in_order
 def main(command_line: list[str]):
     keep_progress_bars_off()
     plan = Plan.from_arguments(command_line)
-    with ending_in_order(plan.args):
+    with ending_in_order(plan.args, command_line):
         if is_finished(plan.args, command_line):
             push_finished(plan.args)
         else:
@@ -54,10 +58,11 @@ def run(plan: Plan):
     )
     show(trainer, plan.students_title, columns_of(plan.args), plan.args.output_dir, trainer.progress.loss_so_far)
     begin_run(plan, trainer.hub_model_id)
-    results = distil(trainer, plan.checkpoint)
+    with trainer.interruption.until_results():
+        results = distil(trainer, plan.checkpoint)
+        finish_run(plan, trainer, results)
 
     # Publish
-    finish_run(plan, trainer, results)
     if plan.args.push_to_hub:
         trainer.push_to_hub()
         say(plan.args, f"pushed to {trainer.hub_model_id}")

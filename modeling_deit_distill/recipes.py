@@ -123,13 +123,18 @@ def _as_in_a_recipe(word: str) -> object:
 
 def without_tokens(arguments: list[str]) -> list[str]:
     """A command line as it may be shown: what follows `--hub_token` left out."""
-    shown, is_secret = [], False
+    return without_arguments(arguments, {"hub_token"})
+
+
+def without_arguments(arguments: list[str], names: set[str]) -> list[str]:
+    """A command line without some arguments, of which the values go too."""
+    kept, is_dropped = [], False
     for word in arguments:
-        is_token = word.split("=")[0].replace("-", "_") == "__hub_token"
-        if not is_token and not (is_secret and not word.startswith("--")):
-            shown.append(word)
-        is_secret = is_token and "=" not in word or is_secret and not word.startswith("--")
-    return shown
+        if word.startswith("--"):
+            is_dropped = not _names([word]).isdisjoint(names)
+        if not is_dropped:
+            kept.append(word)
+    return kept
 
 
 def _names(command_line: list[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """How a command runs and ends: one line for bad input, an exit code, and the end of one of several processes."""
 
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from .errors import InputError, LocalInputError, printable
+from .signals import Interrupted, Leave, handling, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
 
@@ -16,19 +18,26 @@ def run_script(main: Callable[[list[str]], int | None], arguments: list[str] | N
     """Run a command and end this process with its exit code.
 
     An [`InputError`] is printed as one line on the error stream, and the exit code is 2. Of several processes the first
-    prints it, unless only one of them met it. Any other error is a fault of ours and keeps its traceback.
+    prints it, unless only one of them met it. A signal that ends the command is one line too, and the exit code is 128
+    plus its number. Any other error is a fault of ours and keeps its traceback.
 
     Args:
         main: takes the command line's words; may return an exit code.
         arguments: these words; those of this process unless given.
     """
     try:
-        exit_code = main(sys.argv[1:] if arguments is None else arguments) or 0
+        with handling(Leave(), takes_ctrl_c=True):
+            exit_code = main(sys.argv[1:] if arguments is None else arguments) or 0
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(INPUT_ERROR_EXIT_CODE)
-    except SystemExit as error:  # a run that was interrupted
+    except Interrupted as interrupted:
+        leave_to_the_system()
+        if int(os.environ.get("RANK", "0")) == 0:
+            _print_below_bars(interrupted)
+        exit_code = interrupted.code
+    except SystemExit as error:
         exit_code = error.code
     end_process(exit_code)
 
@@ -51,3 +60,9 @@ def end_process(exit_code: int | str | None = 0):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code or 0)
+
+
+def _print_below_bars(interrupted: Interrupted):
+    # A bar of progress leaves the cursor in its line; one of a terminal that was closed is written nowhere.
+    with contextlib.suppress(OSError):
+        print(f"\n{interrupted}" if sys.stderr.isatty() else interrupted, flush=True)

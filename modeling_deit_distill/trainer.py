@@ -21,7 +21,7 @@ from .training.average import AverageWeights
 from .training.checkpoints import Checkpoints
 from .training.finite import FiniteGuard, advice, gradient_norm
 from .training.given import Given
-from .training.interruption import Interrupted, StopAtSignal, leaving_sigterm_to_parent
+from .training.interruption import StopAtSignal, leaving_sigterm_to_parent
 from .training.metrics import HeldOutMetrics
 from .training.objective import Views, agreement_with_teacher, objective_terms
 from .training.progress import Progress, count_flops
@@ -94,7 +94,7 @@ class DistillationTrainer(Trainer):
 
         Raises:
             InputError: a checkpoint that cannot be resumed from, or a full disk.
-            Interrupted: SIGTERM came; a checkpoint was made.
+            Interrupted: a signal came; a checkpoint was made.
         """
         self.given.check_trial(trial)
         settings = (self.args, self.train_dataset, self.model, self.is_fsdp_enabled)
@@ -103,14 +103,12 @@ class DistillationTrainer(Trainer):
         self.average.start(self.checkpoints.resumed)
         self.progress.start(self.checkpoints.resumed)
         set_seed(seed_of_process(self.train_dataset, self.args))
-        try:
-            with self.interruption.listening(self.args), self.checkpoints.errors_explained(self.args):
-                output = super().train(checkpoint, trial, **kwargs)
-        except Interrupted:
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)  # close the logs
-            raise
+        close_logs = lambda: self.callback_handler.on_train_end(self.args, self.state, self.control)  # noqa: E731
+        with self.interruption.listening(self.args, close_logs), self.checkpoints.errors_explained(self.args):
+            output = super().train(checkpoint, trial, **kwargs)
         self.average.end(self.args, self.state)
         self.checkpoints.end(self.args, self.state)
+        self.interruption.pass_on(self.args, self.state)
         return output._replace(training_loss=output.metrics["train_loss"])  # which a step that is not finite spares
 
     def call_model_init(self, trial=None):

@@ -19,7 +19,7 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_the_two_commands_stand_as_they_are_run():
-    assert "pip install -e . && accelerate launch train_deit.py examples/recipes/digits.yaml" in README
+    assert "pip install -e . && accelerate launch --quiet train_deit.py examples/recipes/digits.yaml" in README
     assert "pip install -e '.[test]' && pytest" in README
     assert "s/^\\(pip install .*&& pytest\\)$" in (ROOT / ".ci" / "run").read_text()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -59,6 +61,20 @@ def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(pushed, stra
     assert len(commits) == (1 if strategy == "end" else 3)
     for commit in commits:
         assert CODE | {"README.md", "config.json", "preprocessor_config.json", "run.json"} <= commit.files.keys()
+
+
+def test_a_signal_during_a_push_is_one_line_and_the_same_command_pushes(server, train_again, monkeypatch):
+    with monkeypatch.context() as patched:
+        push = "modeling_deit_distill.publishing.folder.push_all"
+        patched.setattr(push, lambda *args: signal.raise_signal(signal.SIGUSR1))
+        with pytest.raises(
+            Interrupted, match="by SIGUSR1: the run in .* is finished; go on with python"
+        ) as interrupted:
+            train_again()
+    assert TOKEN not in str(interrupted.value)
+    folder = train_again()
+    assert server.files("models", "me/colours").keys() > CODE
+    assert not (folder / "interrupted.json").exists()
 
 
 def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(pushed):

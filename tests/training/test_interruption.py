@@ -1,4 +1,4 @@
-"""SIGTERM: in training it makes a checkpoint and ends, elsewhere it ends at once."""
+"""Signals: in training they make a checkpoint and end the run, elsewhere they end it at once."""
 
 import json
 import signal
@@ -10,7 +10,8 @@ from helpers.trainers import rows, views_trainer
 from transformers import TrainerCallback
 
 from modeling_deit_distill.output_folder import damage
-from modeling_deit_distill.training.interruption import Interrupted, ending_in_order
+from modeling_deit_distill.signals import Interrupted
+from modeling_deit_distill.training.interruption import ending_in_order
 
 
 class SignalAt(TrainerCallback):
@@ -57,20 +58,88 @@ def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
     assert sum("eval_loss" in entry for entry in run.state.log_history) == evaluations
 
 
-def test_sigterm_outside_training_ends_at_once_and_names_the_last_checkpoint(tmp_path, capsys):
-    args = SimpleNamespace(process_index=0, output_dir=str(tmp_path / "out"), dry_run=False)
+def run_args(folder, **changes):
+    """What a run's arguments say of its output folder."""
+    settings = {"process_index": 0, "world_size": 1, "dry_run": False, "overwrite_output_dir": False}
+    return SimpleNamespace(output_dir=str(folder), **{**settings, "push_to_hub": False, **changes})
+
+
+def interrupted_at_once(args, *words):
+    """What a signal outside training raises."""
+    with pytest.raises(Interrupted) as interrupted, ending_in_order(args, list(words)):
+        signal.raise_signal(signal.SIGTERM)
+    return str(interrupted.value)
+
+
+def test_a_signal_outside_training_ends_at_once_and_names_the_last_checkpoint(tmp_path):
+    folder = tmp_path / "out"
+    args = run_args(folder)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="no checkpoint was made yet"), ending_in_order(args):
-        signal.raise_signal(signal.SIGTERM)
-    kept = json.loads((tmp_path / "out" / "interrupted.json").read_text())
+    said = interrupted_at_once(args, "recipe.yaml", "--seed", "3", "--hub_token", "hf_secret")
+    go_on = "go on with python train_deit.py recipe.yaml --seed 3 --resume_from_checkpoint true"
+    assert said == f"interrupted by SIGTERM: no checkpoint was made yet; {go_on}"
+    kept = json.loads((folder / "interrupted.json").read_text())
     assert kept == {"signal": "SIGTERM", "global_step": None, "checkpoint": None}
-    checkpoint(tmp_path / "out", 7)
-    with pytest.raises(Interrupted, match="checkpoint-7 is whole"), ending_in_order(args):
-        assert not (tmp_path / "out" / "interrupted.json").exists()
-        signal.raise_signal(signal.SIGTERM)
-    assert json.loads((tmp_path / "out" / "interrupted.json").read_text())["global_step"] == 7
-    assert "--resume_from_checkpoint true goes on" in capsys.readouterr().out
-    with ending_in_order(args):
-        pass
-    assert names(tmp_path / "out") == ["checkpoint-7"]
+    checkpoint(folder, 7)
+    assert interrupted_at_once(args).startswith(f"interrupted by SIGTERM: {folder / 'checkpoint-7'} is whole; go on")
+    assert json.loads((folder / "interrupted.json").read_text())["global_step"] == 7
+    with ending_in_order(args, []):
+        assert not (folder / "interrupted.json").exists()
+    assert names(folder) == ["checkpoint-7"]
     assert signal.getsignal(signal.SIGTERM) is before
+    (folder / "all_results.json").write_text("{}")
+    assert interrupted_at_once(args) == f"interrupted by SIGTERM: the run in {folder} is finished"
+    args.push_to_hub = True
+    assert interrupted_at_once(args).endswith(
+        "is finished; go on with python train_deit.py --resume_from_checkpoint true"
+    )
+
+
+def test_a_signal_before_an_earlier_run_is_replaced_does_not_go_on_from_that_one(tmp_path):
+    checkpoint(tmp_path, 7)
+    args, words = run_args(tmp_path, overwrite_output_dir=True), ["--overwrite_output_dir", "--seed", "3"]
+    said = interrupted_at_once(args, *words)
+    assert said.endswith("nothing of this run is kept yet, and the earlier one is as it was; go on with python "
+                         "train_deit.py --overwrite_output_dir --seed 3")  # fmt: skip
+    with pytest.raises(Interrupted) as interrupted, ending_in_order(args, words):
+        checkpoint(tmp_path, 7)
+        signal.raise_signal(signal.SIGHUP)
+    assert "checkpoint-7 is whole" in str(interrupted.value)
+    again = "train_deit.py --seed 3 --overwrite_output_dir false --resume_from_checkpoint true"
+    assert str(interrupted.value).endswith(again)
+
+
+def test_a_dry_run_that_is_interrupted_writes_nothing(tmp_path):
+    assert interrupted_at_once(run_args(tmp_path / "out", dry_run=True)) == "interrupted by SIGTERM"
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_because_another_process_left_is_that_interruption(tmp_path):
+    args = run_args(tmp_path, world_size=2, process_index=1)
+    with pytest.raises(RuntimeError, match="Connection closed"), ending_in_order(args, []):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(Interrupted, match="by SIGUSR1") as interrupted, ending_in_order(args, []):
+        (tmp_path / "interrupted.json").write_text('{"signal": "SIGUSR1"}')
+        raise RuntimeError("Connection closed by peer")
+    assert interrupted.value.code == 138
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_a_signal_after_the_last_step_waits_for_the_results_where_nothing_else_is_kept(tmp_path, save_strategy):
+    settings = {**SAVING, "max_steps": 2, "save_strategy": save_strategy}
+    run, done = views_trainer(tmp_path, rows(26), **settings), []
+    args = run_args(tmp_path)
+    with pytest.raises(Interrupted), ending_in_order(args, []), run.interruption.until_results():
+        run.train()
+        signal.raise_signal(signal.SIGTERM)
+        done.append("results")
+    assert done == (["results"] if save_strategy == "no" else [])
+
+
+def test_bars_are_closed_once_though_the_signal_comes_in_the_last_evaluation_of_training(tmp_path):
+    settings = {**SAVING, "max_steps": 2, "save_strategy": "no", "disable_tqdm": False}
+    run = views_trainer(tmp_path, rows(26), **settings)
+    evaluate_each(run, "steps", 2)
+    run.add_callback(SignalAt(2, in_evaluation=True))
+    with pytest.raises(Interrupted, match="no checkpoint was made yet"), ending_in_order(run_args(tmp_path), []):
+        run.train()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from helpers.forked_runs import ForkedRuns
+from helpers.forked_runs import MOMENTS, ForkedRuns
 from helpers.paths import ROOT
 from helpers.pictures import draw_blank_pictures
 from transformers import ResNetConfig, ResNetForImageClassification
@@ -233,6 +234,55 @@ def test_workers_that_get_the_signal_too_do_not_bring_the_run_down_nor_change_a_
     assert done.codes == [0], done.printed
     assert not (folder / "interrupted.json").exists()
     assert (folder / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
+
+
+SHORT = {"max_steps": 6, "resume_from_checkpoint": None}
+SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]
+
+
+def words_to_go_on(done, kill, folder):
+    """Of a run that ended in one line with the right exit codes and no traceback: what that line says to type."""
+    assert done.codes[0] == 128 + getattr(signal, kill), done.printed
+    assert "Traceback" not in done.printed and "Exception ignored" not in done.printed, done.printed
+    (line,) = [line for line in done.printed.splitlines() if "interrupted" in line]
+    assert line.startswith(f"interrupted by {kill}: ") and done.printed.rstrip().endswith(line)
+    assert json.loads((folder / "interrupted.json").read_text())["signal"] == kill
+    return shlex.split(line.partition("train_deit.py ")[2])
+
+
+@pytest.fixture(scope="module")
+def short(forked, words, tmp_path_factory):
+    """An uninterrupted run of six steps, with evaluations after the third and the last."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    done = forked.run(words(folder, **SHORT))
+    assert done.codes == [0], done.printed
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("kill", SIGNALS)
+def test_each_signal_at_each_moment_is_one_line_and_loses_nothing(forked, words, short, tmp_path, kill, moment):
+    started = words(tmp_path / "run", **SHORT)
+    again = words_to_go_on(forked.run(started, kill, moment=moment), kill, tmp_path / "run")
+    assert again == [*started, "--resume_from_checkpoint", "true"]
+    done = forked.run(again)
+    assert done.codes == [0], done.printed
+    assert_same_end(tmp_path / "run", short, steps=6)
+    assert not (tmp_path / "run" / "interrupted.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [False, True], ids=["to_the_first", "to_all"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_two_processes_end_together_at_each_moment(forked, words, tmp_path, moment, to_all):
+    kill = SIGNALS[list(MOMENTS).index(moment) % len(SIGNALS)]
+    started = words(tmp_path / "run", **{**SHORT, "per_device_train_batch_size": 2, "ema_half_life": None})
+    done = forked.run(started, kill, moment=moment, processes=2, to_all=to_all)
+    # The first process alone writes the results; the other may have ended by then.
+    assert done.codes[1] in ([0] if moment == "writing the results" else []) + [done.codes[0]], done.printed
+    again = words_to_go_on(done, kill, tmp_path / "run")
+    assert forked.run(again, processes=2).codes == [0, 0]
 
 
 @pytest.mark.slow
