@@ -24,6 +24,9 @@ TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
 CARD = "README.md"
 CURVES = "training_curves.png"
 PREDICTIONS = "predictions.png"
+MISTAKES = "mistakes.png"
+CONFUSION = "confusion.png"
+PICTURES = (CURVES, PREDICTIONS, MISTAKES, CONFUSION)  # of the card
 INTERRUPTED = "interrupted.json"
 LOG = "train_log.jsonl"  # what Trainer logs, of the teacher's training too
 TEACHER = "teacher"  # the folder of a teacher that the run trained itself
@@ -38,8 +41,7 @@ PUBLISHED = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
     CARD,
-    CURVES,
-    PREDICTIONS,
+    *PICTURES,
     RUN_RECORD,
     STATE,
     RESULTS,

@@ -20,9 +20,10 @@ from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
 from ..files import written_whole
 from ..hub import check_license
-from ..output_folder import CARD, CURVES, DECISIONS, PREDICTIONS, STATE, read_json
+from ..output_folder import CARD, CONFUSION, CURVES, DECISIONS, MISTAKES, PREDICTIONS
 from ..report import ACCURACY_NAMES, duration
 from .comparison import comparison, verdict
+from .confusion import confusion_in_words, plot_confusion
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .record import note_words
 from .run import DECISION_NAMES, Run, read_run
@@ -57,9 +58,11 @@ def write_model_card(output_dir: str | Path, results: dict[str, float] | None = 
 
 
 def write_card_and_curves(output_dir: str | Path, results: dict[str, float] | None = None) -> Path:
-    """As [`write_model_card`], with the curves drawn again from `trainer_state.json`, where anything was logged."""
-    state = read_json(Path(output_dir, STATE))
-    plot_training_curves(state.get("log_history") or [], Path(output_dir, CURVES))
+    """As [`write_model_card`], with the curves drawn again, and the confusion matrix, where anything was kept."""
+    run = read_run(Path(output_dir), results)
+    plot_training_curves(run.state.get("log_history") or [], Path(output_dir, CURVES))
+    if run.decisions:
+        plot_confusion(run.judged.confusion, run.class_names, Path(output_dir, CONFUSION))
     return write_model_card(output_dir, results)
 
 
@@ -121,6 +124,9 @@ def content(run: Run) -> dict[str, object]:
         "score": score(run),
         "picture": run.file(PREDICTIONS),
         "how_chosen": HOW_CHOSEN,
+        "mistakes": run.file(MISTAKES),
+        "confusion": run.file(CONFUSION) if run.decisions else None,
+        "how_confused": confusion_in_words(run.judged.confusion) if run.decisions else None,
         "two_heads": run.config.use_distillation_token,
         "tokens": tokens(run),
         "name": json.dumps(run.name, ensure_ascii=False),
@@ -373,7 +379,7 @@ def licence(run: Run) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Draw the curves of a run again and write its card again."""
+    """Draw the curves and the confusion matrix of a run again and write its card again."""
     parser = argparse.ArgumentParser(
         prog="python -m modeling_deit_distill.model_card", description=__doc__.split(":")[0]
     )
@@ -381,7 +387,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--license", help="licence on the card, as the Hub names it; kept in run.json")
     given = parser.parse_args(arguments)
     check_license(given.license)
-    read_run(Path(given.output_dir))  # is a run's folder
+    read_run(Path(given.output_dir))  # before anything is written: it is a run's folder
     note_words(given.output_dir, {"license": given.license})
     print(f"wrote {write_card_and_curves(given.output_dir)}")
     return 0

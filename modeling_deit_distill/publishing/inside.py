@@ -1,4 +1,4 @@
-"""What a finished model makes of some held-out images: a picture for the card, and figures of its tokens."""
+"""What a finished model makes of some held-out images: pictures for the card, and figures of its tokens."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from ..analysis import describe_tokens
 from ..data.evaluation import EvaluationDataset
 from ..files import write_json
 from ..modeling_deit_distill import DeiTDistillForImageClassification
-from ..output_folder import PREDICTIONS, TOKENS
-from .pictures import choose_examples, draw_predictions
+from ..output_folder import MISTAKES, PREDICTIONS, TOKENS
+from .pictures import choose_examples, choose_mistakes, draw_predictions
 
 NUM_IMAGES = 64  # evenly spaced, on which the tokens are measured
 
@@ -19,14 +19,19 @@ NUM_IMAGES = 64  # evenly spaced, on which the tokens are measured
 def look_inside(output_dir: str | Path, held_out: EvaluationDataset, decisions: dict[str, np.ndarray], device):
     """Draw predictions and describe the tokens of a model, as it was saved in the folder of its run.
 
-    `decisions` are those on the held-out images, (images,) class indices by name (`HeldOutMetrics.decisions`).
+    `decisions` are those on the held-out images, see `HeldOutMetrics.decisions`.
     """
     model = DeiTDistillForImageClassification.from_pretrained(output_dir).to(device)
     processor = AutoImageProcessor.from_pretrained(output_dir)
-    chosen = choose_examples(decisions["labels"], decisions["fused"])
-    teacher = decisions["teacher"][chosen] if "teacher" in decisions else None
-    path = Path(output_dir, PREDICTIONS)
-    draw_predictions(model, _images(held_out, chosen), decisions["labels"][chosen], teacher, processor, path)
+    sets = decisions["labels"], decisions["fused"]
+    chosen = {PREDICTIONS: choose_examples(*sets), MISTAKES: choose_mistakes(*sets, decisions["confidence"])}
+    for name, indices in chosen.items():
+        path = Path(output_dir, name)
+        if not indices:  # no mistake
+            path.unlink(missing_ok=True)
+            continue
+        teacher = decisions["teacher"][indices] if "teacher" in decisions else None
+        draw_predictions(model, _images(held_out, indices), decisions["labels"][indices], teacher, processor, path)
     spread = np.unique(np.linspace(0, len(held_out) - 1, NUM_IMAGES).astype(int)).tolist()
     write_json(Path(output_dir, TOKENS), describe_tokens(model, _images(held_out, spread)))
 

@@ -45,7 +45,7 @@ def plot_training_curves(log_history: list[dict], path: str | Path) -> Path | No
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    return _save(figure, path) if any(axes.lines for axes in figure.axes) else None
+    return save_figure(figure, path) if any(axes.lines for axes in figure.axes) else None
 
 
 def choose_examples(labels: Sequence[int], decisions: Sequence[int]) -> list[int]:
@@ -67,6 +67,21 @@ def choose_examples(labels: Sequence[int], decisions: Sequence[int]) -> list[int
     chosen = _spread(wrong, labels, num_wrong, ())
     chosen += _spread(right, labels, count - num_wrong, labels[chosen])
     return sorted(chosen, key=lambda index: (labels[index], index))
+
+
+def choose_mistakes(labels: Sequence[int], decisions: Sequence[int], confidence: Sequence[float]) -> list[int]:
+    """The wrong answers that were given with the highest probability: a fixed rule too.
+
+    Args:
+        labels, decisions: (images,) class indices, true and answered.
+        confidence: (images,) the probability of each answer, from 0 to 1.
+
+    Returns:
+        Indices of images, the surest mistake first.
+    """
+    wrong = np.flatnonzero(np.asarray(labels) != np.asarray(decisions))
+    surest = np.argsort(-np.asarray(confidence, dtype=float)[wrong], kind="stable")
+    return wrong[surest][:MAX_EXAMPLES].tolist()
 
 
 def distinct_names(id2label: Mapping[int, str]) -> list[str]:
@@ -135,15 +150,15 @@ def plot_predictions(
         teacher = None if teacher_answers is None else teacher_answers[index]
         _draw_caption(part, truths[index], *answers[index], teacher)
         _draw_panels(part.subplots(1, num_panels, squeeze=False)[0], image, maps[index])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_caption(part, truth: str, answer: str, probability: float, teacher: str | None):
     is_right = truth == answer
     verdict = "right" if is_right else "WRONG"  # in words too: not everybody sees the colour
-    lines = [f"truth: {_short(truth)}", f"answer: {_short(answer)}, {probability:.0%} ({verdict})"]
+    lines = [f"truth: {short_name(truth)}", f"answer: {short_name(answer)}, {probability:.0%} ({verdict})"]
     if teacher is not None:
-        lines.append(f"teacher: {_short(teacher)}")
+        lines.append(f"teacher: {short_name(teacher)}")
     colour, weight = (RIGHT, "normal") if is_right else (WRONG, "bold")
     text = {"fontsize": 9, "color": colour, "fontweight": weight, "x": 0.01, "ha": "left"}
     part.suptitle("\n".join(lines), parse_math=False, **text)  # a dollar in a class's name is no formula
@@ -189,12 +204,13 @@ def _as_images(pixel_values: torch.Tensor, processor) -> np.ndarray:
     return pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """The name of a class on one line, cut off if it is long."""
     name = " ".join(name.split())
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1].rstrip(" ,") + "…"
 
 
-def _save(figure, path: str | Path) -> Path:
+def save_figure(figure, path: str | Path) -> Path:
     """Write a PNG without the library's version, so that the same figure gives the same file."""
     with warnings.catch_warnings(), written_whole(path) as partial:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a box in a caption, no line for each

@@ -16,7 +16,7 @@ from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
 from ..files import write_json
 from ..hub import with_retries
-from ..output_folder import CARD, CURVES, MANIFEST, PREDICTIONS, PUBLISHED, RUN_RECORD, STATE, read_json
+from ..output_folder import CARD, MANIFEST, PICTURES, PUBLISHED, RUN_RECORD, STATE, read_json
 from .card import write_card_and_curves
 
 STAGE_PREFIX = "_push-"
@@ -162,7 +162,7 @@ def _stage_native(output_dir: Path) -> Commit:
     """The model as transformers' own class, for the branch `native`, which holds nothing else but the card."""
     with _new_stage(output_dir) as stage:
         save_native(load_checkpoint(str(output_dir)), stage)
-        for name in (CARD, CURVES, PREDICTIONS):
+        for name in (CARD, *PICTURES):
             if (output_dir / name).exists():
                 shutil.copy(output_dir / name, stage)
         return Commit(stage, "Export to transformers' own class", ("*",), NATIVE_REVISION)

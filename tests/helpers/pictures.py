@@ -13,3 +13,4 @@ def draw_blank_pictures(monkeypatch):
 
     monkeypatch.setattr(inside, "draw_predictions", draw)
     monkeypatch.setattr(card, "plot_training_curves", draw)
+    monkeypatch.setattr(card, "plot_confusion", draw)

@@ -20,7 +20,7 @@ from helpers.hub_server import HubServer, use_hub
 from huggingface_hub import ModelCard, RepoCard
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.output_folder import CURVES, PREDICTIONS
+from modeling_deit_distill.output_folder import CONFUSION, CURVES, MISTAKES, PICTURES, PREDICTIONS
 from modeling_deit_distill.publishing.card import main, write_model_card
 
 # Metadata
@@ -132,10 +132,12 @@ def test_pictures_are_shown_if_they_are_there(run):
     output_dir = run()
     text = card_of(output_dir).text
     assert "![" not in text and "fixed rule" not in text
-    for name in (CURVES, PREDICTIONS):
+    for name in PICTURES:
         (output_dir / name).write_bytes(b"picture")
     text = card_of(output_dir).text
     assert f"]({PREDICTIONS})" in text.split("\n## ")[0] and "fixed rule, not by hand" in text
+    assert f"]({MISTAKES})" in text.split("\n## ")[0] and "that it gave with the highest probability" in text
+    assert f"]({CONFUSION})" in section(text, "How good it is") and "The true class by row" in text
     assert f"]({CURVES})" in section(text, "How it was trained")
 
 

@@ -16,6 +16,7 @@ from modeling_deit_distill.output_folder import CURVES, PREDICTIONS
 from modeling_deit_distill.publishing import pictures as card_pictures
 from modeling_deit_distill.publishing.pictures import (
     choose_examples,
+    choose_mistakes,
     draw_predictions,
     plot_predictions,
     plot_training_curves,
@@ -112,6 +113,13 @@ def test_the_choice_is_always_the_same_and_ordered_by_class():
 def test_few_images_are_all_shown():
     assert choose_examples([1, 0, 2], [1, 1, 2]) == [1, 0, 2]
     assert choose_examples([], []) == []
+
+
+def test_the_surest_mistakes_come_first_and_right_answers_never():
+    labels, decisions = [0, 1, 2, 0, 1], [0, 0, 1, 1, 1]
+    assert choose_mistakes(labels, decisions, [0.9, 0.5, 0.8, 0.5, 1.0]) == [2, 1, 3]  # alike: as they lie
+    assert choose_mistakes(labels, labels, [0.9] * 5) == []
+    assert len(choose_mistakes([0] * 20, [1] * 20, np.linspace(0, 1, 20))) == 8
 
 
 # Predictions

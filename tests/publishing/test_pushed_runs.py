@@ -27,7 +27,10 @@ def test_a_finished_run_is_pushed_whole(pushed):
     files = server.files("models", "me/colours")
     assert files.keys() > CODE
     expected = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "run.json"}
-    assert expected | {"training_curves.png", "predictions.png", "predictions.json", "all_results.json"} < files.keys()
+    assert (
+        expected | {"training_curves.png", "predictions.png", "confusion.png", "predictions.json", "all_results.json"}
+        < files.keys()
+    )
     assert set(json.loads(files["config.json"])["auto_map"]) == {
         "AutoConfig",
         "AutoModel",
