@@ -36,6 +36,7 @@ from .teachers.teacher import Teacher, check_teacher, load_teacher
 from .teachers.training import TRAINING_RECORD, find_or_train_teacher, holds_teacher, training_record
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint
+from .training.layers import check_layers
 from .training.metrics import check_metric
 from .training.schedule import check_optimisation
 
@@ -172,6 +173,7 @@ class Plan:
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         check_metric(self.args, self.config)
+        check_layers(self.args, self.config, is_new=self.start is None)
         check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views, self.config), self.config)
         say(self.args, "What will run", summary_table(self.summary()))
         if hints := run_hints(self):

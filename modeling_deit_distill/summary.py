@@ -23,6 +23,8 @@ from .precision import precision_in_words
 from .report import counted
 from .student import what_is_kept
 from .teachers.labelling import planned_views
+from .training.early_stopping import early_stopping_in_words
+from .training.layers import layers_in_words
 from .training.objective import weights_of_classes
 from .training.schedule import schedule_in_words
 
@@ -62,9 +64,11 @@ def summary(plan) -> dict[str, str]:
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
         f"{args.gradient_accumulation_steps} accumulation step(s), {args.world_size} process(es))",
         "learning rate": f"{rate}, {schedule_in_words(args)}",
+        **layers_in_words(args, config),
         **average_in_words(args),
         **code_in_words(args, config),
         "length": length_in_words(args, num_images),
+        **early_stopping_in_words(args, plan.trains_teacher),
         "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
         "device": str(args.device),
         "output": str(args.output_dir),

@@ -2,7 +2,6 @@
 
 import functools
 
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -19,9 +18,11 @@ from .teachers.store import TeacherStore
 from .training.answers import Answers
 from .training.average import AverageWeights
 from .training.checkpoints import Checkpoints
+from .training.early_stopping import early_stopping
 from .training.finite import FiniteGuard, advice, gradient_norm
 from .training.given import Given
 from .training.interruption import StopAtSignal, leaving_sigterm_to_parent
+from .training.layers import freeze, scaled_by_layer
 from .training.metrics import HeldOutMetrics
 from .training.objective import Views, agreement_with_teacher, objective_terms
 from .training.progress import Progress, count_flops
@@ -34,7 +35,7 @@ class DistillationTrainer(Trainer):
 
     The teacher sees exactly the pixels that the student sees. It is frozen, whole on each process, and not saved. What
     happens beside the loss is done by callbacks, in this order: `average`, `progress`, `checkpoints` (which makes a
-    saved folder a checkpoint), `publisher`, Trainer's and the user's, `interruption`.
+    saved folder a checkpoint), `publisher`, Trainer's, early stopping, the user's, `interruption`.
 
     Args:
         model: a [`DeiTDistillForImageClassification`].
@@ -68,22 +69,20 @@ class DistillationTrainer(Trainer):
         student = model or self.call_model_init()  # Trainer makes another
         self.views = Views(args, dataset, kwargs.get("processing_class"), student.config)
         self.answers = Answers(args, teacher, teacher_store, dataset, student.config.num_labels)
-        gather = gather_object if args.world_size > 1 else list
-        self.finite = FiniteGuard(args.max_nonfinite_steps, gather, functools.partial(advice, args))
+        self.finite = FiniteGuard.from_arguments(args)
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
         self.progress = Progress(self.answers, self.views.bad_images)
         self.checkpoints = Checkpoints(args.save_total_limit)
         announce = lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control)  # noqa: E731
         self.publisher = Publisher(args, student.config, announce)
-        self.interruption = StopAtSignal()
-        self.metrics = HeldOutMetrics()
+        self.interruption, self.metrics = StopAtSignal(), HeldOutMetrics()
         self.view_sampler = self._steps_per_epoch = None
         self._flops_per_view = count_flops(student)  # while the weights are whole: they may be sharded later
         kwargs["data_collator"] = kwargs.get("data_collator") or collate
         if kwargs.get("compute_metrics") is None:  # a user's own sees the logits themselves
             kwargs |= {"compute_metrics": self.metrics, "preprocess_logits_for_metrics": self.metrics.decide}
         own = [SetEpoch(lambda: self.view_sampler), self.average, self.progress, self.checkpoints, self.publisher]
-        super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
+        super().__init__(model=model, args=args, callbacks=[*early_stopping(args), *(callbacks or [])], **kwargs)
         self.callback_handler.callbacks[:0] = own  # before reporters too: what they see of a checkpoint is whole
         self.add_callback(self.interruption)
         args.dataloader_drop_last = False  # Trainer would also drop images of the evaluation
@@ -181,6 +180,11 @@ class DistillationTrainer(Trainer):
         resolve_warmup(args, steps, steps_per_epoch if has_length(dataloader) else None)
         return (self.checkpoints.epochs_left(epochs, steps), steps_per_epoch, *between, steps)
 
+    def create_optimizer(self, model=None):
+        """As in Trainer, of the layers that train; with `layer_decay` each has its share of the learning rate."""
+        freeze(self.model, self.args.freeze_blocks)
+        return self.optimizer or scaled_by_layer(super().create_optimizer(model), self.model, self.args.layer_decay)
+
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """The schedule of `training/schedule.py`; any other than `cosine` and `constant_with_warmup` is Trainer's."""
         if self._steps_per_epoch is None:  # called from outside, before training
@@ -207,11 +211,9 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         """As in Trainer, with the means of the objective's terms, and at the end with figures of the whole run."""
-        if "loss" in logs:
-            logs.update(self.progress.means())
         if "train_loss" in logs:
             self.finite.read()
-            logs.update(self.progress.summary(self.state.global_step, views_per_step(self.train_dataset, self.args)))
+        self.progress.add_to(logs, self.state.global_step, views_per_step(self.train_dataset, self.args))
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs) -> int:
@@ -226,10 +228,9 @@ class DistillationTrainer(Trainer):
         """Write our card and the curves, with what Trainer's takes, such as `tags`; see [`Publisher.write_card`]."""
         self.publisher.write_card(self.state, results, *args, **kwargs)
 
-    def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
         """As in Trainer, after the pushes that are under way: see [`Publisher.push`] and `create_model_card`."""
+        private = kwargs.pop("private", None)
         self.publisher.wait()
         if self.publisher.destination is None or token is not None:
             self.init_hf_repo(token, private)

@@ -42,7 +42,7 @@ RANGES = {
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("eval_accumulation_steps", "dataloader_prefetch_factor", "max_nonfinite_steps", "repeated_augmentation"),
         *("teacher_store_top_k", "num_channels", "save_total_limit", "torch_empty_cache_steps"),
-        *("ddp_bucket_cap_mb", "ddp_timeout"),
+        *("ddp_bucket_cap_mb", "ddp_timeout", "early_stopping_patience"),
     },
     "at least 1 and at most 1000": {"num_hidden_layers"},
     "at least 1 and at most 65536": {
@@ -53,6 +53,7 @@ RANGES = {
     "at least 0.01 and at most 1000": {"distillation_temperature"},
     "at least 1e-30": {"adam_epsilon"},
     "at least 0.1 and at most 1": {"crop_pct"},
+    "above 0 and at most 1": {"layer_decay"},
     "above 0 and below 1": {"validation_fraction", "ema_decay"},
     "at least 0 and below 1": {
         *("label_smoothing_factor", "adam_beta1", "adam_beta2", "layer_norm_eps", "initializer_range"),
@@ -88,6 +89,13 @@ GROUPS = {
     ("learning_rate", "base_learning_rate"): set(),
     ("warmup_epochs", "warmup_steps"): set(),
     ("ema_decay", "ema_half_life"): set(),
+}
+NEEDED_BY = {
+    "early_stopping_patience": {
+        "load_best_model_at_end": True,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+    }
 }
 MAY_BE_TOGETHER = {"warmup_epochs", "warmup_steps"}
 
@@ -184,7 +192,7 @@ def test_every_range_refuses_what_lies_outside():
 def test_every_range_takes_its_ends():
     for kind, name, limits in declared(Range):
         for value in around(limits)[0]:
-            assert getattr(kind(**{**NEEDED[kind], name: value}), name) == value
+            assert getattr(kind(**{**NEEDED[kind], **NEEDED_BY.get(name, {}), name: value}), name) == value
             if name == "ema_half_life":
                 assert 0 < DistillationTrainingArguments(ema_half_life=value).weight_average_decay < 1
 

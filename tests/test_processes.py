@@ -16,9 +16,11 @@ from modeling_deit_distill import DeiTDistillForImageClassification, Distillatio
 from modeling_deit_distill.modeling_deit_distill import DeiTDistillLayer
 from modeling_deit_distill.precision import BF16_VARIABLE, multiplies_bf16
 from modeling_deit_distill.training.checkpoints import check_sharding
+from modeling_deit_distill.training.layers import layer_of
 
 CONFIGURATIONS = ROOT / "examples" / "accelerate"
 AVERAGED = {"ema_half_life": 3, "eval_strategy": "steps", "eval_steps": 7}
+SMALL_SET = {"freeze_blocks": "1", "layer_decay": 0.5, "balanced_views": True}
 EIGHT, SAVING = {"per_device_train_batch_size": 8}, {"save_strategy": "steps", "save_steps": 7, **AVERAGED}
 
 
@@ -27,10 +29,14 @@ def runs(tmp_path_factory):
     """One folder for each run: alone, accumulated, on two processes, sharded, resumed on another number of them."""
     folder = tmp_path_factory.mktemp("runs")
     process_worker.train(folder / "one", {"per_device_train_batch_size": 16, **SAVING})
+    process_worker.train(folder / "small_set", {"per_device_train_batch_size": 16, **SMALL_SET})
+    process_worker.train(folder / "frozen", {"per_device_train_batch_size": 16, "freeze_blocks": "all"})
     process_worker.train(folder / "four", {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4})
     launch(
         ["train", folder / "two", {**EIGHT, **SAVING}],
         ["train", folder / "one_to_two", {**EIGHT, **SAVING}, folder / "one" / "checkpoint-7"],
+        ["train", folder / "small_set_two", {**EIGHT, **SMALL_SET}],
+        ["train", folder / "frozen_two", {**EIGHT, "freeze_blocks": "all", "ddp_find_unused_parameters": True}],
         ["poisoned", folder / "poisoned", EIGHT],
         ["sharded", folder / "sharded", {**EIGHT, **SAVING}],
         ["sharded", folder / "sharded_again", {**EIGHT, **SAVING}, folder / "sharded" / "checkpoint-7"],
@@ -73,6 +79,19 @@ def test_the_run_is_the_same_whatever_the_processes(runs, name):
     assert weights.keys() == others.keys() and has_learned(weights)
     for key, value in weights.items():
         torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["small_set", "frozen"])
+def test_a_frozen_body_and_what_small_sets_need_are_the_same_on_two_processes(runs, name):
+    expected, found = report(runs / name), report(runs / f"{name}_two")
+    assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+    weights, others = (load_file(runs / run / "model.safetensors") for run in (name, f"{name}_two"))
+    start = process_worker.student().state_dict()
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=0, atol=1e-4)
+        is_frozen = layer_of(key, 2) < (2 if name == "small_set" else 3) or (name == "frozen" and "deit.norm" in key)
+        assert torch.equal(others[key], start[key]) == is_frozen, key
 
 
 @pytest.mark.slow

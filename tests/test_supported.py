@@ -224,7 +224,10 @@ REFUSED_WITH_THE_STUDENT = {
     "optim_args: momentum": (["--optim", "sgd", "--optim_args", "momentum=nan"], "optim_args: momentum is nan; give a"),
     "lr_scheduler_type": (["--lr_scheduler_type", "cosine_with_min_lr"], "'cosine_with_min_lr' .*min_lr_rate should"),
     "lr_scheduler_kwargs": (["--lr_scheduler_kwargs", '{"cycles": 2}'], "lr_scheduler_kwargs .*'cycles'.*; mend them"),
-    "metric_for_best_model": (["--metric_for_best_model", "f1"], "'f1'; choose from: loss, accuracy, balanced_accuracy, macro_f1, accuracy_cls"),
+    "metric_for_best_model": (
+        ["--metric_for_best_model", "f1"],
+        "'f1'; choose from: loss, accuracy, balanced_accuracy, macro_f1, accuracy_cls",
+    ),
 }
 
 

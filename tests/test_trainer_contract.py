@@ -21,6 +21,7 @@ OVERRIDDEN = {
     "call_model_init": ["trial"],
     "compute_loss": ["model", "inputs", "return_outputs", "num_items_in_batch"],
     "create_model_card": ["language", "license", "tags", "model_name", "finetuned_from", "tasks"],
+    "create_optimizer": ["model"],
     "create_scheduler": ["num_training_steps", "optimizer"],
     "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
     "floating_point_ops": ["inputs"],
@@ -42,7 +43,7 @@ STEP = ["on_step_begin", "_get_grad_norm", "on_pre_optimizer_step", "on_optimize
 AFTER_A_STEP = ["log", "on_log", "get_eval_dataloader", "evaluation_loop", "log", "on_log", "on_evaluate"]
 SAVING = ["save_model", "on_save"]  # by now all files are written, but for ours
 EVENTS = [
-    *["train", "get_train_dataloader", "set_initial_training_values", "create_scheduler"],
+    *["train", "get_train_dataloader", "set_initial_training_values", "create_optimizer", "create_scheduler"],
     *["on_train_begin", "on_epoch_begin", *[*STEP, *AFTER_A_STEP, *SAVING, *STEP, *AFTER_A_STEP, *SAVING]],
     *["on_epoch_end", "log", "on_log", "on_train_end"],
 ]

@@ -96,6 +96,20 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     weight_decay: NotNegative = HfArg(default=0.05, help="Not on biases, norms, tokens and positions.")
     label_smoothing_factor: Rate = HfArg(default=0.1, help="Smoothing of the true label alone.")
+    freeze_blocks: str | None = HfArg(
+        default=None,
+        help="Train neither patches, tokens and positions nor the first so many blocks of a student that starts from a "
+        "checkpoint; 'all' leaves the heads alone to train.",
+    )
+    layer_decay: Annotated[float | None, Range(above=0, at_most=1)] = HfArg(
+        default=None,
+        help="Multiply the learning rate by this once more for each layer below the heads, e.g. 0.75 (BEiT, timm).",
+    )
+    early_stopping_patience: Count | None = HfArg(
+        default=None,
+        help="Stop after so many evaluations without a better metric_for_best_model; the teacher's training too, by "
+        "epochs. Needs load_best_model_at_end.",
+    )
     class_weights: str | None = HfArg(
         default=None,
         help="Weights of the classes in the label's term, also of the teacher's training: 'balanced', images / "
@@ -291,6 +305,14 @@ class DistillationTrainingArguments(TrainingArguments):
         scale = self.random_crop_scale
         if len(scale) != 2 or not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise InputError(f"random_crop_scale is {scale}; give two numbers with 0 < smallest <= largest <= 1")
+        if self.freeze_blocks is not None:
+            self.freeze_blocks = _blocks(self.freeze_blocks)
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise InputError(
+                f"early_stopping_patience is {self.early_stopping_patience} but load_best_model_at_end is not true, so "
+                "the run would end with weights that are not its best; add --load_best_model_at_end true "
+                "--eval_strategy epoch --save_strategy epoch, and --metric_for_best_model macro_f1 or another"
+            )
         if self.class_weights == "balanced" and self.balanced_views:
             raise InputError(
                 "class_weights 'balanced' and balanced_views both make up for rare classes, which would then count "
@@ -328,6 +350,14 @@ class DistillationTrainingArguments(TrainingArguments):
                     f"{name} {getattr(self, name):g} is above the peak learning rate {self.learning_rate:g}; lower "
                     "it, raise the peak, or choose --lr_scheduler_type constant_with_warmup, which has no minimum"
                 )
+
+
+def _blocks(value: str | int) -> str:
+    """`freeze_blocks` as it is kept: a number from 1 on in digits, or "all"."""
+    text = str(value)
+    if text != "all" and not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InputError(f"freeze_blocks is {value!r}; give a number of blocks from 1 on, or all")
+    return text if text == "all" else str(int(text))
 
 
 def decay_of_half_life(half_life: float) -> float:

@@ -10,8 +10,16 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageClassification, PreTrainedConfig, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForImageClassification,
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
+from ..analysis import class_means
 from ..arguments import DistillationTrainingArguments, ModelArguments
 from ..augmentation.augment import augment
 from ..data.bad_images import BadImages
@@ -24,14 +32,16 @@ from ..data.views import AugmentationSettings, ViewSampler, labels_to_balance
 from ..errors import InputError
 from ..files import write_json
 from ..losses import label_loss
-from ..output_folder import TEACHER, disk_errors_explained
+from ..output_folder import TEACHER, disk_errors_explained, list_checkpoints
+from ..report import say
 from ..screen import show
 from ..weights import check_finite_weights
 from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
 # Of a record, only where the run asks for them: those of earlier versions do without.
-IF_ASKED_FOR = ("class_weights", "balanced_views")
+IF_ASKED_FOR = ("class_weights", "balanced_views", "early_stopping_patience", "judged_by")
+FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # of an evaluation
 # The teacher's training shares the machine with the student's, not its schedule.
 SHARED_ARGUMENTS = (
     "per_device_train_batch_size",
@@ -63,7 +73,7 @@ def find_or_train_teacher(
 
     Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's. A new teacher
     is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own. After each
-    epoch it is evaluated on the `held_out` rows, which changes nothing in its training.
+    epoch it is evaluated on the `held_out` rows, which changes nothing in its training unless this may stop early.
 
     Raises:
         InputError: the folder holds a teacher of other data or another configuration, or the training ended in NaN.
@@ -80,6 +90,8 @@ def find_or_train_teacher(
     trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
     show(trainer, "1 of 2: teacher", {"held out": "eval_accuracy"}, args.output_dir)
     trainer.train()
+    if trainer.state.global_step < trainer.state.max_steps:
+        say(args, f"the teacher's training stopped early: {best_in_words(trainer)}")
     learning_rate = model_args.teacher_learning_rate
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
     check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
@@ -87,6 +99,8 @@ def find_or_train_teacher(
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if args.process_index == 0:
+            for checkpoint in list_checkpoints(partial):  # the best, of a training that may stop early
+                shutil.rmtree(checkpoint)
             write_json(partial / TRAINING_RECORD, record)
             partial.rename(directory)  # complete or not there at all
     trainer.accelerator.wait_for_everyone()
@@ -143,7 +157,9 @@ def training_record(
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
+    patience = args.early_stopping_patience
     values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
+    values += (patience, patience and judged_by(args))
     return {
         "dataset": data.fingerprint(),
         "teacher": model_args.teacher_name_or_path or config.model_type,
@@ -186,7 +202,7 @@ class _TeacherTrainer(Trainer):
             warmup_steps=0.05,  # a share of all steps
             weight_decay=0.05,
             label_smoothing_factor=0.1,
-            save_strategy="no",
+            **_stopping_settings(args),
             logging_strategy="epoch",
             eval_strategy="epoch",
             report_to="none",
@@ -211,9 +227,8 @@ class _TeacherTrainer(Trainer):
                 EvaluationDataset(held_out, evaluation_transform(processor)),
             ),
             processing_class=processor,
-            compute_metrics=lambda evaluated: {
-                "accuracy": float(np.mean(evaluated.predictions == evaluated.label_ids))
-            },
+            compute_metrics=_figures,
+            callbacks=[EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else None,
             preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
         )
         self.bad_images = BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
@@ -241,6 +256,38 @@ class _TeacherTrainer(Trainer):
         pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)
         logits = model(pixel_values=pixel_values).logits
         return label_loss(logits, inputs["labels"], self.args.label_smoothing_factor, self.class_weights)
+
+
+def judged_by(args) -> str:
+    """The metric by which a teacher's training stops early: the run's, if a teacher has it, else the accuracy."""
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    return metric if metric in (*FIGURES, "loss") else "accuracy"
+
+
+def best_in_words(trainer: Trainer) -> str:
+    """At which epoch a training was best, by what, and what it has kept."""
+    state, metric = trainer.state, trainer.args.metric_for_best_model
+    per_epoch = state.max_steps / state.num_train_epochs
+    stopped, best = (round(step / per_epoch) for step in (state.global_step, state.best_global_step))
+    return (
+        f"after epoch {stopped:,} of {state.num_train_epochs:,}; the weights of epoch {best:,} are kept, with "
+        f"{metric} {state.best_metric:.4g}"
+    )
+
+
+def _stopping_settings(args) -> dict[str, object]:
+    """Arguments of a training that keeps its best weights where it may stop early; else nothing is kept on the way."""
+    if args.early_stopping_patience is None:
+        return {"save_strategy": "no"}
+    metric = judged_by(args)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": metric != "loss"}
+    return {**best, "save_strategy": "best", "save_total_limit": 1, "save_only_model": True}
+
+
+def _figures(evaluated) -> dict[str, float]:
+    balanced, macro_f1 = class_means(evaluated.label_ids, evaluated.predictions)
+    accuracy = float(np.mean(evaluated.predictions == evaluated.label_ids))
+    return dict(zip(FIGURES, (accuracy, balanced, macro_f1), strict=True))
 
 
 def _check_record(directory: Path, found: dict, wanted: dict):

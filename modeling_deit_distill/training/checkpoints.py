@@ -39,6 +39,7 @@ from ..output_folder import (
     unfinished_checkpoints,
 )
 from ..report import say
+from .early_stopping import has_stopped
 from .objective import weights_of_classes
 
 logger = logging.getLogger(__name__)
@@ -70,11 +71,13 @@ AGREED_ARGUMENTS = (
     "distillation_alpha",
     "distillation_temperature",
     "label_smoothing_factor",
+    "freeze_blocks",
+    "layer_decay",
     "bf16",  # unless given, another machine may choose otherwise
     "fp16",
 )
 # What checkpoints of earlier versions did without and do not mention.
-NOT_THERE_BEFORE = {"class_weights": None}
+NOT_THERE_BEFORE = {"class_weights": None, "freeze_blocks": None, "layer_decay": None}
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
@@ -120,6 +123,7 @@ class Checkpoints(TrainerCallback):
         self.resumed: Path | None = None
         self._resumed_step: int | None = None
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
+        self._has_stopped = False  # early
         self._agreed: dict[str, object] = {}
         self._earlier: set[Path] = set()  # of a training that this one does not go on from
 
@@ -141,6 +145,7 @@ class Checkpoints(TrainerCallback):
             remove_unfinished_checkpoints(args.output_dir, goes_on=bool(wanted))
         PartialState().wait_for_everyone()
         self.resumed = self._resumed_step = self._planned_steps = None
+        self._has_stopped = False
         self._agreed = agreement(args, dataset, model.config)
         if not wanted:
             self._note_earlier(args)
@@ -152,6 +157,7 @@ class Checkpoints(TrainerCallback):
         self.resumed, self._resumed_step = checkpoint, state["global_step"]
         self._planned_steps = state.get("max_steps")
         self._note_earlier(args)
+        self._has_stopped = has_stopped(state.get("log_history", []), args)
         return str(checkpoint)
 
     def _note_earlier(self, args):
@@ -173,7 +179,7 @@ class Checkpoints(TrainerCallback):
         PartialState().wait_for_everyone()
 
     def epochs_left(self, num_epochs: int, num_steps: int) -> int:
-        """How many epochs to train; none where the resumed run has taken all its steps, and Trainer would take one.
+        """How many epochs to train; none where the resumed run is over, and Trainer would take one more step.
 
         Raises:
             InputError: the checkpoint's step is beyond the run's last.
@@ -190,7 +196,12 @@ class Checkpoints(TrainerCallback):
                 f"the checkpoint to resume from is of step {self._resumed_step:,}, this run ends at {num_steps:,}; "
                 "resume from an earlier one, or train as long"
             )
-        return num_epochs if self._resumed_step < num_steps else 0
+        if self._has_stopped and PartialState().is_main_process:
+            logger.warning(
+                f"the run stopped early at step {self._resumed_step:,}, so nothing is left to train; a larger "
+                "--early_stopping_patience, or none, goes on"
+            )
+        return num_epochs if self._resumed_step < num_steps and not self._has_stopped else 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Find the best checkpoint so far in the output folder of this run.

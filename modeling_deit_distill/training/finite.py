@@ -5,12 +5,14 @@ tells whether a step is finite; torch's fused optimisers take that verdict as a 
 they are. The host reads verdicts a few steps later, when they have long been computed.
 """
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -66,6 +68,13 @@ class FiniteGuard:
         self.gather = gather
         self.advice = advice
         self.start()
+
+    @classmethod
+    def from_arguments(cls, args) -> "FiniteGuard":
+        """The guard of a run, which has several processes or one."""
+        return cls(
+            args.max_nonfinite_steps, gather_object if args.world_size > 1 else list, functools.partial(advice, args)
+        )
 
     def start(self):
         """Forget all steps."""

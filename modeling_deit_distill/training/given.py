@@ -26,6 +26,7 @@ READ_ONCE = (
     "cutmix_alpha",
     "data_seed",
     "distillation_type",
+    "early_stopping_patience",
     "ema_decay",
     "ema_half_life",
     "horizontal_flip_prob",

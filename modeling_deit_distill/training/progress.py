@@ -59,6 +59,19 @@ class Progress(TrainerCallback):
         loss, batches = self._loss + sums.get("loss", 0.0), self._batches + sums.get("batches", 0.0)
         return self._loss_sum + (loss / batches if batches else 0.0) * (step - self._first_step)
 
+    def add_to(self, logs: dict[str, float], step: int, batch_size: int):
+        """Add the means to a log of losses, and the figures of the whole run to the last log.
+
+        Args:
+            logs: what Trainer is about to log.
+            step: update steps so far.
+            batch_size: views of a step, over all processes.
+        """
+        if "loss" in logs:
+            logs.update(self.means())
+        if "train_loss" in logs:
+            logs.update(self.summary(step, batch_size))
+
     def summary(self, step: int, batch_size: int) -> dict[str, float]:
         """Trainer's last figures (`train_loss`, `train_runtime`, rates), of the whole run instead of its last part."""
         seconds = self._seconds_so_far()

@@ -120,6 +120,8 @@ def check_optimisation(args, student: nn.Module):
         check_finite("optim_args", settings)
         if isinstance(kind, type) and not settings.keys() & {"params", "model", "optimizer_dict"}:
             kind([nn.Parameter(torch.zeros(1))], **settings)  # which looks at the values
+        elif args.layer_decay is not None:
+            raise ValueError("layer_decay does not go with it, since it groups the parameters itself")
     except InputError:
         raise
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:

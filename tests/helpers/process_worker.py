@@ -77,7 +77,7 @@ def poisoned(folder, arguments: dict, is_sharded: bool = False):
         spoilt = trainer.args.process_index == trainer.args.world_size - 1 and (len(calls) == 3 or len(calls) > 5)
         return (pixel_values * float("nan") if spoilt else pixel_values), labels
 
-    spoil.bad_images = original.bad_images
+    spoil.bad_images, spoil.class_weights = original.bad_images, original.class_weights
     trainer.views = spoil
     before, original_step = [], trainer.callback_handler.on_optimizer_step
 

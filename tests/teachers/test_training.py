@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.teachers import SMALL, describe, save_resnet, teacher_in
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, TrainingArguments, ViTImageProcessor
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTImageProcessor
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import ModelArguments
@@ -146,6 +146,35 @@ def test_rare_classes_count_more_for_the_teacher_too(trained, digits, tmp_path):
             train(trained, digits, asked=asked)
     heads = [each["classifier.1.weight"] for each in weights.values()]
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(heads, 2))
+
+
+def test_a_teachers_training_stops_early_with_its_best_weights(digits, tmp_path, monkeypatch, capsys):
+    scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
+    monkeypatch.setattr(
+        "modeling_deit_distill.teachers.training._figures", lambda evaluated: {"macro_f1": next(scores)}
+    )
+    kept, save = {}, Trainer.save_model
+
+    def save_model(self, *args, **how):
+        kept[self.state.global_step] = self.model.classifier[1].weight.detach().clone()
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Trainer, "save_model", save_model)
+    asked = {"early_stopping_patience": 2, "load_best_model_at_end": True, "metric_for_best_model": "macro_f1"}
+    folder = train(tmp_path, digits, asked=asked, teacher_num_train_epochs=9)
+    words = (
+        "the teacher's training stopped early: after epoch 4 of 9; the weights of epoch 2 are kept, with macro_f1 0.5"
+    )
+    assert words in capsys.readouterr().out
+    assert [*kept] == [2, 4, 8]  # the best of the first epoch, of the second, and at the end
+    weight = load_file(folder / "model.safetensors")["classifier.1.weight"]
+    assert torch.equal(weight, kept[4]) and not torch.equal(weight, kept[2])
+    assert not list(folder.glob("checkpoint-*"))
+    record = json.loads((folder / "teacher_training.json").read_text())
+    assert (record["early_stopping_patience"], record["judged_by"]) == (2, "macro_f1")
+    assert train(tmp_path, digits, asked=asked, teacher_num_train_epochs=9) == folder
+    with pytest.raises(InputError, match="trained with another early_stopping_patience"):
+        train(tmp_path, digits, teacher_num_train_epochs=9)
 
 
 def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):

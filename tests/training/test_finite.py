@@ -132,7 +132,7 @@ def poison_images(run, calls):
         run.calls += 1
         return (pixel_values * NAN if run.calls in calls else pixel_values), labels
 
-    poisoned.bad_images = original.bad_images
+    poisoned.bad_images, poisoned.class_weights = original.bad_images, original.class_weights
     run.views = poisoned
 
 
