@@ -161,7 +161,7 @@ class Plan:
             if not directory.exists():
                 return True
             record = training_record(self.teacher_config, self.data, self.model_args, self.args, image_size)
-            return not holds_teacher(directory, record)
+            return not holds_teacher(directory, record, self.args)
 
         return as_the_main_process(self.args, is_missing)
 

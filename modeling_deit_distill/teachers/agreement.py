@@ -12,7 +12,7 @@ from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
 from .classes import read_label_map, teacher_classes
 from .teacher import InputView, Teacher, own_view, weights_checksum
-from .training import training_record
+from .training import record_difference, training_record
 
 _PASS = "pass --{field} {theirs}"
 # In the remedies, {theirs} is the store's value and {teacher} the name of its teacher.
@@ -41,6 +41,9 @@ REMEDIES = {
     "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
     "label_map": "give the --teacher_label_map that the store was made with",
 }
+
+# Fields with a comparison of their own; it returns None for values that agree.
+DIFFERENCES = {"teacher_training": record_difference}
 
 
 def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[str, object]:

@@ -32,7 +32,7 @@ import torch
 from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError, one_line, printable
 from ..files import check_json, read_json, with_checksum, without_folders, write_json
-from .agreement import REMEDIES
+from .agreement import DIFFERENCES, REMEDIES
 from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
 
 FORMAT, FORMAT_WITHOUT_CHECKSUMS = 2, 1
@@ -88,7 +88,7 @@ class TeacherStore:
         """
         for field, ours in wanted.items():
             theirs, ours = self.fingerprint.get(field), json.loads(json.dumps(ours))  # tuples as JSON keeps them
-            if theirs == ours:
+            if theirs == ours or field in DIFFERENCES and DIFFERENCES[field](theirs, ours) is None:
                 continue
             remedy = REMEDIES[field].format(field=field, theirs=printable(theirs), teacher=self.about.get("teacher"))
             if isinstance(theirs, dict) and isinstance(ours, dict):

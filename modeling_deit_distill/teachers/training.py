@@ -32,7 +32,7 @@ from ..data.views import AugmentationSettings, ViewSampler, labels_to_balance
 from ..errors import InputError
 from ..files import write_json
 from ..losses import label_loss
-from ..output_folder import TEACHER, disk_errors_explained, list_checkpoints
+from ..output_folder import TEACHER, disk_errors_explained, list_checkpoints, read_json
 from ..report import say
 from ..screen import show
 from ..weights import check_finite_weights
@@ -41,6 +41,10 @@ from .teacher import InputView, load_classifier, own_view
 TRAINING_RECORD = "teacher_training.json"
 # Of a record, only where the run asks for them: those of earlier versions do without.
 IF_ASKED_FOR = ("class_weights", "balanced_views", "early_stopping_patience", "judged_by")
+# What the student's arguments decide of the teacher's views.
+SHARED_VIEWS = ("random_crop_scale", "horizontal_flip_prob", "rand_augment_magnitude")
+# What earlier versions did not record: of their teachers nobody knows it, and it is taken for the run's.
+RECORDED_LATER = ("seed", "effective_batch_size", "precision", *SHARED_VIEWS)
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # of an evaluation
 # The teacher's training shares the machine with the student's, not its schedule.
 SHARED_ARGUMENTS = (
@@ -71,20 +75,28 @@ def find_or_train_teacher(
 ) -> Path:
     """Train the teacher on the run's data unless `<output_dir>/teacher` holds it already; return that folder.
 
+    Where the folder holds a teacher of another training, `overwrite_output_dir` trains this one in its place.
+
     Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's. A new teacher
     is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own. After each
     epoch it is evaluated on the `held_out` rows, which changes nothing in its training unless this may stop early.
 
     Raises:
-        InputError: the folder holds a teacher of other data or another configuration, or the training ended in NaN.
+        InputError: the folder holds a teacher of another training, or the training ended in NaN.
         LocalInputError: the disk is full.
     """
     directory = Path(args.output_dir, TEACHER)
     record = training_record(config, data, model_args, args, student_image_size)
-    if holds_teacher(directory, record):
+    found, is_held = read_json(directory / TRAINING_RECORD), holds_teacher(directory, record, args)
+    unknown = [name for name in RECORDED_LATER if name not in found]
+    if is_held:
+        if unknown:
+            say(args, f"{directory} is of an earlier version: its {', '.join(unknown)} are taken for this run's")
         return directory
+    if found:
+        say(args, f"{_another_training(directory, found, record)}: it is trained again (overwrite_output_dir)")
     with args.main_process_first(desc="clearing an incomplete teacher"):
-        partial = directory.with_name(directory.name + ".partial")
+        partial, replaced = (directory.with_name(directory.name + end) for end in (".partial", ".replaced"))
         if args.process_index == 0:
             shutil.rmtree(partial, ignore_errors=True)
     trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
@@ -102,7 +114,11 @@ def find_or_train_teacher(
             for checkpoint in list_checkpoints(partial):  # the best, of a training that may stop early
                 shutil.rmtree(checkpoint)
             write_json(partial / TRAINING_RECORD, record)
+            shutil.rmtree(replaced, ignore_errors=True)
+            if directory.exists():
+                directory.rename(replaced)
             partial.rename(directory)  # complete or not there at all
+            shutil.rmtree(replaced, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return directory
 
@@ -130,15 +146,24 @@ def trained_image_size(model_args: ModelArguments, student_image_size: int) -> i
     return (is_new and model_args.teacher_image_size) or student_image_size
 
 
-def holds_teacher(directory: Path, record: dict[str, object]) -> bool:
-    """Whether a folder holds the teacher of a [`training_record`]; False where there is no such folder.
+def holds_teacher(directory: Path, record: dict[str, object], args: DistillationTrainingArguments) -> bool:
+    """Whether a folder holds the teacher of a [`training_record`]; False where it is to be trained.
 
     Raises:
-        InputError: it holds a teacher of other data or another configuration, or something else.
+        InputError: it holds a teacher of another training, which nobody said to overwrite, or something else.
     """
     if (directory / TRAINING_RECORD).exists():
-        _check_record(directory, json.loads((directory / TRAINING_RECORD).read_text()), record)
-        return True
+        found = read_json(directory / TRAINING_RECORD)
+        if record_difference(found, record) is None:
+            return True
+        if args.overwrite_output_dir:
+            return False
+        going_on = " without --resume_from_checkpoint" if args.resume_from_checkpoint else ""
+        raise InputError(
+            f"{_another_training(directory, found, record)}; add --overwrite_output_dir true{going_on} to train it "
+            "again, choose another --output_dir, or take it as it is: --train_teacher false --teacher_name_or_path "
+            f"{directory}"
+        )
     if directory.exists():
         raise InputError(
             f"{directory} exists but holds no teacher of ours; move it away or choose another --output_dir"
@@ -153,22 +178,52 @@ def training_record(
     args: DistillationTrainingArguments,
     student_image_size: int,
 ) -> dict[str, object]:
-    """What a teacher trained here comes from, as it is kept beside it; arguments as in [`find_or_train_teacher`]."""
+    """What the training of a teacher depends on, as it is kept beside it; arguments as in [`find_or_train_teacher`].
+
+    A store of its answers keeps it too, see `agreement`.
+    """
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
     fields = json.loads(config.to_json_string(use_diff=False))
     patience = args.early_stopping_patience
     values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
     values += (patience, patience and judged_by(args))
-    return {
+    record = {
         "dataset": data.fingerprint(),
         "teacher": model_args.teacher_name_or_path or config.model_type,
         "config": {key: value for key, value in sorted(fields.items()) if key not in passing},
         "image_size": trained_image_size(model_args, student_image_size),
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
+        **{name: getattr(args, name) for name in RECORDED_LATER},
         **{name: value for name, value in zip(IF_ASKED_FOR, values, strict=True) if value},
     }
+    return json.loads(json.dumps(record))  # as it is read back
+
+
+def _another_training(directory: Path, found: dict, wanted: dict) -> str:
+    field, before, now = record_difference(found, wanted)
+    return f"{directory} holds a teacher trained with another {field} ({before}, now {now})"
+
+
+def record_difference(found: dict | None, wanted: dict | None) -> tuple[str, object, object] | None:
+    """The first field in which a kept [`training_record`] differs from a run's, and both values; None if none does.
+
+    Either may be None: of a teacher that was not trained here.
+    """
+    if found is None or wanted is None:
+        return None if found == wanted else ("training", found, wanted)
+    unknown = {name: wanted.get(name) for name in RECORDED_LATER}
+    for key, value in {**dict.fromkeys(IF_ASKED_FOR), **wanted}.items():
+        before = {**unknown, **found}.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            fields = [field for field in value if before.get(field) != value[field]]
+            before = {field: before.get(field) for field in fields}
+            value = {field: value[field] for field in fields}
+        return key, before, value
+    return None
 
 
 def _untrained(config: PreTrainedConfig, model_args: ModelArguments, image_size: int):
@@ -288,18 +343,3 @@ def _figures(evaluated) -> dict[str, float]:
     balanced, macro_f1 = class_means(evaluated.label_ids, evaluated.predictions)
     accuracy = float(np.mean(evaluated.predictions == evaluated.label_ids))
     return dict(zip(FIGURES, (accuracy, balanced, macro_f1), strict=True))
-
-
-def _check_record(directory: Path, found: dict, wanted: dict):
-    for key, value in {**dict.fromkeys(IF_ASKED_FOR), **wanted}.items():
-        before = found.get(key)
-        if before == value:
-            continue
-        if isinstance(value, dict) and isinstance(before, dict):
-            fields = [field for field in value if before.get(field) != value[field]]
-            before = {field: before.get(field) for field in fields}
-            value = {field: value[field] for field in fields}
-        raise InputError(
-            f"{directory} holds a teacher trained with another {key} ({before}, now {value}); choose another "
-            "--output_dir, or pass that folder as --teacher_name_or_path without --train_teacher"
-        )

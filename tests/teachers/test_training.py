@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import resource
 import shutil
 
@@ -18,7 +19,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.description import describe_teacher
 from modeling_deit_distill.teachers.teacher import InputView, decisions_of, load_teacher
-from modeling_deit_distill.teachers.training import find_or_train_teacher
+from modeling_deit_distill.teachers.training import RECORDED_LATER, find_or_train_teacher
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +36,21 @@ SETTINGS = {
     "disable_tqdm": True,
     "per_device_train_batch_size": 32,
     "bf16": False,
+    "horizontal_flip_prob": 0.0,
+    "rand_augment_magnitude": 0.0,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
 }
 
 
 def train(tmp_path, data, image_size=16, asked=None, **changes):
     args = DistillationTrainingArguments(
         output_dir=str(tmp_path),
-        **SETTINGS,
-        horizontal_flip_prob=0.0,
-        rand_augment_magnitude=0.0,
         # What the student's schedule says must not reach the teacher's.
         max_steps=1,
         save_strategy="steps",
         save_steps=1,
-        **{"eval_strategy": "steps", "eval_steps": 1, **(asked or {})},
+        **{**SETTINGS, **(asked or {})},
     )
     fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
     model_args = ModelArguments(**{"teacher_config_name": "resnet", "teacher_config_overrides": SMALL, **fields})
@@ -127,9 +129,53 @@ def test_a_teacher_of_another_configuration_is_refused(trained, digits):
     before = (trained / "teacher" / "model.safetensors").read_bytes()
     for changes in ({"teacher_learning_rate": 2e-2}, {"teacher_num_train_epochs": 2}, {"image_size": 8}):
         field = next(iter(changes)).removeprefix("teacher_")
-        with pytest.raises(InputError, match=f"{field}.*choose another --output_dir"):
+        with pytest.raises(InputError, match=f"{field}.*add --overwrite_output_dir true to train it again"):
             train(trained, digits, **changes)
     assert (trained / "teacher" / "model.safetensors").read_bytes() == before
+
+
+# What a teacher's training depends on beside its own arguments: another value of each.
+OTHERS = {
+    "seed": 7,
+    "random_crop_scale": [0.05, 1.0],
+    "rand_augment_magnitude": 9.0,
+    "horizontal_flip_prob": 0.5,
+    "per_device_train_batch_size": 16,
+    "bf16": True,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_teacher_of_another_training_is_refused_and_trained_again_where_it_may_be_overwritten(
+    trained, digits, tmp_path, capsys, name
+):
+    folder = shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    asked, before = {name: OTHERS[name]}, (folder / "model.safetensors").read_bytes()
+    field = {"per_device_train_batch_size": "effective_batch_size", "bf16": "precision"}.get(name, name)
+    words = f"holds a teacher trained with another {field} (.*, now .*)"
+    with pytest.raises(InputError, match=f"{words}; add --overwrite_output_dir true to train it again"):
+        train(tmp_path, digits, asked=asked)
+    with pytest.raises(InputError, match="--overwrite_output_dir true without --resume_from_checkpoint to train"):
+        train(tmp_path, digits, asked={**asked, "resume_from_checkpoint": "true"})
+    assert (folder / "model.safetensors").read_bytes() == before
+    train(tmp_path, digits, asked={**asked, "overwrite_output_dir": True})
+    assert re.search(f"{words}: it is trained again", capsys.readouterr().out)
+    assert (folder / "model.safetensors").read_bytes() != before
+    assert not list(tmp_path.glob("teacher.*"))
+    now = (folder / "model.safetensors").read_bytes()
+    train(tmp_path, digits, asked={**asked, "overwrite_output_dir": True})  # which fits now
+    assert (folder / "model.safetensors").read_bytes() == now and "again" not in capsys.readouterr().out
+
+
+def test_a_teacher_of_an_earlier_version_is_taken_and_that_is_said(trained, digits, tmp_path, capsys):
+    folder = shutil.copytree(trained / "teacher", tmp_path / "teacher")
+    record = json.loads((folder / "teacher_training.json").read_text())
+    earlier = {name: value for name, value in record.items() if name not in RECORDED_LATER}
+    (folder / "teacher_training.json").write_text(json.dumps(earlier))
+    assert train(tmp_path, digits, asked={"seed": 7}) == folder
+    assert "is of an earlier version: its seed, effective_batch_size, precision" in capsys.readouterr().out
+    with pytest.raises(InputError, match="another num_train_epochs"):
+        train(tmp_path, digits, teacher_num_train_epochs=2)
 
 
 def test_rare_classes_count_more_for_the_teacher_too(trained, digits, tmp_path):
