@@ -40,6 +40,7 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "safetensors>=0.8",
+        "filelock>=3.16",
         "matplotlib>=3.9",
     ],
     extras_require={"heic": HEIC, "onnx": ONNX, "test": [*HEIC, *ONNX, *TEST]},

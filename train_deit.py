@@ -13,6 +13,7 @@ from modeling_deit_distill import DistillationTrainer
 from modeling_deit_distill.dry_run import dry_run
 from modeling_deit_distill.files import write_json
 from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained
+from modeling_deit_distill.output_lock import only_run_in
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
 from modeling_deit_distill.publishing.repository import open_repository_of
@@ -25,7 +26,7 @@ from modeling_deit_distill.training.interruption import ending_in_order
 def main(command_line: list[str]):
     keep_progress_bars_off()
     plan = Plan.from_arguments(command_line)
-    with ending_in_order(plan.args, command_line):
+    with only_run_in(plan.args), ending_in_order(plan.args, command_line):
         if is_finished(plan.args, command_line):
             push_finished(plan.args)
         else:

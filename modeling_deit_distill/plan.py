@@ -13,6 +13,7 @@ import datasets
 from transformers import PreTrainedConfig, set_seed
 
 from .conversion.checkpoint import PretrainedStudent
+from .data.apart import check_folders_apart
 from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
 from .data.inspection import readable, try_held_out, try_sample
@@ -56,6 +57,7 @@ class Plan:
         self.model_args, self.data_args, self.args = arguments
         self.command_line = command_line
         _check_streaming(arguments)
+        check_folders_apart(self.data_args, self.args)
         check_shared_folders(self.model_args, self.args)
 
     @classmethod

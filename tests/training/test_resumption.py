@@ -19,6 +19,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 import train_deit
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import unfinished_checkpoints
+from modeling_deit_distill.output_lock import locked
 from modeling_deit_distill.precision import multiplies_bf16
 
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
@@ -349,6 +350,14 @@ def test_a_run_that_fails_and_is_resumed_ends_with_the_same_bits(words, tmp_path
     train_deit.main(words(tmp_path / "run", max_steps=6))
     assert sum(calls) == 10 + 4
     assert_same_end(tmp_path / "run", tmp_path / "whole", steps=6)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_before_it_reads_anything(words, tmp_path):
+    line = words(tmp_path / "run", train_dir=tmp_path / "nowhere", resume_from_checkpoint=None)
+    with locked(tmp_path / "run"), pytest.raises(InputError, match="run' is in use by process .* choose another --out"):
+        train_deit.main(line)
+    with pytest.raises(InputError, match="nowhere"):
+        train_deit.main(line)
 
 
 def test_a_run_that_lacks_its_evaluation_alone_trains_nothing(words, tmp_path):

@@ -1,0 +1,69 @@
+"""Folders that lie in each other are refused before anything is read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from modeling_deit_distill import InputError
+from modeling_deit_distill.arguments import DataArguments
+from modeling_deit_distill.data.apart import check_folders_apart
+from modeling_deit_distill.plan import Plan
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of training images, one of others, and links to them; the current folder is around them."""
+    for name in ("photos/train/cat", "photos/train/extra", "photos/validation/cat"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, target in (("link", "photos/train"), ("all", "photos")):
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+
+
+def check(output_dir="out", teacher_store=None, **data):
+    check_folders_apart(DataArguments(**data), SimpleNamespace(output_dir=output_dir, teacher_store=teacher_store))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "how"),
+    [
+        ("photos/train", "photos/train", "are the same"),
+        ("photos/train/", "photos/validation/../train", "are the same"),
+        ("photos/train", "link", "are the same"),
+        ("photos/train", "link/extra", "lie in each other"),
+        ("photos/train/extra", "all", "lie in each other"),
+    ],
+)
+def test_training_and_validation_images_that_are_one_set_are_refused(here, train, validation, how):
+    message = f"^train_dir '{train}' and validation_dir '{validation}' {how}, .*give others as validation_dir"
+    with pytest.raises(InputError, match=message):
+        check(train_dir=train, validation_dir=validation)
+
+
+def test_the_same_table_or_split_is_refused(here, tmp_path):
+    (tmp_path / "images.csv").write_text("image,label\n")
+    with pytest.raises(InputError, match="train_csv .* and validation_csv .* are the same"):
+        check(train_csv="images.csv", validation_csv=str(tmp_path / "images.csv"))
+    with pytest.raises(InputError, match="train_split and validation_split are both 'train'"):
+        check(dataset_name="digits", validation_split="train")
+
+
+@pytest.mark.parametrize("output_dir", ["photos/train", "link/run", "photos/train/a/new/one", "all/train"])
+@pytest.mark.parametrize("images", ["train_dir", "dataset_name"])
+def test_a_run_does_not_write_among_its_images(here, tmp_path, output_dir, images):
+    with pytest.raises(InputError, match=f"^output_dir '{output_dir}' and {images} 'photos/train' "):
+        check(output_dir, **{images: "photos/train"})
+    with pytest.raises(
+        InputError, match=f"^teacher_store '{output_dir}' and {images} .*choose a teacher_store outside"
+    ):
+        check(teacher_store=output_dir, **{images: "photos/train"})
+    arguments = SimpleNamespace(output_dir=output_dir, teacher_store=None)
+    with pytest.raises(InputError, match="output_dir"):  # before anything is loaded or made
+        Plan((None, DataArguments(streaming=False, **{images: "photos/train"}), arguments), [])
+    assert not (tmp_path / "photos/train/a").exists() and not (tmp_path / "photos/train/run").exists()
+
+
+def test_folders_beside_each_other_are_taken(here):
+    check("photos/out", "photos/answers", train_dir="photos/train", validation_dir="photos/validation")
+    check("photos/train-2", train_dir="photos/train")
+    check(dataset_name="owner/name", validation_split="test")
