@@ -91,6 +91,8 @@ def evaluation_results(run: Run) -> list[EvalResult]:
     metrics = {
         "eval_accuracy": ("accuracy", "top-1 accuracy"),
         "eval_top5_accuracy": ("accuracy", "top-5 accuracy"),
+        "eval_balanced_accuracy": ("balanced_accuracy", "balanced accuracy"),
+        "eval_macro_f1": ("f1", "macro-F1"),
         "eval_teacher_agreement": ("teacher_agreement", "agreement with the teacher"),
     }
     return [

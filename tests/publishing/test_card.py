@@ -37,19 +37,22 @@ def test_metadata(run):
 
 
 def test_the_results_come_back_from_the_model_index(run):
-    data = card_of(run()).data
+    results = {**RESULTS, "eval_balanced_accuracy": 0.75, "eval_macro_f1": 0.7}
+    data = card_of(run(all_results=results)).data
     assert data.model_name == "me/my-small-deit"
     found = {result.metric_name: (result.metric_type, result.metric_value) for result in data.eval_results}
     assert found == {
         "top-1 accuracy": ("accuracy", 0.8),
         "top-5 accuracy": ("accuracy", 1.0),
+        "balanced accuracy": ("balanced_accuracy", 0.75),
+        "macro-F1": ("f1", 0.7),
         "agreement with the teacher": ("teacher_agreement", 0.6),
     }
     for result in data.eval_results:
         assert result.task_type == "image-classification"
         assert (result.dataset_type, result.dataset_name) == ("me/photos", "Photos of animals")
         assert result.verified is None and result.verify_token is None
-    again = ModelCard(str(card_of(run())))
+    again = ModelCard(str(card_of(run(all_results=results))))
     assert again.data.eval_results == data.eval_results
 
 
