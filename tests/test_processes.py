@@ -288,6 +288,10 @@ def test_accelerate_launches_with_the_file_for_a_cpu(tmp_path):
         "examples/recipes/digits.yaml",
         "--dry_run",
         "true",
+        "--num_train_epochs",
+        "1",
+        "--teacher_num_train_epochs",
+        "1",
         "--output_dir",
         str(tmp_path / "out"),
     ]
