@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list, wait_for_everyone
 from torch import nn
 from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .arguments import DistillationTrainingArguments
@@ -223,7 +223,7 @@ def _writing_to(folder: Path, args: DistillationTrainingArguments) -> Distillati
     """The arguments of a training of which only its times are wanted."""
     changed = copy.copy(args)
     changed.output_dir, changed.report_to, changed.push_to_hub = str(folder), [], False
-    changed.resume_from_checkpoint, changed.load_best_model_at_end = None, False
+    changed.resume_from_checkpoint = None
     return changed
 
 
@@ -237,7 +237,8 @@ def _try_phase(
     evaluations = occasions(own.eval_strategy.value, own.eval_steps or 1, *length)
     counts = Counts(*length, evaluations, occasions(own.save_strategy.value, own.save_steps, *length))
     own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
-    own.eval_on_start = False
+    own.eval_on_start = own.load_best_model_at_end = False
+    trainer.remove_callback(EarlyStoppingCallback)
     held_out = trainer.eval_dataset
     number = min(len(held_out), EVALUATED_BATCHES * own.eval_batch_size * own.world_size)
     trainer.eval_dataset = Subset(held_out, np.linspace(0, len(held_out) - 1, number).astype(int).tolist())

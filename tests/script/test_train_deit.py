@@ -197,6 +197,9 @@ def test_a_dry_run_with_a_teacher_that_is_there_or_none(run, photos, tmp_path, c
     alone = {**without_teacher(), "distillation_type": "none", **settings, "output_dir": tmp_path / "out"}
     train_deit.main(words_of(alone))
     assert estimates(capsys)[1][0].startswith("student")
+    stopping = {"early_stopping_patience": 1, "load_best_model_at_end": "true", "metric_for_best_model": "accuracy"}
+    train_deit.main(arguments(**{**settings, **stopping, "save_strategy": "epoch", "output_dir": tmp_path / "out"}))
+    assert estimates(capsys)[1][0].startswith("1 of 2: teacher")
     found = {"validation_fraction": 0.25, "overwrite_output_dir": "true", **settings, "output_dir": run[0]}
     train_deit.main(arguments(**found))
     assert estimates(capsys)[1][0].startswith("student")
