@@ -12,9 +12,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from modeling_deit_distill import DistillationTrainer
 from modeling_deit_distill.dry_run import dry_run
 from modeling_deit_distill.files import write_json
-from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained
+from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained, results_of
 from modeling_deit_distill.output_lock import only_run_in
 from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.predict import judge_finished, predict_held_out
 from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
 from modeling_deit_distill.publishing.repository import open_repository_of
 from modeling_deit_distill.report import say
@@ -23,25 +24,32 @@ from modeling_deit_distill.script import run_script
 from modeling_deit_distill.training.interruption import ending_in_order
 
 
-def main(command_line: list[str]):
+def main(command_line: list[str]) -> dict[str, float]:
     keep_progress_bars_off()
     plan = Plan.from_arguments(command_line)
+    if not plan.args.do_train:
+        return judge_finished(plan)
     with only_run_in(plan.args), ending_in_order(plan.args, command_line):
         if is_finished(plan.args, command_line):
             push_finished(plan.args)
+            results = results_of(plan.args.output_dir) or {}
         else:
-            run(plan)
+            results = run(plan)
+        if plan.args.do_predict and not plan.args.dry_run:
+            predict_held_out(plan)
+    return results
 
 
-def run(plan: Plan):
-    """What the paper describes, step by step."""
+def run(plan: Plan) -> dict[str, float]:
+    """What the paper describes, step by step; the results as `all_results.json` holds them, none of a dry run."""
     # What will run
     plan.check()
 
     # Student: what may be wrong with it shows before the teacher's training
     student = plan.student()
     if plan.args.dry_run:
-        return dry_run(plan, student)
+        dry_run(plan, student)
+        return {}
     open_repository_of(plan.args)
 
     # Teacher, or what it said before
@@ -61,12 +69,13 @@ def run(plan: Plan):
     begin_run(plan, trainer.hub_model_id)
     with trainer.interruption.until_results():
         results = distil(trainer, plan.checkpoint)
-        finish_run(plan, trainer, results)
+        results = finish_run(plan, trainer, results)
 
     # Publish
     if plan.args.push_to_hub:
         trainer.push_to_hub()
         say(plan.args, f"pushed to {trainer.hub_model_id}")
+    return results
 
 
 def distil(trainer: DistillationTrainer, checkpoint: str | None) -> dict[str, float]:

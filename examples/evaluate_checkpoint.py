@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import evaluate
@@ -29,15 +29,15 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments
-from modeling_deit_distill.classifiers import OnnxClassifier, is_onnx
+from modeling_deit_distill.classifiers import OnnxClassifier, classes_of, is_onnx
 from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.judging import other_images
 from modeling_deit_distill.report import aligned
 from modeling_deit_distill.script import run_script
-from modeling_deit_distill.teachers.classes import match_classes
 
 METRICS = Path(__file__).parent / "metrics"
 # What of the data is asked for: all that training is, but how it is read and how a student would see it.
@@ -60,8 +60,9 @@ def main(arguments: list[str]):
     # All of them are looked at before the first is run, which may take an hour.
     models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
     for name in options.models:
-        warn_of_other_images(name, data)
-    classes = [classes_of(model, data.class_names) for model in models]
+        if warning := other_images(name, len(data.validation), data.validation_source):
+            print(f"warning: {warning}", file=sys.stderr)
+    classes = [classes_of(model.name, model.class_names, data.class_names) for model in models]
     results, first = [], None
     for model, indices in zip(models, classes, strict=True):
         logits = logits_of(model, held_out, options.batch_size, indices)
@@ -111,11 +112,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 def load_held_out(options: argparse.Namespace) -> ImageData:
     """The data as `train_deit.py` loads them for the same arguments; lone validation images are all held out."""
-    sources = {field.name: getattr(options, field.name) for field in DATA_ARGUMENTS}
-    if not any(sources[name] for name in ("train_dir", "train_csv", "dataset_name")):
-        sources["train_dir"], sources["train_csv"] = sources["validation_dir"], sources["validation_csv"]
-    checked = asdict(DataArguments(**sources))
-    return load_image_data(**{name: checked[name] for name in sources})
+    checked = DataArguments(**{field.name: getattr(options, field.name) for field in DATA_ARGUMENTS})
+    return load_image_data(**checked.sources)
 
 
 class PipelineModel:
@@ -172,37 +170,6 @@ class OnnxModel:
         images = EvaluationDataset(rows, evaluation_transform(self._classifier.processor))
         for batch in DataLoader(images, batch_size, collate_fn=collate):
             yield from self._classifier(batch["pixel_values"])["fused"].numpy()
-
-
-def warn_of_other_images(name: str, data: ImageData):
-    """Say so where the model's own run held out other images: these may be ones that it was trained on."""
-    record = Path(name, "run.json")
-    if not record.is_file():
-        return
-    held_out = json.loads(record.read_text(encoding="utf-8")).get("facts", {}).get("held out", "")
-    if held_out and held_out.split()[0] != f"{len(data.validation):,}":
-        print(
-            f"warning: the run in {name} held out {held_out}; these are {len(data.validation):,} images, "
-            f"{data.validation_source}. It may have been trained on some of them: give the data's arguments as then",
-            file=sys.stderr,
-        )
-
-
-def classes_of(model: PipelineModel | OnnxModel, class_names: list[str]) -> list[int]:
-    """The model's class for each class of the data.
-
-    Raises:
-        InputError: classes of the data that the model has not, or not for certain.
-    """
-    unnamed = [f"LABEL_{index}" for index in range(len(class_names))]
-    if model.class_names == unnamed:
-        print(f"{model.name}: names no classes; they are taken to be in the data's order", file=sys.stderr)
-        return list(range(len(class_names)))
-    try:
-        return match_classes(model.class_names, class_names)
-    except InputError as error:  # speaks of teachers, and of a remedy that training has
-        reason = str(error).split("; give ")[0].replace("teacher", "model")
-        raise InputError(f"model {model.name!r}: {reason}; name them alike in id2label of its config.json") from error
 
 
 def logits_of(model: PipelineModel | OnnxModel, rows: Dataset, batch_size: int, classes: list[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Image classifiers of any kind behind one call: ours, those that `conversion` reads, transformers', ONNX exports."""
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoImageProcessor
 from .conversion.checkpoint import build_model, holds_deit, load_checkpoint
 from .errors import InputError, one_line
 from .export.onnx import MODEL, open_session
+from .teachers.classes import match_classes
 from .teachers.teacher import PRECISIONS, load_classifier
 
 # What a model of two heads answers, by the names that `predictions.json` has, and its own names for it.
@@ -163,6 +165,27 @@ def load_any_classifier(name: str, device: torch.device | str | None = None, pre
             "several"
         )
     return TorchClassifier(name, model, processor, device, precision)
+
+
+def classes_of(name: str, own_names: list[str], class_names: list[str]) -> list[int]:
+    """A model's class for each class of data, by name; those of a model that names none are in the data's order.
+
+    Args:
+        name: of the model.
+        own_names: of its classes.
+        class_names: of the data's.
+
+    Raises:
+        InputError: classes of the data that the model has not, or not for certain.
+    """
+    if own_names == [f"LABEL_{index}" for index in range(len(class_names))]:
+        print(f"{name}: names no classes; they are taken to be in the data's order", file=sys.stderr)
+        return list(range(len(class_names)))
+    try:
+        return match_classes(own_names, class_names)
+    except InputError as error:  # speaks of teachers, and of a remedy that training has
+        reason = str(error).split("; give ")[0].replace("teacher", "model")
+        raise InputError(f"model {name!r}: {reason}; name them alike in id2label of its config.json") from error
 
 
 def _device(name: torch.device | str | None) -> torch.device:

@@ -27,6 +27,7 @@ PREDICTIONS = "predictions.png"
 MISTAKES = "mistakes.png"
 CONFUSION = "confusion.png"
 PICTURES = (CURVES, PREDICTIONS, MISTAKES, CONFUSION)  # of the card
+ANSWERS = "predictions.csv"  # on the held-out images, with their paths: never pushed
 INTERRUPTED = "interrupted.json"
 LOG = "train_log.jsonl"  # what Trainer logs, of the teacher's training too
 TEACHER = "teacher"  # the folder of a teacher that the run trained itself

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 from transformers import PreTrainedConfig, set_seed
 
+from .classifiers import classes_of
 from .conversion.checkpoint import PretrainedStudent
 from .data.apart import check_folders_apart
 from .data.datasets import StreamingViewDataset, ViewDataset
@@ -22,6 +23,7 @@ from .data.views import AugmentationSettings
 from .errors import InputError
 from .files import write_json
 from .hints import run_hints
+from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .output_folder import IMAGES, TEACHER, read_json
@@ -56,6 +58,14 @@ class Plan:
     def __init__(self, arguments: Arguments, command_line: list[str]):
         self.model_args, self.data_args, self.args = arguments
         self.command_line = command_line
+        if not self.args.do_train:
+            self.model_args = replace(self.model_args, model_name_or_path=judged_model(self.model_args, self.args))
+            return
+        if self.data_args.is_held_out_alone:
+            raise InputError(
+                "there are no images to train on, only held-out ones; give --train_dir or --train_csv beside them, or "
+                "--do_train false to judge a finished model"
+            )
         _check_streaming(arguments)
         check_folders_apart(self.data_args, self.args)
         check_shared_folders(self.model_args, self.args)
@@ -85,7 +95,8 @@ class Plan:
     @cached_property
     def config(self) -> DeiTDistillConfig:
         """The student's configuration."""
-        return student_config(self.model_args, self.args, self.data.class_names, self.start)
+        names = self.data.class_names if self.args.do_train else list(self.start.config.id2label.values())
+        return student_config(self.model_args, self.args, names, self.start)
 
     @cached_property
     def processor(self):
@@ -99,7 +110,7 @@ class Plan:
 
         def look() -> list[int]:
             limits = (args.on_bad_image, args.max_bad_image_fraction, not args.disable_tqdm)
-            if not self.data_args.streaming:
+            if self.args.do_train and not self.data_args.streaming:
                 try_sample(self.data.train, *limits)
             return try_held_out(self.data.validation, *limits)
 
@@ -109,7 +120,11 @@ class Plan:
     def held_out(self) -> EvaluationDataset:
         """The held-out images that can be read, as the student sees them."""
         rows = readable(self.data.validation, self.bad_held_out)
-        return EvaluationDataset(rows, evaluation_transform(self.processor))
+        classes = None
+        if not self.args.do_train:
+            name, own_names = self.model_args.model_name_or_path, list(self.config.id2label.values())
+            classes = classes_of(name, own_names, self.data.class_names)
+        return EvaluationDataset(rows, evaluation_transform(self.processor), classes)
 
     @cached_property
     def views(self) -> ViewDataset | StreamingViewDataset:
@@ -195,7 +210,8 @@ class Plan:
         """The student before training; its weights depend on the seed alone."""
         set_seed(self.args.seed)
         student = build_student(self.config, self.start, self.model_args.attn_implementation)
-        check_optimisation(self.args, student)
+        if self.args.do_train:
+            check_optimisation(self.args, student)
         return student
 
     def teacher(self) -> Teacher | None:

@@ -8,7 +8,6 @@ below a named one are called as classes of the model, its answers are compared w
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,15 +19,18 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .analysis import Measured, measure_decisions, worst_classes
-from .classifiers import Classifier, load_any_classifier
+from .analysis import Measured, measure_decisions
+from .classifiers import Classifier, TorchClassifier, load_any_classifier
 from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
 from .data.loaders import available_cores
 from .data.unlabelled import NO_FOLDER, FoundImages, RowImages, find_images
 from .errors import InputError, one_line
 from .files import written_whole
-from .report import aligned, summary_table
+from .judging import judge
+from .modeling_deit_distill import DeiTDistillForImageClassification
+from .output_folder import ANSWERS
+from .report import aligned, figures_of_classes, say, summary_table
 from .script import run_script
 from .teachers.classes import known_classes
 from .teachers.teacher import PRECISIONS
@@ -37,10 +39,9 @@ NOTHING = -1  # in place of a class: no answer, or no truth
 UNREADABLE = "image{s} that cannot be read"
 MAX_WORKERS = 16
 MAX_LISTED = 20
-MAX_MEASURED = 50  # classes whose figures are all shown
 
 
-def main(arguments: list[str]) -> int | None:
+def main(arguments: list[str]):
     """Predict, write, and say what came of it.
 
     Raises:
@@ -52,15 +53,10 @@ def main(arguments: list[str]) -> int | None:
     truth = None if options.no_measure else find_truth(classifier.class_names, images)
     print(summary_table(what_will_run(classifier, images, truth)), flush=True)
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
-    try:
-        outcome = write_predictions(classifier, images, options.output, truth, **settings)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {options.output} was not written", file=sys.stderr)
-        return 130
+    outcome = write_predictions(classifier, images, options.output, truth, **settings)
     print(f"\n{options.output}: {len(images):,} rows\n\n{classes_table(outcome, classifier.class_names)}")
     if truth is not None and (results := measured(outcome, truth)) is not None:
         print(f"\n{measured_in_words(results, classifier.class_names)}")
-    return None
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -259,6 +255,36 @@ def _written(output: str | Path) -> Iterator[TextIO]:
         raise InputError(f"output {str(output)!r} cannot be written ({one_line(error)}); choose another") from error
 
 
+def judge_finished(plan) -> dict[str, float]:
+    """Evaluate a finished model on a [`Plan`]'s held-out images, and write its answers if so asked; see [`judge`]."""
+    model = plan.student()
+    results = judge(plan, model)
+    if plan.args.do_predict and not plan.args.dry_run:
+        predict_held_out(plan, model)
+    return results
+
+
+def predict_held_out(plan, model: DeiTDistillForImageClassification | None = None):
+    """Write the answers on a plan's held-out images, bad ones too, to its output folder; on the main process.
+
+    Args:
+        plan: the [`Plan`].
+        model: the plan's student; the model in the output folder unless given.
+    """
+    args = plan.args
+    if args.process_index != 0:
+        return
+    if model is None:
+        classifier = load_any_classifier(args.output_dir, args.device, args.precision)
+    else:
+        name = plan.model_args.model_name_or_path
+        classifier = TorchClassifier(name, model, plan.processor, args.device, args.precision)
+    images, output = RowImages(plan.data.validation), Path(args.output_dir, ANSWERS)
+    truth, workers = find_truth(classifier.class_names, images), args.dataloader_num_workers
+    write_predictions(classifier, images, output, truth, args.per_device_eval_batch_size, workers)
+    say(args, f"{output} has the answers on {_images(len(images))}")
+
+
 def what_will_run(classifier: Classifier, images: FoundImages, truth: Truth | None) -> dict[str, str]:
     """Model, images and what will be measured, in words."""
     about = f"{len(classifier.class_names):,} classes, {classifier.precision}, on {classifier.device}"
@@ -313,17 +339,9 @@ def measured_in_words(results: Measured, class_names: list[str]) -> str:
     """The figures as tables for a terminal."""
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
     totals = aligned([[name, f"{100 * getattr(results, key):.2f} %"] for key, name in names.items()])
-    known = [each for each in results.classes if each.num_images]
-    listed = known if len(known) <= MAX_MEASURED else worst_classes(known, MAX_LISTED)
-    rows = [["class", "precision", "recall", "F1", "images"]]
-    for each in listed:
-        shares = ["–" if share is None else f"{100 * share:.1f} %" for share in (each.precision, each.recall, each.f1)]
-        rows.append([shown(class_names[each.label]), *shares, f"{each.num_images:,}"])
-    number = sum(each.num_images for each in known)
-    lines = [f"Measured on {_images(number)} by the names of the folders", totals, aligned(rows)]
-    if len(listed) < len(known):
-        lines.append(f"These are the classes with the lowest F1; {len(known) - len(listed):,} others are left out.")
-    return "\n\n".join(lines)
+    number = sum(each.num_images for each in results.classes)
+    title = f"Measured on {_images(number)} by the names of the folders"
+    return "\n\n".join([title, totals, figures_of_classes(results, class_names)])
 
 
 def _images(number: int) -> str:

@@ -1,9 +1,11 @@
 """What a run prints, and the words it has for its figures."""
 
+import shlex
 from collections.abc import Mapping
 
 from transformers import TrainingArguments
 
+from .analysis import Measured, worst_classes
 from .errors import printable
 
 # Names in the card, in their order; `all_results.json` uses the keys.
@@ -20,6 +22,8 @@ ACCURACY_NAMES = {
     "eval_teacher_agreement": "student agrees with teacher",
 }
 
+MAX_CLASSES, MAX_WORST = 50, 20  # whose figures are shown: of more classes, the worst
+
 FINAL_WEIGHTS = {"ema": "average", "raw": "last"}
 
 
@@ -35,6 +39,15 @@ def summary_table(summary: Mapping[str, object]) -> str:
     return "\n".join(f"  {printable(name):<{width}}  {printable(str(value))}" for name, value in summary.items())
 
 
+def how_to_use(output_dir: str) -> str:
+    """What to do with a finished model, in two lines."""
+    folder = shlex.quote(str(output_dir))
+    return (
+        f"Use it:     python -m modeling_deit_distill.predict {folder} FOLDER_OR_FILES --output predictions.csv\n"
+        f'In Python:  pipeline("image-classification", model={str(output_dir)!r}, trust_remote_code=True)'
+    )
+
+
 def aligned(rows: list[list[str]]) -> str:
     """Rows of a table for a terminal: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -43,6 +56,20 @@ def aligned(rows: list[list[str]]) -> str:
         right = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *right]).rstrip())
     return "\n".join(lines)
+
+
+def figures_of_classes(measured: Measured, class_names: list[str]) -> str:
+    """Precision, recall and F1 of each class that has images, as a table for a terminal; of very many the worst."""
+    known = [each for each in measured.classes if each.num_images]
+    listed = known if len(known) <= MAX_CLASSES else worst_classes(known, MAX_WORST)
+    rows = [["class", "precision", "recall", "F1", "images"]]
+    for each in listed:
+        shares = ["–" if share is None else f"{100 * share:.1f} %" for share in (each.precision, each.recall, each.f1)]
+        rows.append([printable(class_names[each.label]), *shares, f"{each.num_images:,}"])
+    if len(listed) == len(known):
+        return aligned(rows)
+    left_out = f"These are the classes with the lowest F1; {len(known) - len(listed):,} others are left out."
+    return f"{aligned(rows)}\n\n{left_out}"
 
 
 def counted(number: float, unit: str) -> str:

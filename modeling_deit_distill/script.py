@@ -14,7 +14,7 @@ from .signals import Interrupted, Leave, handling, leave_to_the_system
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
 
 
-def run_script(main: Callable[[list[str]], int | None], arguments: list[str] | None = None):
+def run_script(main: Callable[[list[str]], object], arguments: list[str] | None = None):
     """Run a command and end this process with its exit code.
 
     An [`InputError`] is printed as one line on the error stream, and the exit code is 2. Of several processes the first
@@ -22,12 +22,13 @@ def run_script(main: Callable[[list[str]], int | None], arguments: list[str] | N
     plus its number. Any other error is a fault of ours and keeps its traceback.
 
     Args:
-        main: takes the command line's words; may return an exit code.
+        main: takes the command line's words; a whole number that it returns is the exit code.
         arguments: these words; those of this process unless given.
     """
     try:
         with handling(Leave(), takes_ctrl_c=True):
-            exit_code = main(sys.argv[1:] if arguments is None else arguments) or 0
+            returned = main(sys.argv[1:] if arguments is None else arguments)
+        exit_code = returned if isinstance(returned, int) else 0
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {printable(str(error))}", file=sys.stderr)

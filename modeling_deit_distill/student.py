@@ -54,7 +54,8 @@ def student_config(
         raise
     except ValueError as error:
         raise InputError(f"student: {one_line(error)}") from error
-    _check_trains(config, args)
+    if args.do_train:
+        _check_trains(config, args)
     return config
 
 

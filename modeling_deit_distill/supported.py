@@ -34,14 +34,6 @@ REFUSED = {
     ),
     "deepspeed": ((None,), "its checkpoints cannot be resumed here; use FSDP 2 (examples/accelerate/fsdp2.yaml)"),
     "do_eval": ((True,), "the results and the model card need the evaluation; leave it out"),
-    "do_predict": (
-        (False,),
-        "a run has no third set of images; predictions.json holds its answers on the held-out ones: leave it out",
-    ),
-    "do_train": (
-        (True,),
-        "this command trains; leave it out, or evaluate a finished model with examples/evaluate_checkpoint.py",
-    ),
     "enable_jit_checkpoint": ((False,), "SIGTERM saves a checkpoint already; leave it out"),
     "eval_use_gather_object": ((False,), "an evaluation gathers tensors alone; leave it out"),
     "ignore_data_skip": (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import DeiTDistillConfig, DistillationTrainingArguments, InputError
-from modeling_deit_distill.arguments import ModelArguments
+from modeling_deit_distill.arguments import DataArguments, ModelArguments
 from modeling_deit_distill.recipes import said_arguments, without_tokens
 
 
@@ -338,3 +338,14 @@ def test_replaced_arguments_fill_in_anew_what_was_not_given(tmp_path):
     assert (twice.learning_rate, twice.seed) == (0.1, 3)
     with pytest.raises(InputError, match="learning_rate 0.1 and base_learning_rate 0.2 are both given"):
         dataclasses.replace(args, learning_rate=0.1, base_learning_rate=0.2)
+
+
+def test_held_out_images_alone_are_a_source():
+    data = DataArguments(validation_dir="other")
+    assert data.is_held_out_alone and data.sources["train_dir"] == data.sources["validation_dir"] == "other"
+    assert DataArguments(validation_csv="other.csv").sources["train_csv"] == "other.csv"
+    assert not DataArguments(train_dir="photos", validation_dir="other").is_held_out_alone
+    with pytest.raises(InputError, match="validation_dir and validation_csv are both given"):
+        DataArguments(validation_dir="other", validation_csv="other.csv")
+    with pytest.raises(InputError, match="validation_dir goes with train_dir"):
+        DataArguments(dataset_name="digits", validation_dir="other")

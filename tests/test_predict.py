@@ -218,16 +218,6 @@ def test_wrong_input_is_one_line_before_anything_runs(student, photos, tmp_path)
         assert "\n" not in str(caught.value)
 
 
-def test_an_interrupted_prediction_says_so_and_writes_nothing(student, photos, tmp_path, monkeypatch, capsys):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(predict, "predict", interrupt)
-    assert main([student, str(photos), "--output", str(tmp_path / "out.csv")]) == 130
-    assert capsys.readouterr().err == f"\ninterrupted; {tmp_path / 'out.csv'} was not written\n"
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_command_has_help_and_an_error_of_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", "model", "nowhere"])
     monkeypatch.delitem(sys.modules, "modeling_deit_distill.predict")  # runpy would warn of it

@@ -46,6 +46,7 @@ RUNS = {
     "seed": ["--seed", "1"],
     "data_seed": ["--data_seed", "1"],
     "full_determinism": ["--full_determinism", "true"],
+    "do_predict": ["--do_predict", "true"],
     "dataloader_drop_last": ["--dataloader_drop_last", "true", "--per_device_eval_batch_size", "64"],
     "dataloader_num_workers": ["--dataloader_num_workers", "1"],
     "dataloader_pin_memory": ["--dataloader_pin_memory", "false"],
@@ -180,8 +181,7 @@ REFUSED = {
     "debug": [(["tpu_metrics_debug"], "there is no TPU; leave it out")],
     "deepspeed": [(["stage1.json"], "cannot be resumed here; use FSDP 2")],
     "do_eval": [(["false"], "need the evaluation; leave it out")],
-    "do_predict": [(["true"], "leave it out")],
-    "do_train": [(["false"], "this command trains; leave it out, or .*examples/evaluate_checkpoint.py")],
+    "do_train": [(["false"], "holds no finished model to judge; give .*--model_name_or_path")],
     "enable_jit_checkpoint": [(["true"], "SIGTERM saves a checkpoint already; leave it out")],
     "eval_accumulation_steps": [(["0"], "must be at least 1")],
     "eval_use_gather_object": [(["true"], "gathers tensors alone; leave it out")],
@@ -215,7 +215,7 @@ REFUSED = {
     ],
     "use_liger_kernel": [(["true"], "models of text; leave it out")],
 }
-FOUND_WHEN_THE_RUN_STARTS = ("resume_from_checkpoint",)
+FOUND_WHEN_THE_RUN_STARTS = ("do_train", "resume_from_checkpoint")
 
 # Trainer finds these only when it trains the student; here they are found before the teacher is trained.
 REFUSED_WITH_THE_STUDENT = {

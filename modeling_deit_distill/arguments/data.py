@@ -53,13 +53,15 @@ class DataArguments:
 
     def __post_init__(self):
         check_fields(self)
-        if not self.dataset_name and not self.train_dir and not self.train_csv:
+        if not self.dataset_name and not self.train_dir and not self.train_csv and not self.is_held_out_alone:
             raise InputError(
                 "no data: give --dataset_name (e.g. digits), --train_dir with one folder per class, or --train_csv"
             )
-        if self.validation_dir and not self.train_dir:
+        if self.validation_dir and self.validation_csv and self.is_held_out_alone:
+            raise InputError("validation_dir and validation_csv are both given; drop one")
+        if self.validation_dir and not self.train_dir and not self.is_held_out_alone:
             raise InputError("validation_dir goes with train_dir; for a dataset_name use --validation_split")
-        if self.validation_csv and not self.train_csv:
+        if self.validation_csv and not self.train_csv and not self.is_held_out_alone:
             raise InputError("validation_csv goes with train_csv; for a dataset_name use --validation_split")
         uncut = [
             name
@@ -70,6 +72,15 @@ class DataArguments:
             raise InputError(f"group_by is about cutting the training split; with {uncut[0]} nothing is cut: drop one")
 
     @property
+    def is_held_out_alone(self) -> bool:
+        """Whether there are held-out images and none to train on: a finished model can be judged on them."""
+        is_trained = self.dataset_name or self.train_dir or self.train_csv
+        return not is_trained and bool(self.validation_dir or self.validation_csv)
+
+    @property
     def sources(self) -> dict[str, object]:
         """Where images and labels come from: the arguments of `data.sources.load_image_data`."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
+        sources = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "crop_pct"}
+        if self.is_held_out_alone:
+            sources |= {"train_dir": self.validation_dir, "train_csv": self.validation_csv}
+        return sources

@@ -165,8 +165,14 @@ class DistillationTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = HfArg(
         default=False, help="Ignored. Training always uses whole batches; evaluation uses every image."
     )
-    do_train: bool = HfArg(default=True, help="Must stay true: a run always trains and evaluates.")
-    do_eval: bool = HfArg(default=True, help="Must stay true: a run always trains and evaluates.")
+    do_train: bool = HfArg(
+        default=True,
+        help="Train; if false, judge the model of output_dir, or model_name_or_path, on the held-out images.",
+    )
+    do_eval: bool = HfArg(default=True, help="Must stay true: a run always evaluates.")
+    do_predict: bool = HfArg(
+        default=False, help="At the end write the answers on the held-out images to <output_dir>/predictions.csv."
+    )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Every parameter is used.")
     report_to: list[str] | None = HfArg(
         default=None, help="Where to log; TensorBoard if it is installed, unless given."
@@ -319,6 +325,10 @@ class DistillationTrainingArguments(TrainingArguments):
                 "twice over; keep one"
             )
         check_license(self.license)
+        if not self.do_train and (self.push_to_hub or self.resume_from_checkpoint or self.overwrite_output_dir):
+            names = ("push_to_hub", "resume_from_checkpoint", "overwrite_output_dir")
+            given = next(name for name in names if getattr(self, name))
+            raise InputError(f"do_train is false, so nothing is trained; {given} is about training: leave one out")
         if self.push_native and not self.push_to_hub:
             raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
         if self.push_native and self.hub_revision == NATIVE_REVISION:

@@ -53,13 +53,24 @@ def evaluation_view(processor) -> str:
 class EvaluationDataset(torch.utils.data.Dataset):
     """Rows of a split decoded and transformed one by one: `pixel_values` (3, height, width) float, and `labels`.
 
+    Args:
+        rows: with `image` and `label`.
+        transform: from an RGB image to `pixel_values`.
+        classes: for each class of the rows the label that stands for it; the same unless given.
+
     Raises:
         InputError: a broken image, which would make every figure wrong.
     """
 
-    def __init__(self, rows: Dataset, transform: Callable[[PIL.Image.Image], torch.Tensor]):
+    def __init__(
+        self,
+        rows: Dataset,
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        classes: Sequence[int] | None = None,
+    ):
         self.rows = rows
         self.transform = transform
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,7 +78,8 @@ class EvaluationDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.rows[int(index)]
         try:
-            return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
+            label = row["label"] if self.classes is None else self.classes[row["label"]]
+            return {"pixel_values": self.transform(decode_image(row["image"])), "labels": label}
         except BadImageError as error:
             raise LocalInputError(
                 f"validation {describe_row(self.rows, index)} is broken: {error}; remove it"

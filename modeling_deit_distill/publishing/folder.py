@@ -7,8 +7,16 @@ from accelerate.utils import broadcast_object_list
 from ..arguments import DistillationTrainingArguments
 from ..errors import InputError
 from ..files import write_json
-from ..output_folder import PUBLISHED, RESULTS, disk_errors_explained, list_checkpoints, remove_checkpoint, results_of
-from ..report import say
+from ..output_folder import (
+    ANSWERS,
+    PUBLISHED,
+    RESULTS,
+    disk_errors_explained,
+    list_checkpoints,
+    remove_checkpoint,
+    results_of,
+)
+from ..report import how_to_use, say
 from .card import write_model_card
 from .comparison import Outcome, results_table
 from .cost import measure_costs
@@ -58,7 +66,7 @@ def begin_run(plan, name: str | None):
             return
         if args.overwrite_output_dir and not args.resume_from_checkpoint:
             Path(args.output_dir, RESULTS).unlink(missing_ok=True)  # first: it says that a run is whole
-            for path in (path for pattern in PUBLISHED for path in Path(args.output_dir).glob(pattern)):
+            for path in (path for pattern in (*PUBLISHED, ANSWERS) for path in Path(args.output_dir).glob(pattern)):
                 path.unlink()
             for checkpoint in list_checkpoints(args.output_dir):
                 remove_checkpoint(checkpoint)
@@ -67,10 +75,11 @@ def begin_run(plan, name: str | None):
             plan.keep_listing()
 
 
-def finish_run(plan, trainer, results: dict[str, float]):
+def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
     """After training: the record again, with the day; a look inside; the card; and last `all_results.json`.
 
-    The presence of the last says that the run is complete. The trainer has saved the model.
+    The presence of the last says that the run is complete. The trainer has saved the model. Returns the results as they
+    are written; those of the main process know a little more.
     """
     output_dir = plan.args.output_dir
     results = {**results, "bad_held_out_images": len(plan.bad_held_out)}
@@ -82,11 +91,13 @@ def finish_run(plan, trainer, results: dict[str, float]):
             trainer.create_model_card(results=results)
             write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
             say(plan.args, f"Results, kept in {output_dir}", _table_of(output_dir, results))
+    return results
 
 
 def _table_of(output_dir: str, results: dict[str, float]) -> str:
-    """The results of a run for the screen; where its other files cannot be read, these alone, and why."""
+    """The results of a run for the screen, and how to use it; where its other files cannot be read, also why."""
     try:
-        return results_table(read_run(Path(output_dir), results).outcome)
+        text = results_table(read_run(Path(output_dir), results).outcome)
     except InputError as error:
-        return f"{results_table(Outcome(results))}\n{error}"
+        text = f"{results_table(Outcome(results))}\n{error}"
+    return f"{text}\n\n{how_to_use(output_dir)}"

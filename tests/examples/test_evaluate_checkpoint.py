@@ -256,15 +256,7 @@ def test_two_classes_of_one_name_are_kept_apart(script, save_student, photos):
         with torch.no_grad():
             expected = direct(images[row]["pixel_values"][None]).logits[0].numpy()
         np.testing.assert_allclose(logits, expected, atol=1e-5)
-    assert script.classes_of(model, ["crane", "crane2", "red"]) == [0, 2, 1]
-
-
-def test_unnamed_classes_are_taken_in_order_if_there_are_as_many(script, save_student, capsys):
-    unnamed = script.PipelineModel(str(save_student(["LABEL_0", "LABEL_1", "LABEL_2"])))
-    assert script.classes_of(unnamed, list(COLOURS)) == [0, 1, 2]
-    assert "names no classes; they are taken to be in the data's order" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"the model does not name its 3 classes .* name them alike in id2label"):
-        script.classes_of(unnamed, ["blue", "green"])
+    assert script.classes_of(model.name, model.class_names, ["crane", "crane2", "red"]) == [0, 2, 1]
 
 
 def test_data_are_those_of_the_arguments(script, photos, tmp_path):
