@@ -152,10 +152,10 @@ class Plan:
         if not self.distils or not is_store(self.args.teacher_store):
             return None
         store = TeacherStore(self.args.teacher_store)
-        store.check(agreement.of_views(self.args, self.views, self.data))
-        image_size = self.config.image_size
-        teacher = agreement.of_named_teacher(self.model_args, self.args, self.teacher_config, self.data, image_size)
-        store.check(teacher)
+        kept, image_size = store.fingerprint, self.config.image_size
+        store.check(agreement.of_views(self.args, self.views, self.data, kept))
+        named = (self.model_args, self.args, self.teacher_config, self.data, image_size)
+        store.check(agreement.of_named_teacher(*named, kept))
         return store
 
     @cached_property
@@ -177,7 +177,8 @@ class Plan:
         def is_missing() -> bool:
             if not directory.exists():
                 return True
-            record = training_record(self.teacher_config, self.data, self.model_args, self.args, image_size)
+            kept = read_json(directory / TRAINING_RECORD)
+            record = training_record(self.teacher_config, self.data, self.model_args, self.args, image_size, kept)
             return not holds_teacher(directory, record, self.args)
 
         return as_the_main_process(self.args, is_missing)
@@ -199,7 +200,8 @@ class Plan:
     def keep_listing(self):
         """List the images in the output folder, so that the run can go on without those that are removed."""
         if self.data.listing and self.args.process_index == 0:
-            self.data.keep_fingerprint()
+            if self.distils and (self.args.teacher_store or self.model_args.train_teacher):
+                self.data.keep_fingerprint()
             write_json(Path(self.args.output_dir, IMAGES), self.data.listing, indent=None)
 
     def summary(self) -> dict[str, str]:

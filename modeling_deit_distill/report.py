@@ -1,5 +1,8 @@
 """What a run prints, and the words it has for its figures."""
 
+import functools
+import logging
+import os
 import shlex
 from collections.abc import Mapping
 
@@ -7,6 +10,8 @@ from transformers import TrainingArguments
 
 from .analysis import Measured, worst_classes
 from .errors import printable
+
+logger = logging.getLogger(__name__)
 
 # Names in the card, in their order; `all_results.json` uses the keys.
 ACCURACY_NAMES = {
@@ -31,6 +36,13 @@ def say(args: TrainingArguments, title: str, text: str = ""):
     """Print on the main process alone."""
     if args.process_index == 0:
         print(f"\n{title}\n{text}" if text else title, flush=True)
+
+
+@functools.cache
+def say_once(message: str):
+    """Warn on the first process alone, and once."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        logger.warning(message)
 
 
 def summary_table(summary: Mapping[str, object]) -> str:

@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,11 @@ from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError, one_line
+from ..report import say_once
 from .columns import label_column as class_indices
 from .cutting import GROUP, cut
-from .decoding import REFUSED, encoded_bytes
+from .decoding import REFUSED
+from .fingerprint import Fingerprint, is_earlier
 from .folders import read_class_folders
 from .image_files import image_splits, in_words, plain_path
 from .labels import (
@@ -38,8 +38,10 @@ logger = logging.get_logger(__name__)
 
 # A split that was not named is looked for under these, in this order.
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
-FINGERPRINT_ROWS = 256
-GONE = f"{zlib.crc32(b''):08x}"  # checksum of a file that is missing
+KNOWN_BY_FEW = (
+    "a teacher_store or a teacher of an earlier version knows its data by 256 of the images; whether others were "
+    "changed since cannot be told"
+)
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -58,32 +60,36 @@ class ImageData:
     # that is resumed, if there is one. Empty where the images are no files.
     listing: dict[str, object] = dataclasses.field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        """A hash of classes, labels and evenly spaced training images: the same data gives the same hash anywhere.
+    _known: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    def fingerprint(self, like: object = None) -> str:
+        """A hash of classes, labels and all images: the same data gives the same hash anywhere.
 
         Files that are gone since the listing was made do not change it.
+
+        Args:
+            like: what it will be compared with. If that is a hash of an earlier version, which looked at 256 images,
+                such a one is made. Where they agree, it is said once that others may have changed.
         """
-        found, earlier = self._fingerprint(), self.listing.get("fingerprint", [])
-        alike = [one in (other, GONE) for one, other in zip(found, earlier, strict=False)]
-        return earlier[-1] if len(found) == len(earlier) and all(alike[:-1]) else found[-1]
+        known = self._fingerprint()
+        if not is_earlier(like):
+            return known.of_all(self.listing.get("checksums"))
+        earlier = known.of_some(self.listing.get("fingerprint"))
+        if earlier == like:
+            say_once(KNOWN_BY_FEW)
+        return earlier
 
     def keep_fingerprint(self):
         """Put into the listing what the fingerprint is made of, unless it is there."""
-        if self.listing and "fingerprint" not in self.listing:
-            self.listing["fingerprint"] = self._fingerprint()
+        if self.listing:
+            self.listing.setdefault("checksums", self._fingerprint().checksums)
+            self.listing.setdefault("fingerprint", self._fingerprint().earlier)
 
-    def _fingerprint(self) -> list[str]:
-        """Checksums of the labels and of each image that goes into it, and the fingerprint itself."""
-        digest = hashlib.sha256(repr(self.class_names).encode())
-        digest.update(class_indices(self.train).tobytes() + class_indices(self.validation).tobytes())
-        checksums = [digest.hexdigest()]
-        for row in np.linspace(0, len(self.train) - 1, min(FINGERPRINT_ROWS, len(self.train))).astype(int):
-            encoded = b""
-            with contextlib.suppress(OSError, TypeError):  # a file that is missing, a row without an image
-                encoded = encoded_bytes(self.train[int(row)]["image"])
-            digest.update(encoded)
-            checksums.append(f"{zlib.crc32(encoded):08x}")
-        return [*checksums, digest.hexdigest()[:16]]
+    def _fingerprint(self) -> Fingerprint:
+        of = (self.train, self.validation, self.class_names)
+        if self._known is None or any(one is not other for one, other in zip(self._known.of, of, strict=True)):
+            self._known = Fingerprint(of)
+        return self._known
 
 
 def load_image_data(

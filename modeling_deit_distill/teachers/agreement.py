@@ -4,6 +4,7 @@ Whatever decides an answer is here: the data, the order and the draws of the vie
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from ..augmentation.augment import AUGMENTATION_VERSION
 from ..data.datasets import ViewDataset
@@ -46,10 +47,12 @@ REMEDIES = {
 DIFFERENCES = {"teacher_training": record_difference}
 
 
-def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[str, object]:
+def of_views(args, views: ViewDataset, data: ImageData | None = None, kept: Mapping | None = None) -> dict[str, object]:
     """The fields about the views of a run, and about what is kept of an answer.
 
-    Without `data`, where the views are from, the fields that tell one dataset from another are left out.
+    Args:
+        data: where the views are from; without, the fields that tell one dataset from another are left out.
+        kept: the fields of the store that is compared; it may know its data as earlier versions did.
 
     Raises:
         InputError: a training set whose samples have no positions.
@@ -70,23 +73,28 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None) -> dict[st
     if data is not None:
         num_classes, order = len(data.class_names), ViewSampler.from_arguments(args, views)
         num_views = max(len(views), len(order))
-        agreed = {"dataset": data.fingerprint(), "num_classes": num_classes, "num_views": num_views, **agreed}
+        dataset = data.fingerprint((kept or {}).get("dataset"))
+        agreed = {"dataset": dataset, "num_classes": num_classes, "num_views": num_views, **agreed}
         if args.distillation_type == "soft" and args.teacher_store_top_k is not None:
             agreed["k"] = min(args.teacher_store_top_k, num_classes)
     return agreed
 
 
-def of_named_teacher(model_args, args, teacher_config, data: ImageData, student_image_size: int) -> dict[str, object]:
+def of_named_teacher(
+    model_args, args, teacher_config, data: ImageData, student_image_size: int, kept: Mapping
+) -> dict[str, object]:
     """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
 
-    `teacher_config` is from `description.describe_teacher`; None if the run names no teacher.
+    `teacher_config` is from `description.describe_teacher`; None if the run names no teacher. `kept`:
+    see [`of_views`].
     """
     if teacher_config is None:
         return {}
     given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
     agreed = {name: value for name, value in given.items() if value is not None}
     if model_args.train_teacher:
-        record = training_record(teacher_config, data, model_args, args, student_image_size)
+        known = kept.get("teacher_training")
+        record = training_record(teacher_config, data, model_args, args, student_image_size, known)
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
     view = own_view(name_or_path, InputView(student_image_size), model_args.trust_remote_code)

@@ -157,7 +157,7 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     if any(moved.values()):
         sources |= moved
     data = load_image_data(**sources)
-    store.check({"dataset": data.fingerprint(), "num_images": len(data.train)})
+    store.check({"dataset": data.fingerprint(store.fingerprint.get("dataset")), "num_images": len(data.train)})
     kept = argparse.Namespace(**store.fingerprint)
     settings = AugmentationSettings.from_arguments(kept, kept.image_size)
     return ViewDataset(data.train, settings, kept.data_seed), data.class_names

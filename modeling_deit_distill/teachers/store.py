@@ -16,7 +16,6 @@ nor an identity; `upgrade.py` brings them in.
 
 import contextlib
 import datetime
-import functools
 import json
 import logging
 import math
@@ -32,6 +31,7 @@ import torch
 from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError, one_line, printable
 from ..files import check_json, read_json, with_checksum, without_folders, write_json
+from ..report import say_once
 from .agreement import DIFFERENCES, REMEDIES
 from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
 
@@ -40,6 +40,10 @@ DESCRIPTION, VALIDATION = "store.json", "validation.json"
 EPOCH_FILE = re.compile(r"epoch-(\d{5,9})\.bin", re.ASCII)
 DEFAULT_TOP_K = 10
 MAX_VIEWS, MAX_CLASSES = 2**40, 2**31 - 2
+WITHOUT_CHECKSUMS = (
+    "teacher_store {!r} was written by an earlier version, without checksums: damage to its answers cannot be told. "
+    "`python -m modeling_deit_distill.store_cli upgrade {}` adds them"
+)
 VIEWS_READ_AT_ONCE = 8192
 MAX_NAMED = 3  # damaged parts of a file
 IDENTITY = re.compile("[0-9a-f]{16}")
@@ -73,7 +77,7 @@ class TeacherStore:
             raise InputError(f"{path} cannot be read ({reason}); fetch it anew, or fill another store") from error
         self.damaged: dict[str, list[str]] = {}
         if not self.has_checksums:
-            _say_no_checksums(str(self.directory))
+            say_once(WITHOUT_CHECKSUMS.format(str(self.directory), shlex.quote(str(self.directory))))
 
     @property
     def has_checksums(self) -> bool:
@@ -397,18 +401,6 @@ def _check_classes(indices: list, num_classes: int):
     for index in indices:
         if type(index) is not int or not 0 <= index < num_classes:
             raise ValueError(f"it holds class {_short(index)} of {num_classes}")
-
-
-@functools.cache
-def _say_no_checksums(directory: str):
-    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes says it
-        return
-    logger.warning(
-        "teacher_store %r was written by an earlier version, without checksums: damage to its answers cannot be told. "
-        "`python -m modeling_deit_distill.store_cli upgrade %s` adds them",
-        directory,
-        shlex.quote(directory),
-    )
 
 
 def _some(parts: list[str]) -> str:

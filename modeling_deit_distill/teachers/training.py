@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,9 @@ def find_or_train_teacher(
         LocalInputError: the disk is full.
     """
     directory = Path(args.output_dir, TEACHER)
-    record = training_record(config, data, model_args, args, student_image_size)
-    found, is_held = read_json(directory / TRAINING_RECORD), holds_teacher(directory, record, args)
+    found = read_json(directory / TRAINING_RECORD)
+    record = training_record(config, data, model_args, args, student_image_size, found)
+    is_held = holds_teacher(directory, record, args)
     unknown = [name for name in RECORDED_LATER if name not in found]
     if is_held:
         if unknown:
@@ -113,7 +115,7 @@ def find_or_train_teacher(
         if args.process_index == 0:
             for checkpoint in list_checkpoints(partial):  # the best, of a training that may stop early
                 shutil.rmtree(checkpoint)
-            write_json(partial / TRAINING_RECORD, record)
+            write_json(partial / TRAINING_RECORD, {**record, "dataset": data.fingerprint()})
             shutil.rmtree(replaced, ignore_errors=True)
             if directory.exists():
                 directory.rename(replaced)
@@ -177,10 +179,12 @@ def training_record(
     model_args: ModelArguments,
     args: DistillationTrainingArguments,
     student_image_size: int,
+    kept: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """What the training of a teacher depends on, as it is kept beside it; arguments as in [`find_or_train_teacher`].
 
-    A store of its answers keeps it too, see `agreement`.
+    A store of its answers keeps it too, see `agreement`. `kept` is the record that it is compared with, if any: it may
+    know its data as earlier versions did, see [`ImageData.fingerprint`].
     """
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
@@ -189,7 +193,7 @@ def training_record(
     values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
     values += (patience, patience and judged_by(args))
     record = {
-        "dataset": data.fingerprint(),
+        "dataset": data.fingerprint((kept or {}).get("dataset")),
         "teacher": model_args.teacher_name_or_path or config.model_type,
         "config": {key: value for key, value in sorted(fields.items()) if key not in passing},
         "image_size": trained_image_size(model_args, student_image_size),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.labelling import NUM_IMAGES, asked_directly, content, save_teacher
+from helpers.stores import change
 from helpers.teachers import SMALL
 
 from modeling_deit_distill import InputError
@@ -141,6 +142,16 @@ def test_other_data_are_refused(filled, run_of, digits):
             run_of(data=dataclasses.replace(digits, train=train)).find()
 
 
+def test_a_store_that_knows_its_data_as_earlier_versions_did_is_read(filled, run_of, digits):
+    _, _, store = filled
+    path = store.directory / "store.json"
+    change(path, fingerprint={"dataset": digits.fingerprint("0" * 16)})
+    assert run_of().find().fingerprint["dataset"] == digits.fingerprint("0" * 16) != digits.fingerprint()
+    change(path, fingerprint={"dataset": "0" * 16})
+    with pytest.raises(InputError, match=f'dataset "{"0" * 16}", this run has "{digits.fingerprint("0" * 16)}"'):
+        run_of().find()
+
+
 def test_another_teacher_is_refused(filled, run_of, teachers):
     with pytest.raises(InputError, match="teacher_weights.*name the teacher that the store was made with"):
         run_of(teacher="other").find()
@@ -268,4 +279,11 @@ def test_a_teacher_trained_here_is_known_by_how_it_was_trained(run_of):
     with pytest.raises(InputError, match="teacher_training"):
         run_of(*training, "--teacher_num_train_epochs", "2", teacher=None).find()
     folder = str(Path(run.args.output_dir, "teacher"))
+    record = Path(folder, "teacher_training.json")
+    # As an earlier version wrote it.
+    known_by_few = {**json.loads(record.read_text()), "dataset": run.data.fingerprint("0" * 16)}
+    record.write_text(json.dumps(known_by_few))
+    change(store.directory / "store.json", fingerprint={"teacher_training": known_by_few})
+    assert run_of(*training, teacher=None).find() is not None
+    assert run_of(*training, teacher=None).plan().live_teacher().model.name_or_path == folder
     assert run_of("--teacher_name_or_path", folder, teacher=None).find() is not None
