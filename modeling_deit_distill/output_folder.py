@@ -69,13 +69,36 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({one_line(error)}); remove it") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{str(path)!r} is no JSON ({one_line(error)}); remove it or run the training again"
         ) from error
     if not isinstance(content, dict):
         raise InputError(f"{str(path)!r} holds a {type(content).__name__}, not names with values; remove it")
     return content
+
+
+def check_contents(output_dir: str | Path, is_cleared: bool):
+    """Refuse files of other programs under the names of a run's files, before they stop the run at its end.
+
+    Args:
+        output_dir: of the run.
+        is_cleared: whether what an earlier run published is removed before training; its content does not matter.
+
+    Raises:
+        InputError: a folder where a file belongs, or a file that a run has not written.
+    """
+    others = (IMAGES, INTERRUPTED)
+    for path in sorted(path for pattern in (*PUBLISHED, *others) for path in Path(output_dir).glob(pattern)):
+        if path.is_dir():
+            raise InputError(
+                f"{str(path)!r} is a folder, and a run writes a file of that name; move it away, or choose another "
+                "--output_dir"
+            )
+        if path.suffix == ".json" and (path.name in others or not is_cleared):
+            read_json(path)
 
 
 def results_of(output_dir: str | Path) -> dict | None:

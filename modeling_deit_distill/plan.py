@@ -26,7 +26,7 @@ from .hints import run_hints
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import IMAGES, TEACHER, read_json
+from .output_folder import IMAGES, TEACHER, check_contents, read_json
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -34,7 +34,7 @@ from .summary import summary
 from .teachers import agreement
 from .teachers.description import describe_teacher
 from .teachers.labelling import is_full, planned_views
-from .teachers.store import TeacherStore, create_store, is_store
+from .teachers.store import TeacherStore, check_store_folder, create_store, is_store
 from .teachers.teacher import Teacher, check_teacher, load_teacher
 from .teachers.training import TRAINING_RECORD, find_or_train_teacher, holds_teacher, training_record
 from .training.checkpoints import agreement as checkpoint_agreement
@@ -168,17 +168,18 @@ class Plan:
         """Whether a teacher will be trained first: one is asked for, and the output folder has none yet.
 
         Raises:
-            InputError: the output folder holds another teacher.
+            InputError: the output folder holds another teacher, or the store answers of one of another training.
         """
         if not (self.needs_teacher and self.model_args.train_teacher and self.teacher_config is not None):
             return False
         directory, image_size = Path(self.args.output_dir, TEACHER), self.config.image_size
 
         def is_missing() -> bool:
-            if not directory.exists():
-                return True
-            kept = read_json(directory / TRAINING_RECORD)
-            record = training_record(self.teacher_config, self.data, self.model_args, self.args, image_size, kept)
+            about = (self.teacher_config, self.data, self.model_args, self.args, image_size)
+            if self.store is not None:  # of answers that are not complete
+                kept = self.store.fingerprint.get("teacher_training")
+                self.store.check({"teacher_training": training_record(*about, kept)})
+            record = training_record(*about, read_json(directory / TRAINING_RECORD))
             return not holds_teacher(directory, record, self.args)
 
         return as_the_main_process(self.args, is_missing)
@@ -190,12 +191,23 @@ class Plan:
 
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
+        self._check_what_needs_no_data()
         check_metric(self.args, self.config)
         check_layers(self.args, self.config, is_new=self.start is None)
         check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views, self.config), self.config)
+        if self.args.teacher_store and self.needs_teacher:
+            check_store_folder(self.args.teacher_store, is_written=True)
         say(self.args, "What will run", summary_table(self.summary()))
         if hints := run_hints(self):
             say(self.args, "Hints", summary_table(hints))
+
+    def _check_what_needs_no_data(self):
+        args = self.args
+        check_metric(args, DeiTDistillConfig(num_labels=1000))  # which has every metric
+        as_the_main_process(args, lambda: check_contents(args.output_dir, args.overwrite_output_dir))
+        if args.teacher_store and self.distils:
+            check_store_folder(args.teacher_store, is_written=False)
+        _ = self.start  # before the data: it may be no checkpoint
 
     def keep_listing(self):
         """List the images in the output folder, so that the run can go on without those that are removed."""

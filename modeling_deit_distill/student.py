@@ -19,11 +19,19 @@ def load_start(model_args: ModelArguments) -> PretrainedStudent | None:
     """The checkpoint that the student starts from, of whatever kind; None for a new student.
 
     Raises:
-        InputError: no checkpoint of a DeiT, or one that cannot be read.
+        InputError: no checkpoint of a DeiT, one that cannot be read, or one whose weights are not finite.
     """
-    if model_args.model_name_or_path is None:
+    name = model_args.model_name_or_path
+    if name is None:
         return None
-    return load_checkpoint(model_args.model_name_or_path)
+    start = load_checkpoint(name)
+    if bad := [weight for weight, value in start.state_dict.items() if not value.isfinite().all()]:
+        others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise InputError(
+            f"model_name_or_path {name!r} holds weights that are not finite ({bad[0]}{others}), from which nothing can "
+            "be trained; give another checkpoint"
+        )
+    return start
 
 
 def student_config(

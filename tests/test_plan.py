@@ -1,10 +1,17 @@
 """What a plan refuses before anything is loaded."""
 
+import json
+import re
+
 import datasets
 import pytest
+import torch
+from helpers.trainers import student
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.output_folder import check_contents
 from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.teachers.store import check_store_folder
 
 STREAMED = ["--dataset_name", "me/photos", "--streaming", "true", "--max_steps", "4", "--use_cpu", "true"]
 
@@ -17,3 +24,113 @@ def test_datasets_5_0_0_streams_to_one_worker_only(monkeypatch):
     Plan.from_arguments([word if word != "--streaming" else "--keep_decoded_images" for word in many])
     with pytest.raises(InputError, match="datasets 5.0.0 gives all shards of a stream to one worker; install another"):
         Plan.from_arguments(many)
+
+
+# --- before anything is loaded or trained -----------------------------------------------------------------------------
+
+
+def file(name, content="mine"):
+    def make(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+    return make
+
+
+def empty_folder(name):
+    return lambda folder: (folder / name).mkdir(parents=True)
+
+
+def start_with_nan(folder):
+    model = student()
+    with torch.no_grad():
+        model.deit.layers[1].mlp.fc1.weight[0, 0] = torch.nan
+    model.save_pretrained(folder / "start")
+
+
+def start_of_a_billion_layers(folder):
+    student().save_pretrained(folder / "start")
+    config = json.loads((folder / "start" / "config.json").read_text())
+    (folder / "start" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+
+
+STORE = ["--distillation_type", "hard", "--teacher_name_or_path", "somewhere", "--teacher_store", "store"]
+# What is in the folder, what the command says besides, and the line that refuses it.
+REFUSED = {
+    "metric": (None, ["--metric_for_best_model", "f1"], "metric_for_best_model is 'f1'; choose from: loss, accuracy"),
+    "folder for a file": (empty_folder("out/README.md"), [], "'out/README.md' is a folder, and a run writes a file"),
+    "foreign run.json": (file("out/run.json", "[1]"), [], "'out/run.json' holds a list, not names with values"),
+    "foreign text": (file("out/predictions.json"), [], "'out/predictions.json' is no JSON"),
+    "nested too deep": (file("out/images.json", "[" * 10**5), ["--overwrite_output_dir", "true"], "is no JSON"),
+    "overwritten folder": (empty_folder("out/run.json"), ["--overwrite_output_dir", "true"], "'out/run.json' is a fol"),
+    "foreign store": (file("store/validation.json"), STORE, "teacher_store 'store' exists and is no store"),
+    "file as store": (file("store"), STORE, "teacher_store 'store' exists and is no store"),
+    "NaN": (
+        start_with_nan,
+        ["--model_name_or_path", "start"],
+        r"model_name_or_path 'start' holds weights that are not finite \(deit.layers.1.mlp.fc1.weight\)",
+    ),
+    "layers": (
+        start_of_a_billion_layers,
+        ["--model_name_or_path", "start"],
+        "'start' holds 2 layers, its config.json says 1000000000",
+    ),
+}
+
+
+@pytest.fixture
+def refused_before_loading(tmp_path, monkeypatch):
+    """From what a command says besides to the line that refuses it; nothing was loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("modeling_deit_distill.plan.load_image_data", lambda **_: pytest.fail("the data were loaded"))
+
+    def refusal(*words):
+        command = ["--dataset_name", "digits", "--output_dir", "out", "--distillation_type", "none", *words]
+        with pytest.raises(InputError) as caught:
+            Plan.from_arguments([*command, "--use_cpu", "true", "--bf16", "false"]).check()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return refusal
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_be_known_is_refused_before_anything_is_loaded(refused_before_loading, tmp_path, case):
+    make, words, expected = REFUSED[case]
+    if make is not None:
+        make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert re.search(expected, refused_before_loading(*words))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("reporter", ["tensorboard", "wandb"])
+def test_a_reporter_that_is_not_installed_is_refused_before_anything_is_loaded(
+    refused_before_loading, monkeypatch, reporter
+):
+    monkeypatch.setattr("modeling_deit_distill.supported.get_available_reporting_integrations", lambda: ["codecarbon"])
+    line = refused_before_loading("--report_to", reporter)
+    assert line.startswith(f"report_to names '{reporter}', which is unknown or not installed; install it, or choose")
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    check_store_folder(tmp_path / "new" / "store", is_written=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot be written to; choose another folder, or make .*file' writable"):
+        check_store_folder(tmp_path / "file" / "store", is_written=True)
+    (tmp_path / "store.json").write_text("{}")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # a read-only disk, to a user who may do everything
+    check_store_folder(tmp_path, is_written=False)  # a full one is only read
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_store_folder(tmp_path, is_written=True)
+    (tmp_path / "validation.json").mkdir()
+    with pytest.raises(InputError, match="holds a folder 'validation.json', where a file belongs"):
+        check_store_folder(tmp_path, is_written=False)
+
+
+def test_what_is_overwritten_may_hold_anything(tmp_path):
+    (tmp_path / "run.json").write_text("[1]")
+    check_contents(tmp_path, is_cleared=True)
+    with pytest.raises(InputError, match="holds a list"):
+        check_contents(tmp_path, is_cleared=False)

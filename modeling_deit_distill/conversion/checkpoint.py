@@ -118,6 +118,12 @@ def _to_ours(weights: State, source: str) -> tuple[State, str]:
 
 
 def _check_tensors(state: State, config: DeiTDistillConfig, source: str):
+    layers = {name.split(".")[2] for name in state if name.startswith("deit.layers.")}
+    if len(layers) != config.num_hidden_layers:  # first: a model of a billion layers does not fit into memory
+        raise InputError(
+            f"{source!r} holds {len(layers)} layers, its {CONFIG_NAME} says {config.num_hidden_layers}; is the "
+            f"{CONFIG_NAME} beside it its own?"
+        )
     with torch.device("meta"):
         expected = DeiTDistillForImageClassification(config).state_dict()
     for word, names in (("unexpected", state.keys() - expected), ("missing", expected.keys() - state.keys())):

@@ -13,7 +13,7 @@ from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
 from .classes import read_label_map, teacher_classes
 from .teacher import InputView, Teacher, own_view, weights_checksum
-from .training import record_difference, training_record
+from .training import RECORDED_LATER, record_difference, training_record
 
 _PASS = "pass --{field} {theirs}"
 # In the remedies, {theirs} is the store's value and {teacher} the name of its teacher.
@@ -95,6 +95,8 @@ def of_named_teacher(
     if model_args.train_teacher:
         known = kept.get("teacher_training")
         record = training_record(teacher_config, data, model_args, args, student_image_size, known)
+        # A full store needs no teacher: seed and batch are the student's alone. If one is trained, the plan looks.
+        record = {name: value for name, value in record.items() if name not in RECORDED_LATER}
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
     view = own_view(name_or_path, InputView(student_image_size), model_args.trust_remote_code)

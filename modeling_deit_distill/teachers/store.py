@@ -269,6 +269,37 @@ def is_store(directory: str | os.PathLike | None) -> bool:
     return directory is not None and Path(directory, DESCRIPTION).exists()
 
 
+def check_store_folder(directory: str | os.PathLike, is_written: bool):
+    """Refuse a folder that can become no store, or to which no answers can be written; nothing is made.
+
+    Args:
+        directory: of the store, whether it is there or not.
+        is_written: whether answers will be written.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    directory = Path(directory)
+    name = f"teacher_store {str(directory)!r}"
+    if not is_store(directory):
+        _check_new(directory)
+    above = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if is_written and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise InputError(f"{name} cannot be written to; choose another folder, or make {str(above)!r} writable")
+    if (directory / VALIDATION).is_dir():
+        raise InputError(f"{name} holds a folder {VALIDATION!r}, where a file belongs; move it away")
+
+
+def _check_new(directory: Path):
+    """Refuse to make a store in a folder that holds something else."""
+    others = [path for path in directory.iterdir() if path.suffix != ".partial"] if directory.is_dir() else []
+    if (others or directory.is_file()) and not is_store(directory):  # another process may have made it meanwhile
+        raise InputError(
+            f"teacher_store {str(directory)!r} exists and is no store; choose a new folder, so that nothing of yours "
+            "is mixed with it"
+        )
+
+
 def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object], about: Mapping[str, object]):
     """Make an empty store, or find the same one made by another process at the same moment.
 
@@ -286,13 +317,9 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
         name = f"teacher_store {str(directory)!r}"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            others = [path for path in directory.iterdir() if path.suffix != ".partial"]
+            _check_new(directory)
         except OSError as error:
             raise InputError(f"{name} cannot be made ({error}); choose another folder") from error
-        if others and not (directory / DESCRIPTION).exists():  # another process may have made the store meanwhile
-            raise InputError(
-                f"{name} exists and is no store; choose a new folder, so that nothing of yours is mixed with it"
-            )
         about = {"created": datetime.date.today().isoformat(), **about}
         write_description(directory, {**fingerprint, "format": FORMAT}, about, identity_of_store(fingerprint), False)
     store = TeacherStore(directory)

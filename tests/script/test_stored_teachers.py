@@ -75,6 +75,10 @@ def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tm
     assert results["teacher_views_asked"] == 0 and not (tmp_path / "second" / "teacher").exists()
     with pytest.raises(InputError, match="teacher_training.num_train_epochs 2.0, this run has 1.0; train the teacher"):
         from_store(photos, tmp_path / "third", tmp_path / "answers", **{**short, "teacher_num_train_epochs": 1})
+    longer = {**short, "num_train_epochs": 2}  # than the store: a teacher of another training cannot fill it
+    with pytest.raises(InputError, match="teacher_training.seed 42, this run has 1; train the teacher alike"):
+        from_store(photos, tmp_path / "fourth", tmp_path / "answers", **longer, seed=1, data_seed=42)
+    assert not (tmp_path / "fourth" / "teacher").exists()
 
 
 def test_holes_are_asked_again(stored, photos, tmp_path):
