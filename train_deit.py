@@ -17,7 +17,7 @@ from modeling_deit_distill.output_lock import only_run_in
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.predict import judge_finished, predict_held_out
 from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
-from modeling_deit_distill.publishing.repository import open_repository_of
+from modeling_deit_distill.publishing.repository import try_repository_of
 from modeling_deit_distill.report import say
 from modeling_deit_distill.screen import columns_of, keep_progress_bars_off, show
 from modeling_deit_distill.script import run_script
@@ -50,7 +50,7 @@ def run(plan: Plan) -> dict[str, float]:
     if plan.args.dry_run:
         dry_run(plan, student)
         return {}
-    open_repository_of(plan.args)
+    try_repository_of(plan.args)
 
     # Teacher, or what it said before
     teacher = plan.teacher()

@@ -1,23 +1,47 @@
-"""Talking to the Hub: tries again where that helps, one clear line where it does not."""
+"""Talking to the Hub: tries again where that helps, waits no longer than it is told, one clear line where it fails."""
 
 import contextlib
 import logging
 import re
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
+from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 
 from .errors import InputError, one_line
 
 NUM_TRIES = 5
 FIRST_WAIT = 1.0  # seconds; doubled after each try
 PASSING_STATUS = (408, 429)  # and all from 500 on
+# Seconds in which a request must connect, and after which one that neither sends nor receives a byte has failed.
+SILENCE = 60.0
+# Stands in the header of every request of ours.
+LIBRARY = "modeling_deit_distill"
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+# Until when requests may take, by `time.monotonic`; threads that the client starts for its uploads do not know of it.
+_deadline: ContextVar[float | None] = ContextVar("_deadline", default=None)
+
+
+class HubUnavailable(InputError):
+    """The Hub gave no answer, or none but "later", within the tries or the time that there were."""
+
+
+class NoAnswer(ConnectionError):
+    """A request that was not answered. The client does not know this error, so it leaves the next try to us."""
+
+
+def hub_client(token: str | None = None) -> HfApi:
+    """A client whose requests `with_retries` tries again, and not the client itself."""
+    return HfApi(token=token, library_name=LIBRARY)
 
 
 def check_license(name: str | None):
@@ -33,42 +57,66 @@ def check_license(name: str | None):
         )
 
 
-def with_retries(request: Callable[[], Answer], action: str) -> Answer:
+def with_retries(request: Callable[[], Answer], action: str, until: float | None = None) -> Answer:
     """Do something on the Hub, up to five times where the fault may pass: 5xx, too many requests, a lost connection.
 
-    The client by itself tries single transfers again, but neither the creation of a repository nor a commit. What is
-    requested must bear repetition: an answer may be lost after the Hub has done it. `action` is what it does, for
-    messages: "push to me/model".
+    This is the only layer of retries for the requests of a [`hub_client`]. What is requested must bear repetition: an
+    answer may be lost after the Hub has done it. A time that the Hub asks to wait (`Retry-After`) is waited if it ends
+    before `until`. Seconds until a request of no answer is given up: `SILENCE`, or what is left until then.
+
+    Args:
+        request: asks.
+        action: is what it does, for messages: "push to me/model".
+        until: no try begins after it, by `time.monotonic`; without it a wait is at most `SILENCE`.
 
     Raises:
-        InputError: what the Hub refuses, or the fifth failure.
+        HubUnavailable: the fifth failure, or the last before `until`.
+        InputError: what the Hub refuses.
     """
-    with hub_errors(action):
-        for number in range(1, NUM_TRIES + 1):
-            try:
-                return request()
-            except Exception as error:
-                if number == NUM_TRIES or not may_pass(error):
-                    raise
-                wait = FIRST_WAIT * 2 ** (number - 1)
-                logger.warning(
-                    "%s failed (%s); try %d of %d in %g s", action, one_line(error), number + 1, NUM_TRIES, wait
-                )
-                time.sleep(wait)
+    before = _deadline.set(until)
+    try:
+        with hub_errors(action):
+            for number in range(1, NUM_TRIES + 1):
+                _leave_retries_to_us(get_session())
+                try:
+                    return request()
+                except Exception as error:
+                    wait = max(FIRST_WAIT * 2 ** (number - 1), asked_to_wait(error))
+                    left = SILENCE if until is None else until - time.monotonic()
+                    if number == NUM_TRIES or not may_pass(error) or wait > left:
+                        raise
+                    logger.warning(
+                        "%s failed (%s); try %d of %d in %g s", action, one_line(error), number + 1, NUM_TRIES, wait
+                    )
+                    time.sleep(wait)
+    finally:
+        _deadline.reset(before)
 
 
 def may_pass(error: BaseException | None) -> bool:
     """Whether the same request may succeed later; the client hides what happened behind errors of its own."""
-    while error is not None:
-        if isinstance(error, OfflineModeIsEnabled):
-            return False
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return status >= 500 or status in PASSING_STATUS
-        if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):  # no answer at all
-            return True
-        error = error.__cause__
-    return False
+    response = _response(error)
+    if response is not None:
+        return response.status_code >= 500 or response.status_code in PASSING_STATUS
+    causes = _causes(error)
+    if any(isinstance(each, OfflineModeIsEnabled) for each in causes):
+        return False
+    return any(isinstance(each, (HTTPError, ConnectionError, TimeoutError)) for each in causes)  # no answer at all
+
+
+def asked_to_wait(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait before the next request; 0 where it does not."""
+    headers = getattr(_response(error), "headers", {})
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    value = headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:  # no date, or none at all
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -76,6 +124,7 @@ def hub_errors(action: str):
     """Say what the Hub refuses in one line.
 
     Raises:
+        HubUnavailable: it may work later.
         InputError: with the remedy that fits.
     """
     try:
@@ -83,7 +132,7 @@ def hub_errors(action: str):
     except InputError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = getattr(_response(error), "status_code", None)
         remedy = "run it again"
         if status in (401, 403, 404):
             remedy = "check the names and your token (hf auth login)"
@@ -91,4 +140,51 @@ def hub_errors(action: str):
             remedy = "give a name like me/regnet-answers"
         elif isinstance(error, OfflineModeIsEnabled):
             remedy = "unset HF_HUB_OFFLINE"
-        raise InputError(f"{action} failed ({one_line(error)}); {remedy}") from error
+        elif wait := asked_to_wait(error):
+            remedy = f"the Hub asks to wait {wait:.0f} s: run it again then"
+        kind = HubUnavailable if may_pass(error) else InputError
+        raise kind(f"{action} failed ({one_line(error)}); {remedy}") from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error, and what it was raised from."""
+    return [] if error is None else [error, *_causes(error.__cause__)]
+
+
+def _response(error: BaseException | None):
+    """The answer that an error, or the first of its causes that has one, is about; None without one."""
+    answers = (getattr(each, "response", None) for each in _causes(error))
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def _leave_retries_to_us(session):
+    """Let a client, the library's, fail at once where a request of ours does; those of others are as before.
+
+    By itself it tries most requests five times more, sleeps for any time that a server asks for, even an hour, and
+    waits for an answer for ever.
+    """
+    if not isinstance(session.send, _SendOnce):
+        session.send = _SendOnce(session.send)
+
+
+class _SendOnce:
+    """A client's method `send` that turns failures of our requests into errors that the client does not try again."""
+
+    def __init__(self, send: Callable):
+        self._send = send
+
+    def __call__(self, request, **settings):
+        # An upload goes to a signed address and tells nothing of who asks; nothing but pushes uses PUT.
+        if request.method != "PUT" and LIBRARY not in request.headers.get("user-agent", ""):
+            return self._send(request, **settings)
+        until = _deadline.get()
+        silence = SILENCE if until is None else min(SILENCE, max(until - time.monotonic(), 0.1))
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), silence)
+        try:
+            response = self._send(request, **settings)
+        except HTTPError as error:
+            raise NoAnswer(str(error) or f"no answer within {silence:.0f} s") from error
+        if response.status_code >= 500 or response.status_code in PASSING_STATUS:
+            response.read()
+            hf_raise_for_status(response)
+        return response

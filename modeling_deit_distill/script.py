@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,8 @@ from .errors import InputError, LocalInputError, printable
 from .signals import Interrupted, Leave, handling, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
+# The name of a thread whose work the end of this process does not wait for, nor for that of the threads that it uses.
+LEFT_BEHIND = "left behind"
 
 
 def run_script(main: Callable[[list[str]], object], arguments: list[str] | None = None):
@@ -32,7 +35,7 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
             print(f"error: {printable(str(error))}", file=sys.stderr)
-        sys.exit(INPUT_ERROR_EXIT_CODE)
+        _end_beside_threads(INPUT_ERROR_EXIT_CODE)
     except Interrupted as interrupted:
         leave_to_the_system()
         if int(os.environ.get("RANK", "0")) == 0:
@@ -55,8 +58,19 @@ def end_process(exit_code: int | str | None = 0):
         exit_code: None is 0, as for `sys.exit`.
     """
     if not torch.distributed.is_initialized():
-        sys.exit(exit_code)
+        _end_beside_threads(exit_code)
     torch.distributed.destroy_process_group()
+    _end_at_once(exit_code)
+
+
+def _end_beside_threads(exit_code: int | str | None):
+    # The interpreter would join the threads that an upload has started, which may hang.
+    if any(thread.name == LEFT_BEHIND for thread in threading.enumerate()):
+        _end_at_once(exit_code)
+    sys.exit(exit_code)
+
+
+def _end_at_once(exit_code: int | str | None):
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,6 +14,7 @@ from .data.evaluation import chosen_set, evaluation_view
 from .data.loaders import SetEpoch, seed_of_process, training_loader, training_sampler, views_per_step
 from .data.views import ViewSampler
 from .publishing.publisher import Publisher
+from .publishing.repository import going_on_without_the_hub
 from .teachers.store import TeacherStore
 from .training.answers import Answers
 from .training.average import AverageWeights
@@ -222,7 +223,8 @@ class DistillationTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
         """Make the repository and the branch that the arguments name, or find them; see [`Publisher.open`]."""
-        self.hub_model_id = self.publisher.open(token, private)
+        with going_on_without_the_hub():
+            self.hub_model_id = self.publisher.open(token, private)
 
     def create_model_card(self, *args, results: dict[str, float] | None = None, **kwargs):
         """Write our card and the curves, with what Trainer's takes, such as `tags`; see [`Publisher.write_card`]."""
@@ -231,10 +233,9 @@ class DistillationTrainer(Trainer):
     def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
         """As in Trainer, after the pushes that are under way: see [`Publisher.push`] and `create_model_card`."""
         private = kwargs.pop("private", None)
-        self.publisher.wait()
-        if self.publisher.destination is None or token is not None:
-            self.init_hf_repo(token, private)
         self.save_model(_internal_call=True)
+        if self.publisher.destination is None or token is not None:
+            self.hub_model_id = self.publisher.open(token, private)
         self.create_model_card(**kwargs)
         return self.publisher.push(commit_message, blocking, revision)
 

@@ -48,7 +48,7 @@ RANGES = {
     "at least 1 and at most 65536": {
         *("hidden_size", "num_attention_heads", "intermediate_size", "image_size", "patch_size", "teacher_image_size"),
     },
-    "above 0": {"logging_steps", "eval_steps", "save_steps"},
+    "above 0": {"hub_max_wait", "logging_steps", "eval_steps", "save_steps"},
     "above 0 and at most 1000000": {"teacher_num_train_epochs"},
     "at least 0.01 and at most 1000": {"distillation_temperature"},
     "at least 1e-30": {"adam_epsilon"},

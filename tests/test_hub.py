@@ -1,21 +1,23 @@
 """Tries again where that helps, one line where it does not."""
 
+import math
+import time
 from types import SimpleNamespace
 
 import pytest
-from helpers.hub_server import skip_waits
+from helpers.hub_server import CUT, HANG, skip_waits
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from modeling_deit_distill import InputError, hub
-from modeling_deit_distill.hub import check_license, may_pass, with_retries
+from modeling_deit_distill.hub import NUM_TRIES, HubUnavailable, check_license, hub_client, may_pass, with_retries
 
 
 @pytest.fixture
 def waits(monkeypatch):
     """The seconds between tries, which no test waits."""
     waited = []
-    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic, time=time.time))
     skip_waits(monkeypatch)
     return waited
 
@@ -93,3 +95,68 @@ def test_a_licence_is_called_as_on_the_hub():
     for name in ("MIT", "Apache License 2.0", "none", "", "mit\nother: x"):
         with pytest.raises(InputError, match="license is .*; give the Hub's identifier .* or leave it out for none"):
             check_license(name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with weights, to be pushed."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.safetensors").write_bytes(b"weights")
+    return tmp_path / "folder"
+
+
+def push(folder, **settings):
+    """Push a folder as a run does."""
+    api = hub_client("hf_test")
+    with_retries(lambda: api.create_repo("me/model", exist_ok=True), "creation")
+    return with_retries(lambda: api.upload_folder(repo_id="me/model", folder_path=folder), "push", **settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        *[("POST", path, 503) for path in ("/preupload/", "/objects/batch", "/commit/")],
+        *[("PUT", "/lfs/", status) for status in (429, 500, CUT)],
+    ],
+)
+def test_the_client_itself_tries_nothing_again(server, waits, folder, method, path, status):
+    server.fail(method, path, status, times=math.inf)
+    with pytest.raises(HubUnavailable, match="push failed .*; run it again$"):
+        push(folder)
+    assert server.count(method, path) == NUM_TRIES
+    assert waits == [1, 2, 4, 8]
+
+
+def test_requests_of_others_are_tried_again_by_their_own_client(server, waits, folder):
+    push(folder)
+    server.fail("GET", "/tree/", 503, times=2)
+    assert [each.path for each in HfApi().list_repo_tree("me/model") if each.path != ".gitattributes"]
+    assert server.count("GET", "/tree/") == 3 and waits == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "waited"),
+    [
+        ({"Retry-After": "7"}, 7),
+        ({"ratelimit": '"api";r=0;t=40', "Retry-After": "7"}, 40),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 1),
+        ({"Retry-After": "soon"}, 1),
+    ],
+)
+def test_the_hub_is_asked_again_after_the_time_that_it_names(server, waits, folder, headers, waited):
+    server.fail("POST", "/preupload/", 429, **headers)
+    push(folder)
+    assert waits == [waited]
+
+
+def test_a_time_that_is_too_long_is_not_waited(server, waits, folder):
+    server.fail("POST", "/preupload/", 429, times=math.inf, Retry_After="3600")
+    with pytest.raises(HubUnavailable, match="the Hub asks to wait 3600 s: run it again then"):
+        push(folder, until=hub.time.monotonic() + 600)
+    assert waits == [] and server.count("POST", "/preupload/") == 1
+
+
+def test_a_request_without_an_answer_ends_with_the_time_that_there_is(server, waits, folder):
+    server.fail("POST", "/preupload/", HANG, times=math.inf)
+    with pytest.raises(HubUnavailable, match="push failed .*run it again"):
+        push(folder, until=hub.time.monotonic() + 0.2)

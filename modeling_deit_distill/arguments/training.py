@@ -17,7 +17,7 @@ from ..fields import Choice, Range, check_fields, check_finite
 from ..hub import check_license
 from ..precision import bf16_by_default
 from ..supported import check_precision, check_supported
-from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Rate
+from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Positive, Rate
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
@@ -71,6 +71,11 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     license: str | None = HfArg(
         default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."
+    )
+
+    hub_max_wait: Positive = HfArg(
+        default=600.0,
+        help="Seconds that the end of a run waits for the Hub; the model, its results and its card are saved before.",
     )
 
     learning_rate: Annotated[NotNegative | None, Choice(LEARNING_RATE)] = HfArg(

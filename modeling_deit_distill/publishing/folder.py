@@ -1,5 +1,6 @@
 """The output folder of a run, before and after its training: cleared, described, finished, and pushed later."""
 
+import time
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -21,6 +22,7 @@ from .card import write_model_card
 from .comparison import Outcome, results_table
 from .cost import measure_costs
 from .inside import look_inside
+from .pushes import Pushes
 from .record import changed_arguments, note_repository, note_words, write_run_record
 from .repository import clear_stages, open_repository_of, push_all, stage_run
 from .run import read_run
@@ -51,7 +53,9 @@ def push_finished(args: DistillationTrainingArguments):
     note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
     note_words(args.output_dir, {"license": args.license})
     write_model_card(args.output_dir)
-    push_all(stage_run(args.output_dir, "End of training", args.push_native), destination)
+    commits, pushes = stage_run(args.output_dir, "End of training", args.push_native), Pushes(args.hub_max_wait)
+    push = pushes.submit(push_all, commits, destination, time.monotonic() + args.hub_max_wait)
+    pushes.result(push, f"push to {destination.repo_id!r}")
     say(args, f"pushed to {destination.repo_id}")
 
 

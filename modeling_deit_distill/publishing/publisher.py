@@ -2,11 +2,12 @@
 
 import inspect
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, run_as_future
+from huggingface_hub import CommitInfo
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
@@ -16,8 +17,9 @@ from ..conversion.weight_names import why_not_native
 from ..errors import InputError, one_line
 from ..output_folder import STATE, checkpoint_folder
 from .card import write_card_and_curves
+from .pushes import Pushes
 from .record import note_repository, note_words
-from .repository import clear_stages, open_repository, push_all, push_checkpoint, stage_checkpoint, stage_run
+from .repository import Commit, clear_stages, open_repository, push_all, push_checkpoint, stage_checkpoint, stage_run
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +40,24 @@ class Publisher(TrainerCallback):
         self.args, self._announce = args, announce
         self._strategy = args.hub_strategy  # while Trainer trains, it is told another
         self.destination = None  # where to push, once it was opened
-        self._pending: list[Future] = []
+        self.pushes = Pushes(args.hub_max_wait)
 
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:
         """Make the repository and the branch that the arguments name, or find them; returns its name.
 
         Raises:
-            InputError: the Hub refuses, or five tries failed.
+            HubUnavailable: no answer within a minute, or five tries failed.
+            InputError: the Hub refuses.
         """
         args = self.args
         if args.process_index != 0:
             return None
-        if self.destination is None:
+        if self.destination is None and not self.pushes.pending:
             clear_stages(args.output_dir)
         name = args.hub_model_id or Path(args.output_dir).absolute().name
         private = args.hub_private_repo if private is None else private
-        self.destination = open_repository(name, token or args.hub_token, private, args.hub_revision)
+        token, max_wait = token or args.hub_token, args.hub_max_wait
+        self.destination = open_repository(name, token, private, args.hub_revision, max_wait)
         note_repository(args.output_dir, self.destination.repo_id, args.push_native, args.hub_revision)
         return self.destination.repo_id
 
@@ -73,37 +77,36 @@ class Publisher(TrainerCallback):
             write_card_and_curves(self.args.output_dir, results)
 
     def push(self, message: str, blocking: bool = True, revision: str | None = None) -> CommitInfo | Future | None:
-        """Push the output folder as it is; a future unless `blocking`, None on other processes than the main one.
+        """Push the output folder as it is, after the pushes under way; None on other processes than the main one.
+
+        Returns:
+            The commit, which is waited for `hub_max_wait` seconds; a future unless `blocking`.
 
         Raises:
-            InputError: the Hub refuses, or five tries failed. What was saved is whole, and the push can be repeated.
+            HubUnavailable: it is not done by then, or five tries failed. The push can be repeated.
+            InputError: the Hub refuses. What was saved is whole.
         """
         self._announce()
         if self.args.process_index != 0:
             return None
         destination = self.destination
         if revision is not None and revision != destination.revision:
-            destination = open_repository(destination.repo_id, destination.token, revision=revision)
+            destination = open_repository(
+                destination.repo_id, destination.token, revision=revision, max_wait=self.args.hub_max_wait
+            )
         commits = stage_run(self.args.output_dir, message, self.args.push_native)
+        push = self.pushes.submit(push_all, commits, destination, time.monotonic() + self.args.hub_max_wait)
         if blocking:
-            return push_all(commits, destination)
-        push = run_as_future(push_all, commits, destination)
+            return self.pushes.result(push, f"push to {destination.repo_id!r}")
         push.add_done_callback(_warn_of_failure)
-        self._pending = [push]
         return push
-
-    def wait(self):
-        """Wait for the pushes under way; what failed has been said."""
-        for push in self._pending:
-            push.exception()
 
     def on_save(self, args, state, control, **kwargs):
         """Push the checkpoint, which is whole by now, while training goes on."""
         strategy, args = self._strategy, self.args
         if not args.push_to_hub or args.process_index != 0 or strategy == HubStrategy.END:
             return
-        self._pending = [push for push in self._pending if not push.done()]
-        if self._pending and not args.hub_always_push:
+        if self.pushes.pending and not args.hub_always_push:
             return
         self._announce()
         checkpoint = checkpoint_folder(args.output_dir, state.global_step)
@@ -114,10 +117,13 @@ class Publisher(TrainerCallback):
         except OSError as error:
             logger.warning("training goes on, but its checkpoint cannot be copied to be pushed: %s", one_line(error))
             return
-        # All pushes of this process go to one thread of the library's, which runs one after the other.
-        push = run_as_future(push_checkpoint, commit, self.destination)
-        push.add_done_callback(_warn_of_failure)
-        self._pending.append(push)
+        self.pushes.submit(self._push_checkpoint, commit).add_done_callback(_warn_of_failure)
+
+    def _push_checkpoint(self, commit: Commit) -> CommitInfo:
+        until = time.monotonic() + self.args.hub_max_wait
+        if self.destination is None:  # the Hub gave no answer before training
+            self.open()
+        return push_checkpoint(commit, self.destination, until)
 
 
 def _warn_of_failure(push: Future):

@@ -1,25 +1,31 @@
 """A run on the Hub: each commit is one whole checkpoint with its code and card, and a failed push can be repeated."""
 
 import functools
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 
 from ..arguments import NATIVE_REVISION, DistillationTrainingArguments
 from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
 from ..files import write_json
-from ..hub import with_retries
+from ..hub import HubUnavailable, hub_client, with_retries
 from ..output_folder import CARD, MANIFEST, PICTURES, PUBLISHED, RUN_RECORD, STATE, read_json
 from .card import write_card_and_curves
 
+logger = logging.getLogger(__name__)
+
 STAGE_PREFIX = "_push-"
+# Seconds that a run waits for its repository before it trains, and that its end waits for it.
+OPENING = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,26 @@ class Commit:
 
 
 def open_repository(
-    name: str, token: str | None = None, private: bool | None = None, revision: str | None = None
+    name: str,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    max_wait: float = OPENING,
 ) -> Destination:
     """Make a repository and a branch, or find them; `private` is for a new one, None leaves it to the owner's default.
 
+    Args:
+        max_wait: seconds in which the Hub must have answered; a minute at most.
+
     Raises:
-        InputError: the Hub refuses, or five tries failed.
+        HubUnavailable: no answer by then, or five tries failed.
+        InputError: the Hub refuses.
     """
-    api = HfApi(token=token)
-    url = with_retries(lambda: api.create_repo(name, private=private, exist_ok=True), f"creation of {name!r}")
+    api, until = hub_client(token), time.monotonic() + min(max_wait, OPENING)
+    create = functools.partial(api.create_repo, name, private=private, exist_ok=True)
+    url = with_retries(create, f"creation of {name!r}", until)
     if revision is not None:
-        _make_branch(api, url.repo_id, revision)
+        _make_branch(api, url.repo_id, revision, until)
     return Destination(url.repo_id, token, revision)
 
 
@@ -60,12 +75,32 @@ def open_repository_of(args: DistillationTrainingArguments) -> Destination | Non
     """The repository that a run is to be pushed to; on the main process, if any push is asked for.
 
     Raises:
-        InputError: the Hub refuses, or five tries failed: a wrong name or token shows before any training.
+        HubUnavailable: no answer, or five tries failed.
+        InputError: the Hub refuses.
     """
     if not args.push_to_hub or args.process_index != 0:
         return None
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    return open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision)
+    return open_repository(name, args.hub_token, args.hub_private_repo, args.hub_revision, args.hub_max_wait)
+
+
+def try_repository_of(args: DistillationTrainingArguments):
+    """Open the repository before any training, where a wrong name or token is to show; said where there is no answer.
+
+    Raises:
+        InputError: the Hub refuses.
+    """
+    with going_on_without_the_hub():
+        open_repository_of(args)
+
+
+@contextmanager
+def going_on_without_the_hub() -> Iterator[None]:
+    """Around what is not needed before the end of a run: without an answer, that is said and it goes on."""
+    try:
+        yield
+    except HubUnavailable as error:
+        logger.warning("%s. Training goes on, and the push is tried again later", error)
 
 
 def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
@@ -101,26 +136,30 @@ def stage_checkpoint(checkpoint: Path, output_dir: Path, message: str, path_in_r
         return Commit(stage, message, (*PUBLISHED, f"{path_in_repo}/*"))
 
 
-def push_checkpoint(commit: Commit, destination: Destination) -> CommitInfo:
+def push_checkpoint(commit: Commit, destination: Destination, until: float | None = None) -> CommitInfo:
     """Add curves and card to a staged checkpoint and push it: one commit, so never a mixture of two checkpoints."""
     try:
         write_card_and_curves(commit.stage)
-        return push_all([commit], destination)
+        return push_all([commit], destination, until)
     finally:
         shutil.rmtree(commit.stage, ignore_errors=True)
 
 
-def push_all(commits: list[Commit], destination: Destination) -> CommitInfo:
+def push_all(commits: list[Commit], destination: Destination, until: float | None = None) -> CommitInfo:
     """Upload staged folders, each as one commit, one after the other, and remove them; the last commit.
 
+    Args:
+        until: no try begins after it, by `time.monotonic`.
+
     Raises:
-        InputError: the Hub refuses, or five tries failed. The run's folder is whole, and the push can be repeated.
+        HubUnavailable: five tries failed, or the last before `until`. The push can be repeated.
+        InputError: the Hub refuses. The run's folder is whole.
     """
-    api = HfApi(token=destination.token)
+    api = hub_client(destination.token)
     try:
         for commit in commits:
             if commit.revision is not None:
-                _make_branch(api, destination.repo_id, commit.revision)
+                _make_branch(api, destination.repo_id, commit.revision, until)
             upload = functools.partial(
                 api.upload_folder,
                 repo_id=destination.repo_id,
@@ -129,7 +168,7 @@ def push_all(commits: list[Commit], destination: Destination) -> CommitInfo:
                 revision=commit.revision or destination.revision,
                 delete_patterns=list(commit.replaced),
             )
-            pushed = with_retries(upload, f"push to {destination.repo_id!r}")
+            pushed = with_retries(upload, f"push to {destination.repo_id!r}", until)
         return pushed
     finally:
         for commit in commits:
@@ -142,9 +181,9 @@ def clear_stages(output_dir: str | Path):
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _make_branch(api: HfApi, repo_id: str, branch: str):
+def _make_branch(api, repo_id: str, branch: str, until: float | None):
     action = f"creation of the branch {branch!r} of {repo_id!r}"
-    with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), action)
+    with_retries(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True), action, until)
 
 
 @contextmanager

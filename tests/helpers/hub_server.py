@@ -33,16 +33,23 @@ from huggingface_hub.utils import _http as client_http
 from helpers.hub_endpoints import ROUTES
 from helpers.hub_repositories import LFS_THRESHOLD, Answer, Commit, HubError, Repository, Request
 
+# In place of a status: no answer until the server ends, and a connection that ends without one.
+HANG, CUT = -1, -2
+
 
 @dataclass
 class Fault:
-    """The next `times` requests that match are answered with `status`; `applied`: after they took effect."""
+    """The next `times` requests that match are answered with `status`; `applied`: after they took effect.
+
+    A status of HANG is no answer at all until the server ends, one of CUT the end of the connection.
+    """
 
     method: str
     path: re.Pattern
     status: int
-    times: int
+    times: float
     applied: bool
+    headers: dict[str, str]
 
     def matches(self, method: str, path: str) -> bool:
         return self.times > 0 and self.method in ("*", method) and self.path.search(path) is not None
@@ -65,6 +72,7 @@ class HubServer:
         self._faults: list[Fault] = []
         self._secret = secrets.token_bytes(16)
         self._lock = threading.RLock()
+        self._ended = threading.Event()
         self._http: _HTTPServer | None = None
 
     def __enter__(self) -> HubServer:
@@ -74,6 +82,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_) -> None:
+        self._ended.set()
         self._http.shutdown()
         self._http.server_close()
         self._http.close_connections()
@@ -95,12 +104,21 @@ class HubServer:
         with self._lock:
             return sum(method == asked and re.search(path_pattern, path) is not None for asked, path in self.requests)
 
-    def fail(self, method: str, path_pattern: str, status: int = 503, times: int = 1, applied: bool = False) -> None:
+    def fail(
+        self, method: str, path_pattern: str, status: int = 503, times: float = 1, applied: bool = False, **headers: str
+    ) -> None:
         """Answer the next `times` matching requests with `status`: of `method` ("*": of any), to a path in which
         the regular expression is found. With `applied` they take effect all the same: only the answer is lost.
-        An LFS object is PUT to `/lfs/KIND/NAME/SHA256`, the other paths are those of the Hub."""
+        An LFS object is PUT to `/lfs/KIND/NAME/SHA256`, the other paths are those of the Hub. `headers` go with the
+        answer, `_` for `-`."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
         with self._lock:
-            self._faults.append(Fault(method, re.compile(path_pattern), status, times, applied))
+            self._faults.append(Fault(method, re.compile(path_pattern), status, times, applied, headers))
+
+    def mend(self) -> None:
+        """Forget all faults."""
+        with self._lock:
+            self._faults.clear()
 
     def environment(self, home: Path) -> dict[str, str]:
         """The environment variables that send a new process to this server, with its caches under `home`."""
@@ -120,8 +138,8 @@ class HubServer:
     def sign(self, path: str) -> str:
         return hmac.new(self._secret, path.encode(), "sha256").hexdigest()
 
-    def respond(self, request: Request) -> Answer:
-        """Record a request and answer it."""
+    def respond(self, request: Request) -> Answer | None:
+        """Record a request and answer it; None where the connection is to end."""
         with self._lock:
             path = unquote(request.path)
             self.requests.append((request.method, path))
@@ -129,7 +147,13 @@ class HubServer:
             if fault is not None:
                 fault.times -= 1
             answer = self._dispatch(request) if fault is None or fault.applied else None
-            return answer if fault is None else HubError(fault.status, "A fault of the test").answer()
+        if fault is None:
+            return answer
+        if fault.status == HANG:
+            self._ended.wait()
+        if fault.status in (HANG, CUT):
+            return None
+        return HubError(fault.status, "A fault of the test", headers=fault.headers).answer()
 
     def _dispatch(self, request: Request) -> Answer:
         try:
@@ -195,6 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {key.lower(): value for key, value in self.headers.items()}
         request = Request(self.command, url.path, parse_qs(url.query), headers, self.read_body())
         answer = self.server.hub.respond(request)
+        if answer is None:
+            self.close_connection = True
+            return
         self.send_response(answer.status)
         for key, value in answer.headers.items():
             self.send_header(key, quote(value, safe=string.punctuation + " "))

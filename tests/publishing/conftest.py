@@ -4,6 +4,7 @@ import contextlib
 import json
 import pickle
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -58,7 +59,7 @@ def server(monkeypatch, tmp_path):
 def waits(monkeypatch):
     """The seconds between tries, which no test waits."""
     waited = skip_waits(monkeypatch)
-    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic, time=time.time))
     return waited
 
 

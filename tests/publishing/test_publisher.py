@@ -1,15 +1,18 @@
 """Runs pushed to a Hub on the loopback by the real client: whole commits, no token, faults passing and lasting."""
 
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
 import threading
 
 import pytest
 import torch
+from helpers.hub_server import HANG
 from helpers.paths import ROOT
-from helpers.published import CODE, RECIPE, TOKEN, weights
+from helpers.published import CODE, RECIPE, TOKEN, messages, weights
 
 import train_deit
 from modeling_deit_distill import (
@@ -125,7 +128,7 @@ def test_pushes_of_training_follow_one_another(library_user, server, monkeypatch
     monkeypatch.setattr(publisher, "push_checkpoint", remember_thread)
     trainer = library_user(save_strategy="steps", save_steps=1, hub_strategy="every_save", hub_always_push=True)
     trainer.train()
-    trainer.publisher.wait()
+    trainer.publisher.pushes.drain()
     assert len(threads) == 2
     assert threads[0] is threads[1]  # which has one push at a time
 
@@ -193,3 +196,68 @@ def test_a_checkpoint_of_two_processes_is_pushed_with_both_their_states(server, 
     files = server.files("models", "me/colours").keys()
     assert {f"checkpoint-{step}/rng_state_{rank}.pth" for step in (2, 4) for rank in (0, 1)} < files
     assert "model.safetensors" in server.files("models", "me/colours", "native")
+
+
+@pytest.fixture
+def run_process(server, photos, teacher, tmp_path):
+    """`run_process(script, **changes)`: a process that runs a script as a run that pushes, to its end."""
+
+    def run(script, **changes) -> subprocess.CompletedProcess:
+        given = {"train_dir": photos, "teacher_name_or_path": teacher, "output_dir": tmp_path / "colours"}
+        words = {**RECIPE, **given, "hub_model_id": "me/colours", **changes}
+        command = [sys.executable, script, *(word for key, value in words.items() for word in (f"--{key}", value))]
+        environment = {**os.environ, **server.environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/lfs/models", "/commit/"])
+def test_a_process_ends_by_itself_though_an_upload_never_does(server, run_process, tmp_path, path):
+    server.fail("*", path, HANG, times=math.inf)
+    done = run_process(ROOT / "train_deit.py", hub_strategy="every_save", hub_max_wait=3)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "waiting for the Hub: push to 'me/colours', for 3 s of at most 3 s" in done.stdout
+    assert "error: push to 'me/colours' is not done after 3 s; run the same command again" in done.stderr
+    kept = {path.name for path in (tmp_path / "colours").iterdir()}
+    assert {"model.safetensors", "all_results.json", "README.md"} < kept
+    server.mend()
+    done = run_process(ROOT / "train_deit.py", hub_strategy="every_save", hub_max_wait=300)
+    assert done.returncode == 0 and "pushed to me/colours" in done.stdout, done.stderr[-3000:]
+    assert "End of training" in messages(server)
+
+
+INTERRUPTED = """
+import signal, time
+import train_deit
+from modeling_deit_distill.publishing import publisher
+from modeling_deit_distill.script import run_script
+from transformers import TrainerCallback
+
+push, train = publisher.push_checkpoint, train_deit.DistillationTrainer.train
+
+
+class Interrupt(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def interrupted(self, **kwargs):
+    self.add_callback(Interrupt())
+    return train(self, **kwargs)
+
+
+publisher.push_checkpoint = lambda *words: (time.sleep(2), push(*words))
+train_deit.DistillationTrainer.train = interrupted
+run_script(train_deit.main)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_pushes_the_checkpoint_that_it_leaves(server, run_process, tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    done = run_process(tmp_path / "interrupted.py", hub_strategy="checkpoint", save_strategy="no")
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
+    assert "last-checkpoint/optimizer.pt" in server.files("models", "me/colours")

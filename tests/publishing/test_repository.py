@@ -1,13 +1,15 @@
 """What is staged, committed and tried again: whole commits, whatever fails."""
 
+import math
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers.hub_server import HubServer, use_hub
+from helpers.hub_server import CUT, HANG, HubServer, use_hub
 from helpers.published import CODE, TOKEN, messages
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
+from modeling_deit_distill.hub import HubUnavailable
 from modeling_deit_distill.output_folder import PUBLISHED
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.card import write_model_card
@@ -105,6 +107,45 @@ def test_a_push_that_fails_during_training_is_named_and_does_not_stop_it(server,
     train(hub_strategy="every_save", hub_always_push="true")
     assert "push to 'me/colours' failed" in caplog.text and "training goes on" in caplog.text
     assert "End of training" in messages(server) and "Training in progress, step 2" not in messages(server)
+
+
+BUSY = {"status": 429, "Retry-After": "3600"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fault", "strategy"),
+    [
+        pytest.param("*", "/api/models/|/lfs/", BUSY, "every_save", id="busy"),
+        pytest.param("*", "/api/models/|/lfs/", {"status": HANG}, "end", id="stopped"),
+        pytest.param("PUT", "", {"status": CUT}, "end", id="every upload is cut"),
+        *[
+            pytest.param("*", "", fault, strategy, marks=pytest.mark.slow)
+            for fault in (BUSY, {"status": HANG}, {"status": CUT}, {"status": 503})
+            for strategy in ("every_save", "all_checkpoints")
+        ],
+    ],
+)
+def test_a_run_is_whole_whatever_the_hub_does(server, train, waits, capsys, tmp_path, method, path, fault, strategy):
+    folder, given = tmp_path / "colours", {"hub_strategy": strategy, "hub_always_push": "true", "hub_max_wait": 0.5}
+    server.fail(method, path, times=math.inf, **fault)
+    with pytest.raises(HubUnavailable, match="run (it|the same command) again"):
+        train(**given)
+    whole = {"model.safetensors", "config.json", "all_results.json", "predictions.json", "README.md"}
+    assert whole < {path.name for path in folder.iterdir()}
+    assert sum(waits) < 3600  # what the Hub asked for
+    server.mend()
+    train(**{**given, "hub_max_wait": 600})
+    assert "holds a finished run; nothing is trained" in capsys.readouterr().out
+    files = server.files("models", "me/colours")
+    assert all(files[name] == (folder / name).read_bytes() for name in whole)
+    assert not list(folder.glob("_push*"))
+
+
+def test_where_the_hub_answers_later_the_run_pushes_all_the_same(server, train, waits, caplog):
+    server.fail("POST", "/repos/create", times=10)  # before the teacher, and before training
+    train(hub_strategy="every_save", hub_always_push="true")
+    assert caplog.text.count("Training goes on, and the push is tried again later") == 2
+    assert {"Training in progress, step 2", "End of training"} < set(messages(server))
 
 
 def test_a_wrong_token_is_found_before_any_training(server, train, tmp_path, monkeypatch):
