@@ -15,6 +15,7 @@ from .data.loaders import SetEpoch, seed_of_process, training_loader, training_s
 from .data.views import ViewSampler
 from .publishing.publisher import Publisher
 from .publishing.repository import going_on_without_the_hub
+from .stopping import StopAtSignal, leaving_sigterm_to_parent
 from .teachers.store import TeacherStore
 from .training.answers import Answers
 from .training.average import AverageWeights
@@ -22,7 +23,6 @@ from .training.checkpoints import Checkpoints
 from .training.early_stopping import early_stopping
 from .training.finite import FiniteGuard, advice, gradient_norm
 from .training.given import Given
-from .training.interruption import StopAtSignal, leaving_sigterm_to_parent
 from .training.layers import freeze, scaled_by_layer
 from .training.metrics import HeldOutMetrics
 from .training.objective import Views, agreement_with_teacher, objective_terms

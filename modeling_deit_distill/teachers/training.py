@@ -1,7 +1,9 @@
 """A teacher trained on the run's own data first, where the user has none; kept in `<output_dir>/teacher`."""
 
 import dataclasses
+import functools
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +29,28 @@ from ..data.bad_images import BadImages
 from ..data.class_weights import class_weights
 from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
-from ..data.loaders import LOADER_ARGUMENTS, training_loader
+from ..data.loaders import LOADER_ARGUMENTS, SetEpoch, training_loader
 from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler, labels_to_balance
 from ..errors import InputError
 from ..files import write_json
 from ..losses import label_loss
-from ..output_folder import TEACHER, disk_errors_explained, list_checkpoints, read_json
+from ..output_folder import (
+    PARTIAL_TEACHER,
+    STATE,
+    TEACHER,
+    begin_checkpoint,
+    disk_errors_explained,
+    is_checkpoint,
+    list_checkpoints,
+    read_json,
+    step_of,
+)
 from ..report import say
 from ..screen import show
+from ..stopping import StopAtSignal, leaving_sigterm_to_parent
 from ..weights import check_finite_weights
+from .checkpoints import CommitCheckpoints, checkpoint_errors_explained, checkpoint_to_go_on_from
 from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
@@ -97,13 +111,11 @@ def find_or_train_teacher(
         return directory
     if found:
         say(args, f"{_another_training(directory, found, record)}: it is trained again (overwrite_output_dir)")
-    with args.main_process_first(desc="clearing an incomplete teacher"):
-        partial, replaced = (directory.with_name(directory.name + end) for end in (".partial", ".replaced"))
-        if args.process_index == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = directory.with_name(PARTIAL_TEACHER), directory.with_name(directory.name + ".replaced")
+    checkpoint = checkpoint_to_go_on_from(partial, record, args)
     trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
     show(trainer, "1 of 2: teacher", {"held out": "eval_accuracy"}, args.output_dir)
-    trainer.train()
+    trainer.train_from(checkpoint, record)
     if trainer.state.global_step < trainer.state.max_steps:
         say(args, f"the teacher's training stopped early: {best_in_words(trainer)}")
     learning_rate = model_args.teacher_learning_rate
@@ -122,6 +134,7 @@ def find_or_train_teacher(
             partial.rename(directory)  # complete or not there at all
             shutil.rmtree(replaced, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
+    trainer.interruption.pass_on(trainer.args, trainer.state)
     return directory
 
 
@@ -292,12 +305,59 @@ class _TeacherTrainer(Trainer):
         )
         self.bad_images = BadImages(data.train, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
 
+        self.interruption = StopAtSignal()
+        self.view_sampler, self._resumed_step, self._has_stopped = None, 0, False
+        self.callback_handler.callbacks.insert(0, SetEpoch(lambda: self.view_sampler))
+
+    def train_from(self, checkpoint: Path | None, record: dict[str, object]):
+        """Train, from a checkpoint if there is one; each checkpoint keeps the [`training_record`]."""
+        if checkpoint is not None:
+            self._resumed_step, self._has_stopped = step_of(checkpoint), _has_stopped_early(checkpoint)
+        self.callback_handler.callbacks.insert(1, CommitCheckpoints(record))
+        self.add_callback(self.interruption)
+        close_logs = lambda: self.callback_handler.on_train_end(self.args, self.state, self.control)  # noqa: E731
+        with (
+            self.interruption.listening(self.args, close_logs),
+            checkpoint_errors_explained(Path(self.args.output_dir)),
+        ):
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def set_initial_training_values(self, args, dataloader, *rest):
+        """As in Trainer, which would take one step more where the training of a checkpoint was over."""
+        epochs, *between, steps = super().set_initial_training_values(args, dataloader, *rest)
+        is_over = self._has_stopped or self._resumed_step >= steps
+        return (0 if is_over else epochs, *between, steps)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in Trainer; a checkpoint is marked as unfinished first, and keeps the names of the weights.
+
+        Else transformers would write those of its earlier versions, which Trainer does not find when it goes on.
+        """
+        if not _internal_call or not is_checkpoint(output_dir, self.args.output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            begin_checkpoint(Path(output_dir))
+        self.accelerator.wait_for_everyone()
+        self.model.save_pretrained = functools.partial(self.model.save_pretrained, save_original_format=False)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            del self.model.save_pretrained
+
     def get_train_dataloader(self) -> DataLoader:
         """Each image once an epoch, or each class equally often, in whole optimiser steps."""
         args = self.args
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         sampler = ViewSampler(len(self.train_dataset), step, repeats=1, seed=args.seed, labels=self.labels)
-        return training_loader(self.train_dataset, sampler, args, self.data_collator, self.accelerator)
+        self.view_sampler = sampler
+        loader = training_loader(self.train_dataset, sampler, args, self.data_collator, self.accelerator)
+        # Persistent workers drew their seed from torch's stream, which dropout reads, at their first start alone.
+        return leaving_sigterm_to_parent(loader, args.dataloader_persistent_workers and self._resumed_step > 0)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """As in Trainer; workers leave signals to their parent."""
+        return leaving_sigterm_to_parent(super().get_eval_dataloader(eval_dataset), has_own_stream=False)
 
     def evaluation_loop(self, *args, **kwargs):
         """As in Trainer. Its loader draws a seed from torch's stream, which dropout reads in the training."""
@@ -326,21 +386,31 @@ def judged_by(args) -> str:
 def best_in_words(trainer: Trainer) -> str:
     """At which epoch a training was best, by what, and what it has kept."""
     state, metric = trainer.state, trainer.args.metric_for_best_model
-    per_epoch = state.max_steps / state.num_train_epochs
+    epochs = math.ceil(trainer.args.num_train_epochs)  # the state has none where a checkpoint's training was over
+    per_epoch = state.max_steps / epochs
     stopped, best = (round(step / per_epoch) for step in (state.global_step, state.best_global_step))
     return (
-        f"after epoch {stopped:,} of {state.num_train_epochs:,}; the weights of epoch {best:,} are kept, with "
+        f"after epoch {stopped:,} of {epochs:,}; the weights of epoch {best:,} are kept, with "
         f"{metric} {state.best_metric:.4g}"
     )
 
 
 def _stopping_settings(args) -> dict[str, object]:
-    """Arguments of a training that keeps its best weights where it may stop early; else nothing is kept on the way."""
+    """Arguments of a training that keeps a checkpoint an epoch, and its best weights where it may stop early."""
     if args.early_stopping_patience is None:
-        return {"save_strategy": "no"}
+        return {"save_strategy": "epoch"}
     metric = judged_by(args)
     best = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": metric != "loss"}
-    return {**best, "save_strategy": "best", "save_total_limit": 1, "save_only_model": True}
+    return {**best, "save_strategy": "epoch", "restore_callback_states_from_checkpoint": True}
+
+
+def _has_stopped_early(checkpoint: Path) -> bool:
+    callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
+    stopping = callbacks.get(EarlyStoppingCallback.__name__)
+    if stopping is None:
+        return False
+    counted, patience = stopping["attributes"]["early_stopping_patience_counter"], stopping["args"]
+    return counted >= patience["early_stopping_patience"]
 
 
 def _figures(evaluated) -> dict[str, float]:

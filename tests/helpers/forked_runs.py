@@ -23,6 +23,9 @@ from helpers.paths import PYTHONPATH, ROOT
 # Where a process signals itself: a function's call of that number, of those that come after the start of another one.
 MOMENTS = {
     "reading the data": ("plan:load_image_data", 1, None),
+    "the teacher's training": ("teachers.training:_TeacherTrainer.compute_loss", 5, None),
+    "evaluating the teacher": ("teachers.training:_TeacherTrainer.prediction_step", 2, None),
+    "saving the teacher": ("teachers.checkpoints:commit_checkpoint", 2, None),
     "before the first step": ("trainer:DistillationTrainer.evaluate_teacher", 1, None),
     "a step": ("trainer:DistillationTrainer.compute_loss", 5, None),
     "an evaluation": ("trainer:DistillationTrainer.prediction_step", 1, None),

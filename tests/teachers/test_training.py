@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import ModelArguments
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.signals import Interrupted
+from modeling_deit_distill.teachers import training
 from modeling_deit_distill.teachers.description import describe_teacher
 from modeling_deit_distill.teachers.teacher import InputView, decisions_of, load_teacher
 from modeling_deit_distill.teachers.training import RECORDED_LATER, find_or_train_teacher
@@ -212,7 +215,7 @@ def test_a_teachers_training_stops_early_with_its_best_weights(digits, tmp_path,
         "the teacher's training stopped early: after epoch 4 of 9; the weights of epoch 2 are kept, with macro_f1 0.5"
     )
     assert words in capsys.readouterr().out
-    assert [*kept] == [2, 4, 8]  # the best of the first epoch, of the second, and at the end
+    assert [*kept] == [2, 4, 6, 8]
     weight = load_file(folder / "model.safetensors")["classifier.1.weight"]
     assert torch.equal(weight, kept[4]) and not torch.equal(weight, kept[2])
     assert not list(folder.glob("checkpoint-*"))
@@ -231,16 +234,106 @@ def test_a_teacher_of_other_data_is_refused(trained, tmp_path, digits):
         train(tmp_path, digits)
 
 
-def test_an_interrupted_training_starts_again(tmp_path, digits, monkeypatch):
+DROPPING = {  # what it drops comes from torch's own stream, which must go on where it was
+    "teacher_config_name": "vit",
+    "teacher_config_overrides": json.dumps(
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 16,
+            "patch_size": 8,
+            "hidden_dropout_prob": 0.2,
+        }
+    ),
+    "teacher_num_train_epochs": 3,
+}
+
+
+def interrupted(monkeypatch, step, *args, **kwargs):
+    """Train until a signal comes in that step; what the end says."""
+    compute_loss, calls = training._TeacherTrainer.compute_loss, []
+
+    def signalled(self, model, *inputs, **how):
+        calls.append(model.training)
+        if model.training and sum(calls) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return compute_loss(self, model, *inputs, **how)
+
     with monkeypatch.context() as patched:
-        patched.setattr(
-            "modeling_deit_distill.teachers.training.Trainer.save_model",
-            lambda *args: (_ for _ in ()).throw(KeyboardInterrupt),
+        patched.setattr(training._TeacherTrainer, "compute_loss", signalled)
+        with pytest.raises(Interrupted) as raised:
+            train(*args, **kwargs)
+    return str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def dropping(digits, tmp_path_factory):
+    """The weights of an uninterrupted training with dropout."""
+    folder = tmp_path_factory.mktemp("dropping")
+    return (train(folder, digits, **DROPPING) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("steps", [(1,), (2, 1), (6,)], ids=["mid_epoch", "end_of_an_epoch_and_again", "last_step"])
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, digits, dropping, monkeypatch, capsys, steps):
+    for count, step in enumerate(steps):
+        said, place = interrupted(monkeypatch, step, tmp_path, digits, **DROPPING), sum(steps[: count + 1])
+        assert said.startswith(
+            f"interrupted by SIGTERM: {tmp_path / 'teacher.partial' / f'checkpoint-{place}'} is whole"
         )
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, digits)
-    assert not (tmp_path / "teacher").exists()
-    assert train(tmp_path, digits).is_dir()
+        assert not (tmp_path / "teacher").exists()
+    folder = train(tmp_path, digits, **DROPPING)
+    assert (
+        f"the teacher's training goes on from {tmp_path}/teacher.partial/checkpoint-{place}" in capsys.readouterr().out
+    )
+    assert (folder / "model.safetensors").read_bytes() == dropping
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher", "train_log.jsonl"]
+    assert not list(folder.glob("checkpoint-*")) and not (folder / "interrupted.json").exists()
+
+
+def test_a_failed_training_goes_on_after_its_last_epoch(tmp_path, digits, dropping, monkeypatch):
+    save = training._TeacherTrainer.save_model
+
+    def fail(self, folder, **how):
+        if self.state.global_step == 4:
+            raise MemoryError
+        save(self, folder, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training._TeacherTrainer, "save_model", fail)
+        with pytest.raises(MemoryError):
+            train(tmp_path, digits, **DROPPING)
+    assert [path.name for path in (tmp_path / "teacher.partial").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert (train(tmp_path, digits, **DROPPING) / "model.safetensors").read_bytes() == dropping
+
+
+def test_a_training_that_may_stop_early_goes_on_to_the_same_end(tmp_path, digits, monkeypatch, capsys):
+    scores = {2: 0.2, 4: 0.5, 6: 0.4, 8: 0.5, 10: 0.9}
+    evaluate = training._TeacherTrainer.evaluation_loop
+
+    def scored(self, *args, **kwargs):
+        output = evaluate(self, *args, **kwargs)
+        output.metrics["eval_macro_f1"] = scores[self.state.global_step]
+        return output
+
+    monkeypatch.setattr(training._TeacherTrainer, "evaluation_loop", scored)
+    asked = {"early_stopping_patience": 2, "load_best_model_at_end": True, "metric_for_best_model": "macro_f1"}
+    arguments = {"asked": asked, **DROPPING, "teacher_num_train_epochs": 9}
+    whole = train(tmp_path / "whole", digits, **arguments) / "model.safetensors"
+    for step in (5, 3):  # in the third epoch, and in the fourth, after which it stops
+        interrupted(monkeypatch, step, tmp_path / "run", digits, **arguments)
+    capsys.readouterr()
+    folder = train(tmp_path / "run", digits, **arguments)
+    assert "stopped early: after epoch 4 of 9; the weights of epoch 2 are kept" in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == whole.read_bytes()
+
+
+def test_a_checkpoint_of_another_training_is_named_and_not_gone_on_from(tmp_path, digits, monkeypatch, capsys):
+    interrupted(monkeypatch, 1, tmp_path, digits, **DROPPING)
+    train(tmp_path, digits)
+    said = capsys.readouterr().out
+    assert "teacher.partial has checkpoint-1, of another training: the teacher is trained from the beginning" in said
 
 
 def test_a_full_disk_is_one_line(tmp_path, digits):

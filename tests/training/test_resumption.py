@@ -237,7 +237,15 @@ def test_workers_that_get_the_signal_too_do_not_bring_the_run_down_nor_change_a_
     assert (folder / "model.safetensors").read_bytes() == (whole[0] / "model.safetensors").read_bytes()
 
 
-SHORT = {"max_steps": 6, "resume_from_checkpoint": None}
+NEW_TEACHER = {
+    "teacher_name_or_path": None,
+    "train_teacher": "true",
+    "teacher_config_name": "resnet",
+    "teacher_config_overrides": json.dumps(
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ),
+}
+SHORT = {"max_steps": 6, "resume_from_checkpoint": None, **NEW_TEACHER, "teacher_num_train_epochs": 2}
 SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"]
 
 
@@ -324,9 +332,7 @@ def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, te
 
 
 def test_a_vanished_teacher_of_the_runs_own_is_not_trained_again(words, tmp_path):
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    changes = {"teacher_name_or_path": None, "teacher_config_name": "resnet", "train_teacher": "true"}
-    changes |= {"teacher_config_overrides": json.dumps(sizes), "teacher_num_train_epochs": 1, "max_steps": 2}
+    changes = {**NEW_TEACHER, "teacher_num_train_epochs": 1, "max_steps": 2}
     train_deit.main(words(tmp_path / "run", **changes))
     shutil.rmtree(tmp_path / "run" / "teacher")
     (tmp_path / "run" / "all_results.json").unlink()
