@@ -4,8 +4,11 @@ import functools
 from collections.abc import Iterable, Iterator
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from transformers.utils import logging
 
 from ..errors import InputError, LocalInputError
+
+logger = logging.get_logger(__name__)
 
 # `cls` is webdataset's; a text file beside the image ends in `.txt`.
 LABEL_NAMES = ("label", "labels", "class", "target", "cls")
@@ -84,14 +87,14 @@ def is_missing(label) -> bool:
 
 
 def encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
-    """Labels that have no class names yet become indices into the sorted classes of training.
+    """Labels that have no class names yet become indices into the sorted classes of training; others go by name.
 
     Raises:
-        InputError: validation has other classes, or one that training lacks.
+        InputError: validation has a class that training lacks, or only one of them has class names.
     """
     if isinstance(train.features["label"], ClassLabel):
-        _check_equal_names(train.features["label"], validation.features["label"])
-        return train, validation
+        return train, _numbered_as(train.features["label"], validation)
+    _check_no_names(validation)
     classes = _sorted_classes(train["label"][:])
     return _encode(train, classes, "training"), _encode(validation, classes, "training")
 
@@ -107,13 +110,14 @@ def encode_stream(stream, validation: Dataset, where: str) -> tuple[object, Data
         where: what `validation` is, in words.
 
     Raises:
-        InputError: validation has other classes.
+        InputError: validation has a class that training lacks, or only one of them has class names.
     """
     feature = stream.features["label"]
     if isinstance(feature, ClassLabel):
-        _check_equal_names(feature, validation.features["label"])
+        validation = _numbered_as(feature, validation)
         index = {number: number for number in range(feature.num_classes)}
     else:
+        _check_no_names(validation)
         classes = _sorted_classes(validation["label"][:])
         validation = _encode(validation, classes, where)
         feature, index = validation.features["label"], {value: number for number, value in enumerate(classes)}
@@ -121,11 +125,32 @@ def encode_stream(stream, validation: Dataset, where: str) -> tuple[object, Data
     return stream.map(functools.partial(_encode_row, index=index, where=where), features=features), validation
 
 
-def _check_equal_names(feature: ClassLabel, of_validation: ClassLabel | Value):
-    theirs = of_validation.names if isinstance(of_validation, ClassLabel) else of_validation
-    if theirs != feature.names:
-        theirs = f"the classes {theirs[:MAX_LISTED]}" if isinstance(theirs, list) else "no class names"
-        raise InputError(f"validation has {theirs}, training has {feature.names[:MAX_LISTED]}; they must be equal")
+def _numbered_as(feature: ClassLabel, validation: Dataset) -> Dataset:
+    """Validation rows with the numbers that training gives to the names of their classes."""
+    theirs = validation.features["label"]
+    if not isinstance(theirs, ClassLabel):
+        raise InputError(
+            f"validation has no class names, training has {feature.names[:MAX_LISTED]}; give both class names, or none"
+        )
+    if unknown := [name for name in theirs.names if name not in feature.names]:
+        raise InputError(
+            f"validation has the classes {unknown[:MAX_LISTED]}, which training lacks: it has "
+            f"{feature.names[:MAX_LISTED]}; give both the same names, or choose another --validation_split"
+        )
+    if theirs.names == feature.names:
+        return validation
+    logger.warning("validation numbers its classes otherwise than training: they are matched by their names")
+    numbers = [feature.names.index(name) for name in theirs.names]
+    column = [numbers[label] for label in validation["label"][:]]
+    return validation.remove_columns("label").add_column("label", column, feature=feature)
+
+
+def _check_no_names(validation: Dataset):
+    if isinstance(theirs := validation.features["label"], ClassLabel):
+        raise InputError(
+            f"validation has the classes {theirs.names[:MAX_LISTED]}, training has no class names; give both class "
+            "names, or none"
+        )
 
 
 def _encode_row(row: dict, index: dict, where: str) -> dict:

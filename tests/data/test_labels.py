@@ -158,3 +158,41 @@ def test_names_of_classes_are_kept_in_a_stream(saved):
     data = load_image_data(saved(rows([1, 0], ["a", "b"]), test=rows([0, 1], ["a", "b"])), streaming=True)
     assert data.train.features["label"] == ClassLabel(names=["a", "b"]) == data.validation.features["label"]
     assert isinstance(data.validation, Dataset)
+
+
+# --- classes of training and validation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [["c", "b", "a"], ["b", "c", "a"], ["c", "a"]])
+def test_classes_in_another_order_are_matched_by_name(saved, warnings, streaming, names):
+    told = [*names, names[0]]
+    folder = saved(rows([0, 1, 2, 0], ["a", "b", "c"]), test=rows([names.index(name) for name in told], names))
+    data = load_image_data(folder, streaming=streaming)
+    assert data.class_names == ["a", "b", "c"] == data.validation.features["label"].names
+    assert names_by_level(data, data.validation) == told
+    assert names_by_level(data, data.train) == ["a", "b", "c", "a"]
+    assert warnings() == ["validation numbers its classes otherwise than training: they are matched by their names"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_that_do_not_match_are_refused_alike(saved, streaming):
+    numbers, names = rows([0, 1]), rows([0, 1], ["a", "b"])
+    for train, test, words in (
+        (names, rows([0, 1], ["a", "d"]), r"validation has the classes \['d'\], which training lacks: it has \['a', "),
+        (names, numbers, r"validation has no class names, training has \['a', 'b'\]; give both class names, or none"),
+        (numbers, names, r"validation has the classes \['a', 'b'\], training has no class names; give both class nam"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_image_data(saved(train, test=test), streaming=streaming)
+
+
+@pytest.mark.parametrize("has_names", [False, True])
+def test_a_missing_label_in_a_stream_is_not_trained_on(saved, has_names):
+    names = ["a", "b"] if has_names else None
+    train, test = rows([0, 1, -1], names), rows([0, 1], names)
+    data = load_image_data(saved(train, test=test), streaming=True)
+    with pytest.raises(InputError, match="the stream has an image without a label; leave such images out of it"):
+        list(data.train)
+    with pytest.raises(InputError, match="split 'train' has images without a label; choose another split"):
+        load_image_data(saved(train, test=test))

@@ -352,9 +352,9 @@ def test_labels_of_validation_that_training_does_not_know(saved):
 
 
 def test_class_names_that_differ(saved):
-    for theirs in (["b", "a"], ["a", "b", "c"], ["x", "y"]):
+    for theirs, unknown in ((["a", "b", "c"], ["c"]), (["x", "y"], ["x", "y"])):
         message = refusal(saved(rows([0, 1] * 3, ["a", "b"]), test=rows([0, 1], theirs)))
-        assert str(theirs) in message and str(["a", "b"]) in message
+        assert str(unknown) in message and str(["a", "b"]) in message
 
 
 @pytest.mark.parametrize("labels", [[1, 1, 1, 1], ["b", "b", "b", "b"]])
