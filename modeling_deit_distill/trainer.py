@@ -214,7 +214,8 @@ class DistillationTrainer(Trainer):
         """As in Trainer, with the means of the objective's terms, and at the end with figures of the whole run."""
         if "train_loss" in logs:
             self.finite.read()
-        self.progress.add_to(logs, self.state.global_step, views_per_step(self.train_dataset, self.args))
+        batch = 0 if self.train_dataset is None else views_per_step(self.train_dataset, self.args)  # evaluation alone
+        self.progress.add_to(logs, self.state.global_step, batch)
         super().log(logs, *args, **kwargs)
 
     def floating_point_ops(self, inputs) -> int:
