@@ -21,6 +21,7 @@ from modeling_deit_distill.publishing.repository import try_repository_of
 from modeling_deit_distill.report import say
 from modeling_deit_distill.screen import columns_of, keep_progress_bars_off, show
 from modeling_deit_distill.script import run_script
+from modeling_deit_distill.training.extension import is_extended
 from modeling_deit_distill.training.interruption import ending_in_order
 
 
@@ -30,7 +31,7 @@ def main(command_line: list[str]) -> dict[str, float]:
     if not plan.args.do_train:
         return judge_finished(plan)
     with only_run_in(plan.args), ending_in_order(plan.args, command_line):
-        if is_finished(plan.args, command_line):
+        if not is_extended(plan.args) and is_finished(plan.args, command_line):
             push_finished(plan.args)
             results = results_of(plan.args.output_dir) or {}
         else:

@@ -150,6 +150,7 @@ def content(run: Run) -> dict[str, object]:
         "summary": summary_table(run),
         "curves": run.file(CURVES),
         "recipe": _fenced(yaml.safe_dump(settings, **as_written), "yaml") if settings else None,
+        "parts": parts_table(run),
         "command": _fenced(run.record["command"], "bash") if run.record.get("command") else None,
         "versions": ", ".join(f"{_text(name)} {_text(each)}" for name, each in _known(run.record.get("versions"))),
         "limitations": list(limitations(run)),
@@ -281,6 +282,29 @@ def worst_confusions_table(run: Run) -> str | None:
         for pair in worst_confusions(run.judged.confusion, MAX_ROWS)
     ]
     return _table(("class", "taken for", "images", "share of the class"), rows)
+
+
+def parts_table(run: Run) -> str | None:
+    """The parts of a run that was extended: each from where the one before ended, the last being this one."""
+    earlier = run.record.get("parts")
+    if not earlier:
+        return None
+    last = {"results": run.results, "steps": run.state.get("global_step"), "length": run.summary.get("length")}
+    parts = [*earlier, {**last, "finished": run.record.get("finished")}]
+    rows = [
+        (
+            number,
+            _text(part.get("length") or "?"),
+            f"{part['steps']:,}" if part.get("steps") else "?",
+            _text(part.get("finished") or "?"),
+            _percent(accuracy) if (accuracy := part.get("results", {}).get("eval_accuracy")) is not None else "?",
+        )
+        for number, part in enumerate(parts, start=1)
+    ]
+    commands = "\n\n".join(_fenced(part["command"], "bash") for part in earlier if part.get("command"))
+    words = "The run was extended: each part went on where the one before had ended, at the learning rate of its own "
+    words += f"length.\n\n{_table(('part', 'length', 'last step', 'finished', 'accuracy'), rows)}"
+    return f"{words}\n\nThe commands of the earlier parts:\n\n{commands}" if commands else words
 
 
 def method(run: Run) -> str:

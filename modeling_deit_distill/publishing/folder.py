@@ -23,7 +23,7 @@ from .comparison import Outcome, results_table
 from .cost import measure_costs
 from .inside import look_inside
 from .pushes import Pushes
-from .record import changed_arguments, note_repository, note_words, write_run_record
+from .record import changed_arguments, note_part, note_repository, note_words, write_run_record
 from .repository import clear_stages, open_repository_of, push_all, stage_run
 from .run import read_run
 
@@ -75,6 +75,9 @@ def begin_run(plan, name: str | None):
             for checkpoint in list_checkpoints(args.output_dir):
                 remove_checkpoint(checkpoint)
         with disk_errors_explained(args.output_dir, "the run's record"):
+            if args.resume_from_checkpoint and (results := results_of(args.output_dir)) is not None:
+                note_part(args.output_dir, results)  # a finished run is extended
+                Path(args.output_dir, RESULTS).unlink()
             write_run_record(plan, name)
             plan.keep_listing()
 

@@ -15,7 +15,7 @@ from ..arguments import DistillationTrainingArguments
 from ..conversion.reading import timm_repository
 from ..errors import InputError
 from ..files import without_folders, write_json
-from ..output_folder import RUN_RECORD, read_json
+from ..output_folder import RUN_RECORD, STATE, read_json
 from ..recipes import said_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
@@ -57,8 +57,27 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "native": args.push_native,
         "revision": args.hub_revision if args.push_to_hub else None,
         **({"card": {"license": args.license}} if args.license else {}),
+        **_earlier_parts(args),
     }
     return write_json(Path(args.output_dir, RUN_RECORD), record)
+
+
+# What the record tells of each part of a run that was extended, beside its results and how many steps it had.
+TOLD_OF_A_PART = ("command", "finished", "versions", "hardware")
+
+
+def note_part(output_dir: str | Path, results: dict[str, object]):
+    """Note what a finished run was, before it is extended: under `parts`, the first part first."""
+    path = Path(output_dir, RUN_RECORD)
+    record, state = read_json(path), read_json(Path(output_dir, STATE))
+    part = {name: record[name] for name in TOLD_OF_A_PART if name in record}
+    part |= {"length": (record.get("facts") or {}).get("length"), "steps": state.get("global_step"), "results": results}
+    write_json(path, {**record, "parts": [*record.get("parts", []), part]})
+
+
+def _earlier_parts(args: DistillationTrainingArguments) -> dict[str, list]:
+    parts = read_json(Path(args.output_dir, RUN_RECORD)).get("parts") if args.resume_from_checkpoint else None
+    return {"parts": parts} if parts else {}
 
 
 def note_repository(output_dir: str | Path, name: str, native: bool, revision: str | None = None):

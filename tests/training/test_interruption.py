@@ -61,7 +61,8 @@ def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
 def run_args(folder, **changes):
     """What a run's arguments say of its output folder."""
     settings = {"process_index": 0, "world_size": 1, "dry_run": False, "overwrite_output_dir": False}
-    return SimpleNamespace(output_dir=str(folder), **{**settings, "push_to_hub": False, **changes})
+    settings |= {"push_to_hub": False, "resume_from_checkpoint": None}
+    return SimpleNamespace(output_dir=str(folder), **{**settings, **changes})
 
 
 def interrupted_at_once(args, *words):
