@@ -59,6 +59,16 @@ def test_show_augmentations_draws_by_the_seed_of_the_data(photos, tmp_path):
     assert (drawn(photos, tmp_path / "out", "--seed", "1") != by_seed).any()
 
 
+def test_show_augmentations_draws_classes_as_the_run_does(photos, tmp_path):
+    for path in (photos / "night").iterdir():
+        PIL.Image.open(path).point(lambda level: level // 8).save(path)
+    for path in [*(photos / "day").iterdir()][2:]:
+        path.unlink()
+    grid = drawn(photos, tmp_path / "out", "--balanced_views", "true")
+    levels = [grid[164 * row + 60 : 164 * row + 100, 60:100].mean() for row in range(6)]
+    assert [np.ptp(levels[row : row + 2]) > 60 for row in (0, 2, 4)] == [True] * 3  # a day and a night in each round
+
+
 def test_every_program_ends_with_one_line_after_an_input_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)  # as where a script lies is the first place that it imports from
