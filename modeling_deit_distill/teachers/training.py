@@ -39,9 +39,11 @@ from ..output_folder import (
     PARTIAL_TEACHER,
     STATE,
     TEACHER,
+    agreed_in,
     begin_checkpoint,
     disk_errors_explained,
     is_checkpoint,
+    last_complete,
     list_checkpoints,
     read_json,
     step_of,
@@ -110,7 +112,7 @@ def find_or_train_teacher(
             say(args, f"{directory} is of an earlier version: its {', '.join(unknown)} are taken for this run's")
         return directory
     if found:
-        say(args, f"{_another_training(directory, found, record)}: it is trained again (overwrite_output_dir)")
+        say(args, f"{_another_training(directory, found, record)}: another is trained in its place")
     partial, replaced = directory.with_name(PARTIAL_TEACHER), directory.with_name(directory.name + ".replaced")
     checkpoint = checkpoint_to_go_on_from(partial, record, args)
     trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
@@ -171,7 +173,7 @@ def holds_teacher(directory: Path, record: dict[str, object], args: Distillation
         found = read_json(directory / TRAINING_RECORD)
         if record_difference(found, record) is None:
             return True
-        if args.overwrite_output_dir:
+        if args.overwrite_output_dir or _is_being_replaced(directory, record):
             return False
         going_on = " without --resume_from_checkpoint" if args.resume_from_checkpoint else ""
         raise InputError(
@@ -216,6 +218,15 @@ def training_record(
         **{name: value for name, value in zip(IF_ASKED_FOR, values, strict=True) if value},
     }
     return json.loads(json.dumps(record))  # as it is read back
+
+
+def _is_being_replaced(directory: Path, record: dict[str, object]) -> bool:
+    """Whether the training of a [`training_record`] was interrupted that overwrites a run, whose teacher is kept yet.
+
+    A student's checkpoint would be of the earlier run.
+    """
+    found, _ = last_complete(directory.with_name(PARTIAL_TEACHER), contents=False)
+    return found is not None and agreed_in(found) == record and not list_checkpoints(directory.parent)
 
 
 def _another_training(directory: Path, found: dict, wanted: dict) -> str:
@@ -370,7 +381,7 @@ class _TeacherTrainer(Trainer):
             logits = model(pixel_values=inputs["pixel_values"]).logits
             loss = F.cross_entropy(logits, inputs["labels"])
             return (loss, {"logits": logits}) if return_outputs else loss
-        self.bad_images.note(inputs["bad_images"])
+        self.bad_images.note(inputs["bad_images"], len(inputs["labels"]))
         processor = self.processing_class
         pixel_values = augment(inputs["pixel_values"], inputs["draws"], processor.image_mean, processor.image_std)
         logits = model(pixel_values=pixel_values).logits

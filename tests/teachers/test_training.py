@@ -162,12 +162,12 @@ def test_a_teacher_of_another_training_is_refused_and_trained_again_where_it_may
         train(tmp_path, digits, asked={**asked, "resume_from_checkpoint": "true"})
     assert (folder / "model.safetensors").read_bytes() == before
     train(tmp_path, digits, asked={**asked, "overwrite_output_dir": True})
-    assert re.search(f"{words}: it is trained again", capsys.readouterr().out)
+    assert re.search(f"{words}: another is trained in its place", capsys.readouterr().out)
     assert (folder / "model.safetensors").read_bytes() != before
     assert not list(tmp_path.glob("teacher.*"))
     now = (folder / "model.safetensors").read_bytes()
     train(tmp_path, digits, asked={**asked, "overwrite_output_dir": True})  # which fits now
-    assert (folder / "model.safetensors").read_bytes() == now and "again" not in capsys.readouterr().out
+    assert (folder / "model.safetensors").read_bytes() == now and "another" not in capsys.readouterr().out
 
 
 def test_a_teacher_of_an_earlier_version_is_taken_and_that_is_said(trained, digits, tmp_path, capsys):
@@ -290,6 +290,23 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, digits, drop
     assert (folder / "model.safetensors").read_bytes() == dropping
     assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher", "train_log.jsonl"]
     assert not list(folder.glob("checkpoint-*")) and not (folder / "interrupted.json").exists()
+
+
+def test_a_training_that_overwrites_a_teacher_goes_on_though_only_the_first_command_said_so(
+    tmp_path, digits, dropping, monkeypatch
+):
+    shorter = {**DROPPING, "teacher_num_train_epochs": 1}
+    train(tmp_path, digits, **shorter)
+    before = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+    interrupted(monkeypatch, 3, tmp_path, digits, asked={"overwrite_output_dir": True}, **DROPPING)
+    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == before
+    go_on = {"resume_from_checkpoint": "true"}  # as the interrupted run says
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="holds a teacher trained with another num"):
+        patched.setattr(training, "list_checkpoints", lambda folder: ["a student's, with the earlier teacher"])
+        train(tmp_path, digits, asked=go_on, **DROPPING)
+    folder = train(tmp_path, digits, asked=go_on, **DROPPING)
+    assert (folder / "model.safetensors").read_bytes() == dropping
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["teacher", "train_log.jsonl"]
 
 
 def test_a_failed_training_goes_on_after_its_last_epoch(tmp_path, digits, dropping, monkeypatch):
