@@ -252,7 +252,8 @@ class Plan:
         held_out = self.held_out  # before a teacher is trained
         teacher = self._load_teacher().to(self.args.device)
         batch_size, allow_weak = self.args.per_device_eval_batch_size, self.model_args.allow_weak_teacher
-        share = check_teacher(teacher, held_out, batch_size, allow_weak)
+        trained_epochs = self.model_args.teacher_num_train_epochs if self.model_args.train_teacher else None
+        share = check_teacher(teacher, held_out, batch_size, allow_weak, trained_epochs)
         say(self.args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
         self.store = self._store_of(teacher)
         return teacher

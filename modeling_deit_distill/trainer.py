@@ -19,9 +19,10 @@ from .stopping import StopAtSignal, leaving_sigterm_to_parent
 from .teachers.store import TeacherStore
 from .training.answers import Answers
 from .training.average import AverageWeights
+from .training.causes import explain_weights
 from .training.checkpoints import Checkpoints
 from .training.early_stopping import early_stopping
-from .training.finite import FiniteGuard, advice, gradient_norm
+from .training.finite import FiniteGuard, gradient_norm
 from .training.given import Given
 from .training.layers import freeze, scaled_by_layer
 from .training.metrics import HeldOutMetrics
@@ -70,7 +71,7 @@ class DistillationTrainer(Trainer):
         student = model or self.call_model_init()  # Trainer makes another
         self.views = Views(args, dataset, kwargs.get("processing_class"), student.config)
         self.answers = Answers(args, teacher, teacher_store, dataset, student.config.num_labels)
-        self.finite = FiniteGuard.from_arguments(args)
+        self.finite = FiniteGuard.from_arguments(args, self.answers.teacher)
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
         self.progress = Progress(self.answers, self.views.bad_images)
         self.checkpoints = Checkpoints(args.save_total_limit)
@@ -136,7 +137,7 @@ class DistillationTrainer(Trainer):
             terms["teacher_loss"] = self.answers.checked(terms["teacher_loss"])
             alpha = self.args.distillation_alpha
             loss = (1 - alpha) * terms["label_loss"] + alpha * terms["teacher_loss"]
-        loss = self.finite.watch(loss, terms, inputs)
+        loss = self.finite.watch(loss, terms, inputs, pixel_values)
         if answers is not None:
             terms["teacher_agreement"] = agreement_with_teacher(outputs.logits, answers)
         self.progress.remember({"loss": loss, **terms})
@@ -199,7 +200,7 @@ class DistillationTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         """As in Trainer; where weights or too many steps are not finite, an `InputError`, and nothing is written."""
         self.finite.read()
-        what, remedy = f"step {self.state.global_step}", advice(self.args)
+        what, remedy = f"step {self.state.global_step}", explain_weights(self.args, self.finite.all_skipped)
         check_finite_weights(self.model.named_parameters(), what, remedy, is_sharded=self.is_fsdp_enabled)
         if _internal_call:
             self.checkpoints.begin(output_dir, self.args)

@@ -52,6 +52,15 @@ def check_finite_weights(
         raise InputError(f"{what}: the weights are not finite ({found}), so they were not saved; {remedy}")
 
 
+def first_not_finite(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The first name whose tensor is not finite, of a sharded one this process's share; None if all are finite."""
+    for name, value in named_tensors:
+        local = value.to_local() if isinstance(value, DTensor) else value
+        if not local.detach().isfinite().all():
+            return name
+    return None
+
+
 def unwrapped_names(names: Iterable[str]) -> dict[str, str]:
     """The names that weights have without wrappers, by those that they have.
 

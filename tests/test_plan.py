@@ -68,7 +68,7 @@ REFUSED = {
     "NaN": (
         start_with_nan,
         ["--model_name_or_path", "start"],
-        r"model_name_or_path 'start' holds weights that are not finite \(deit.layers.1.mlp.fc1.weight\)",
+        "'start' holds weights that are not finite, first deit.layers.1.mlp.fc1.weight",
     ),
     "layers": (
         start_of_a_billion_layers,

@@ -11,6 +11,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
+from ..weights import first_not_finite
 from .configuration import NATIVE_CONFIGS, config_of, kind_of, processor_of
 from .reading import read_all_weights, read_json, read_weights, repository_of, some_of
 from .weight_names import State, native_to_ours, public_to_ours
@@ -132,3 +133,5 @@ def _check_tensors(state: State, config: DeiTDistillConfig, source: str):
     shapes = {name: (tuple(state[name].shape), tuple(expected[name].shape)) for name in expected}
     if wrong := [f"{name} is {found}, not {wanted}" for name, (found, wanted) in shapes.items() if found != wanted]:
         raise InputError(f"{source!r} does not fit together: {some_of(wrong)}; is the {CONFIG_NAME} beside it its own?")
+    if (bad := first_not_finite(state.items())) is not None:
+        raise InputError(f"{source!r} holds weights that are not finite, first {bad}; give another checkpoint")

@@ -9,7 +9,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
-from ..data.evaluation import DEFAULT_CROP_PCT, evaluation_processor
+from ..data.evaluation import DEFAULT_CROP_PCT, check_normalisation, evaluation_processor
 from ..errors import InputError, one_line
 from .reading import check_timm_name, some_of
 from .weight_names import State
@@ -169,6 +169,7 @@ def processor_of(config: DeiTDistillConfig, kind: str | None, described: dict, p
         shorter = int(side / (fields.get("crop_pct") or DEFAULT_CROP_PCT))
         mean, std = fields.get("mean") or settings["image_mean"], fields.get("std") or settings["image_std"]
     settings |= {"size": {"shortest_edge": shorter}, "crop_size": {"height": height, "width": width}}
+    check_normalisation(mean, std, "the checkpoint's image processor")
     return DeiTImageProcessor.from_dict({**settings, "image_mean": mean, "image_std": std})
 
 

@@ -10,13 +10,30 @@ from datasets import Dataset
 from transformers import DeiTImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..errors import LocalInputError
+from ..errors import InputError, LocalInputError
 from .bad_images import describe_row
 from .columns import label_column
 from .datasets import label_of
 from .decoding import BadImageError, decode_image
 
 DEFAULT_CROP_PCT = 0.875  # paper: evaluation crops 224 pixels from a shorter side of 256
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], whose: str):
+    """Refuse statistics that would make pixels infinite or NaN.
+
+    Args:
+        mean, std: of each channel.
+        whose: they are, in words.
+
+    Raises:
+        InputError: a mean that is not finite, or a deviation that is not above 0.
+    """
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        are_numbers = all(isinstance(each, (int, float)) and abs(each) < float("inf") for each in values)
+        if not are_numbers or name == "image_std" and min(values) <= 0:
+            wanted = "numbers above 0" if name == "image_std" else "finite numbers"
+            raise InputError(f"{whose} has {name} {list(values)}; it must be {wanted}: mend preprocessor_config.json")
 
 
 def evaluation_processor(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,9 +33,10 @@ from transformers.utils import (
 
 from ..arguments import ModelArguments
 from ..data.datasets import collate
+from ..data.evaluation import check_normalisation
 from ..errors import InputError, one_line
 from ..files import sha256
-from ..weights import unwrapped_names
+from ..weights import first_not_finite, unwrapped_names
 from .classes import read_label_map, teacher_classes
 
 logger = logging.get_logger(__name__)
@@ -46,11 +48,18 @@ TRIAL_IMAGES, MIN_TRIAL = 400, 50
 
 @dataclass(frozen=True)
 class InputView:
-    """What a model expects of its pixels: side in pixels, mean and deviation of each channel."""
+    """What a model expects of its pixels: side in pixels, mean and deviation of each channel.
+
+    Raises:
+        InputError: a mean that is not finite, or a deviation that is not above 0.
+    """
 
     image_size: int
     mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN)
     std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD)
+
+    def __post_init__(self):
+        check_normalisation(self.mean, self.std, "the teacher's image processor")
 
 
 class Teacher(nn.Module):
@@ -147,14 +156,25 @@ def weights_checksum(name_or_path: str) -> str:
     return sha256(*_weight_files(name_or_path))
 
 
-def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int, allow_weak: bool) -> float:
+def check_teacher(
+    teacher: Teacher,
+    images: torch.utils.data.Dataset,
+    batch_size: int,
+    allow_weak: bool,
+    trained_epochs: float | None = None,
+) -> float:
     """Try the teacher on some hundred validation images before training by it; its share of right answers.
 
-    The images are `pixel_values` normalised for the student, and `labels`. If `allow_weak`, go on whatever comes of it.
+    Args:
+        teacher: the teacher.
+        images: `pixel_values` normalised for the student, and `labels`.
+        batch_size: of the trial.
+        allow_weak: go on though it is hardly better than chance.
+        trained_epochs: of a teacher that was trained here; None for any other.
 
     Raises:
-        InputError: hardly better than chance, which is as many hits as shuffled answers would have: within three
-            deviations of it, or within a tenth of the way from there to all.
+        InputError: its answers are not finite; or it is hardly better than chance, which is as many hits as shuffled
+            answers would have: within three deviations of it, or within a tenth of the way from there to all.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
     predicted, true = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
@@ -164,20 +184,62 @@ def check_teacher(teacher: Teacher, images: torch.utils.data.Dataset, batch_size
     deviation = math.sqrt(expected * (1 - expected / len(chosen)))
     hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
     if hardly_better and len(chosen) >= MIN_TRIAL and not allow_weak:
+        why = _why_weak(predicted, true, expected, trained_epochs)
         raise InputError(
             f"the teacher is right on {hits} of {len(chosen)} validation images, and chance would be about "
-            f"{expected:.0f}: its classes are in another order than their names say, its head is not trained, or it "
-            "knows other images; mend it (--teacher_label_map), or go on by --allow_weak_teacher true"
+            f"{expected:.0f}: {why}, or go on by --allow_weak_teacher true"
         )
     return hits / len(chosen)
 
 
+def _why_weak(predicted: np.ndarray, true: np.ndarray, expected: float, trained_epochs: float | None) -> str:
+    """Why a teacher is no better than chance, and what to do.
+
+    Args:
+        predicted, true: (images,) class indices.
+        expected: hits by chance.
+        trained_epochs: as of [`check_teacher`].
+    """
+    answers = np.unique(predicted)
+    if trained_epochs is not None:
+        return (
+            f"it was trained here for {trained_epochs:g} epochs, which did not teach it; train it longer "
+            "(--teacher_num_train_epochs, with --overwrite_output_dir true) or at another --teacher_learning_rate"
+        )
+    if len(answers) == 1:
+        return f"it answers class {answers[0]} whatever it sees, so its head is not trained; take another teacher"
+    num_classes = max(predicted.max(), true.max()) + 1
+    together = np.zeros((num_classes, num_classes), int)
+    np.add.at(together, (predicted, true), 1)
+    # Each answer read as the class that suits it best; of few images a class, any answers could be read so.
+    right = int(together[linear_sum_assignment(together, maximize=True)].sum())
+    if right - expected > (len(true) - expected) / 2 and len(true) >= 5 * num_classes:
+        return (
+            f"its classes are in another order than their names say (in the best order it is right on {right}); give "
+            "--teacher_label_map"
+        )
+    return (
+        "its head is not trained, or it knows other images; take another teacher, or fine-tune this one "
+        "(--train_teacher true)"
+    )
+
+
 @torch.no_grad()
 def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's decisions on images and the true labels, both (images,) class indices."""
+    """The teacher's decisions on images and the true labels, both (images,) class indices.
+
+    Raises:
+        InputError: answers that are not finite; the index of a NaN would be a class like any other.
+    """
     answers, labels = [], []
     for batch in torch.utils.data.DataLoader(images, batch_size, collate_fn=collate):
-        answers.append(teacher(batch["pixel_values"].to(teacher.scale.device)).argmax(dim=-1).cpu())
+        logits = teacher(batch["pixel_values"].to(teacher.scale.device))
+        if not logits.isfinite().all():
+            precision = teacher.precision
+            remedy = f"add --teacher_precision fp32 (now {precision})"
+            remedy = "take another teacher" if precision == "fp32" else remedy
+            raise InputError(f"the teacher's answers about validation images are not finite; {remedy}")
+        answers.append(logits.argmax(dim=-1).cpu())
         labels.append(batch["labels"])
     return torch.cat(answers).numpy(), torch.cat(labels).numpy()
 
@@ -209,6 +271,11 @@ def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:
         raise InputError(
             f"teacher_name_or_path {name_or_path!r} lacks {len(missing)} of its weights ({missing[0]}, ...), which "
             f"would be random; its files have {len(report['unexpected_keys'])} that the model does not know"
+        )
+    if (bad := first_not_finite(model.state_dict().items())) is not None:
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} has weights that are not finite, first {bad}, so it cannot answer; "
+            "take another checkpoint"
         )
     return model
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from ..errors import InputError
-from ..output_folder import last_complete
+from .causes import Evidence, explain
 
 logger = logging.getLogger(__name__)
 
@@ -56,25 +56,29 @@ class FiniteGuard:
     Args:
         max_steps: skipped steps in a row after which the run stops. The count starts anew with a resumed run.
         gather: from a list of one process to the joined lists of all; only called where all processes do.
-        advice: called when the run stops, what to say after its reason.
+        explain: called when the run stops, on all processes: the cause and the remedy, in words.
 
     Attributes:
         skipped: bool on the device, whether the last step was skipped. No host has waited for it.
         num_steps, num_skipped: steps, and skipped ones, read so far.
     """
 
-    def __init__(self, max_steps: int, gather: Callable[[list], list] = list, advice: Callable[[], str] = str):
+    def __init__(
+        self,
+        max_steps: int,
+        gather: Callable[[list], list] = list,
+        explain: Callable[[Evidence], str] = lambda evidence: "",
+    ):
         self.max_steps = max_steps
         self.gather = gather
-        self.advice = advice
+        self.explain = explain
         self.start()
 
     @classmethod
-    def from_arguments(cls, args) -> "FiniteGuard":
-        """The guard of a run, which has several processes or one."""
-        return cls(
-            args.max_nonfinite_steps, gather_object if args.world_size > 1 else list, functools.partial(advice, args)
-        )
+    def from_arguments(cls, args, teacher: torch.nn.Module | None) -> "FiniteGuard":
+        """The guard of a run, which has several processes or one, and a teacher that it asks, or none."""
+        gather = gather_object if args.world_size > 1 else list
+        return cls(args.max_nonfinite_steps, gather, functools.partial(explain, args, teacher, gather))
 
     def start(self):
         """Forget all steps."""
@@ -84,15 +88,29 @@ class FiniteGuard:
         self._in_a_row = 0
         self._parts: list[_Part] = []
         self._unread: deque[_Step] = deque()
+        self._model = self._pixel_values = None  # of the last step
 
-    def watch(self, loss: torch.Tensor, losses: dict[str, torch.Tensor], inputs: dict) -> torch.Tensor:
+    @property
+    def all_skipped(self) -> bool:
+        """Whether no step that was read was finite."""
+        return self.num_steps == self.num_skipped
+
+    def watch(
+        self,
+        loss: torch.Tensor,
+        losses: dict[str, torch.Tensor],
+        inputs: dict,
+        pixel_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Take note of a loss; one that is not finite comes back as NaN, as do all gradients that it gives.
 
         Args:
             loss: scalar, to be differentiated.
             losses: scalars that it is made of, by name.
             inputs: the batch; `epoch` and `position` (views,) are named in messages, if it has them.
+            pixel_values: (batch, channels, height, width), what the model saw of it; kept until the next batch.
         """
+        self._pixel_values = pixel_values
         epoch = int(inputs["epoch"][0]) if "epoch" in inputs else None
         positions = [int(position) for position in inputs.get("position", ())]
         self._parts.append(_Part(epoch, positions, {name: value.detach() for name, value in losses.items()}))
@@ -111,7 +129,7 @@ class FiniteGuard:
         Raises:
             InputError: too many steps in a row.
         """
-        optimizer = getattr(optimizer, "optimizer", optimizer)
+        optimizer, self._model = getattr(optimizer, "optimizer", optimizer), model
         parts, self._parts = self._parts, []
         norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else torch.as_tensor(grad_norm)
         norm = norm.detach().float()
@@ -121,12 +139,13 @@ class FiniteGuard:
             counted = self.skipped & (_scale(scaler, norm.device) <= SMALLEST_SCALE)
         elif getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.found_inf = self.skipped.float()
-        elif self.skipped:  # the host waits; there is no other way to tell such an optimiser
-            model.zero_grad(set_to_none=True)  # what has no gradient is left alone
         losses = [value.float() for part in parts for value in part.losses.values()]
         values = torch.stack([counted.float(), norm, *losses])
         self._unread.append(_start_reading(_Step(number, parts, values)))
         self.read(LAG if values.is_cuda else 0)
+        takes_verdict = scaler is not None or getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not takes_verdict and self.skipped:  # the host waits; there is no other way to tell such an optimiser
+            model.zero_grad(set_to_none=True)  # what has no gradient is left alone
 
     def step_was_skipped(self, accelerator) -> torch.Tensor:
         """Whether the optimiser has left the last step out: bool on the device; known after `optimizer.step()`."""
@@ -162,10 +181,15 @@ class FiniteGuard:
         if self._in_a_row >= self.max_steps:
             raise InputError(
                 f"{self._in_a_row} steps in a row had a loss or a gradient that is not finite, the last: {what}; none "
-                f"of them changed a weight; {self.advice()}"
+                f"of them changed a weight; {self.explain(self._evidence(parts))}"
             )
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:  # all know the same
             logger.warning(f"not finite, so the step was skipped: {what}")
+
+    def _evidence(self, parts: list[tuple[int | None, list[int], dict[str, float]]]) -> Evidence:
+        names = parts[0][2] if parts else ()
+        losses = {name: sum(losses[name] for _, _, losses in parts) / len(parts) for name in names}
+        return Evidence(self._model, self._pixel_values, losses, self.all_skipped)
 
 
 def gradient_norm(optimizer) -> torch.Tensor:
@@ -222,11 +246,3 @@ def _start_reading(step: _Step) -> _Step:
     for part in step.parts:
         part.losses = dict.fromkeys(part.losses)  # only the names are needed from here on
     return step
-
-
-def advice(args) -> str:
-    """What a user may do about steps that are not finite: which checkpoint is kept, and what to change."""
-    checkpoint, _ = last_complete(args.output_dir, contents=False)
-    kept = f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "no checkpoint was saved yet"
-    precision = "--bf16 true instead of fp16 and " if args.fp16 else ""
-    return f"{kept}; try {precision}a lower learning_rate (now {args.learning_rate:g})"

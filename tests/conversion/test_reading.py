@@ -1,6 +1,7 @@
 """A checkpoint's files, wherever they lie, and what is refused."""
 
 import argparse
+import json
 import os
 import pickle
 from pathlib import Path
@@ -309,3 +310,19 @@ def test_what_lies_on_the_disk_goes_before_names(tiny_config, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     save_checkpoint(student(tiny_config), "deit_tiny_patch16_224")
     assert load_checkpoint("deit_tiny_patch16_224").config.id2label == NAMES
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, tiny_model):
+    model = tiny_model()
+    model.deit.layers[0].mlp.fc1.bias.data[3] = torch.inf
+    model.save_pretrained(tmp_path)
+    assert "holds weights that are not finite, first deit.layers.0.mlp.fc1.bias; give another" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["image_std", "image_mean"])
+def test_statistics_that_would_spoil_the_pixels_are_refused(tmp_path, tiny_model, name):
+    tiny_model().save_pretrained(tmp_path)
+    content = {"size": {"shortest_edge": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    content[name] = [0.5, 0.0 if name == "image_std" else float("nan"), 0.5]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    assert f"the checkpoint's image processor has {name} [0.5, " in refused(tmp_path)

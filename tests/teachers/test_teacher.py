@@ -213,14 +213,54 @@ def test_a_teacher_at_chance_is_refused(skewed):
     truth = balanced(1000)
     if skewed:  # nine in ten are of one class, so that answering it always is right nine times in ten
         truth = torch.where(torch.rand(1000, generator=generator) < 0.9, 0, truth)
-    for answers in (
-        (truth + 3) % 10,  # another order
-        truth[torch.randperm(1000, generator=generator)],  # random
-        torch.zeros(1000, dtype=torch.long),  # always the same
+    for answers, why in (
+        ((truth + 3) % 10, r"in another order .*right on 400\); give --teacher_label_map"),
+        (truth[torch.randperm(1000, generator=generator)], "head is not trained, or it knows other images"),
+        (torch.full((1000,), 0), "answers class 0 whatever it sees"),
     ):
-        with pytest.raises(InputError, match="chance would be about.*another order.*--allow_weak_teacher true"):
+        with pytest.raises(InputError, match=f"chance would be about.*{why}.*--allow_weak_teacher true") as caught:
             check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=False)
+        assert "another order" in why or "another order" not in str(caught.value)
         assert check_teacher(Answers(answers), images(truth.tolist()), 64, allow_weak=True) <= 1
+
+
+def test_a_teacher_that_was_trained_here_is_to_be_trained_longer():
+    truth = balanced(1000)
+    with pytest.raises(InputError, match=r"trained here for 0.5 epochs.*\(--teacher_num_train_epochs") as caught:
+        check_teacher(Answers((truth + 3) % 10), images(truth.tolist()), 64, allow_weak=False, trained_epochs=0.5)
+    assert "order" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("precision", "remedy"), [("fp32", "take another teacher"), ("bf16", "fp32 .now bf16")])
+def test_a_teacher_whose_answers_are_not_finite_is_refused_whatever_is_allowed(precision, remedy):
+    teacher = Answers(balanced(60))
+    teacher.forward = lambda pixel_values: torch.full((len(pixel_values), 10), torch.nan)
+    teacher.precision = precision
+    with pytest.raises(InputError, match=f"answers about validation images are not finite; .*{remedy}"):
+        check_teacher(teacher, images([0] * 60), 64, allow_weak=True)
+
+
+def test_a_teacher_with_weights_that_are_not_finite_is_refused(tmp_path):
+    model = save_resnet(tmp_path)
+    model.classifier[1].bias.data[1] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="weights that are not finite, first classifier.1.bias, .*another checkpoint"):
+        teacher_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"image_std": [0.5, 0.0, 0.5]}, r"image_std \[0.5, 0.0, 0.5\]; it must be numbers above 0"),
+        ({"image_std": [0.5, float("nan"), 0.5]}, "image_std"),
+        ({"image_mean": [0.5, float("inf"), 0.5]}, "image_mean .* finite numbers"),
+    ],
+)
+def test_a_teacher_s_statistics_must_be_numbers(tmp_path, statistics, message):
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **statistics}
+    save_resnet(tmp_path, processor=ViTImageProcessor(size={"height": 48, "width": 48}, **settings))
+    with pytest.raises(InputError, match=f"the teacher's image processor has {message}"):
+        teacher_in(tmp_path)
 
 
 def test_too_few_images_tell_nothing():
