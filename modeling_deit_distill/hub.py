@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-from huggingface_hub import HfApi, get_session
-from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, get_session, is_offline_mode
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 
 from .errors import InputError, one_line
@@ -102,6 +102,23 @@ def may_pass(error: BaseException | None) -> bool:
     if any(isinstance(each, OfflineModeIsEnabled) for each in causes):
         return False
     return any(isinstance(each, (HTTPError, ConnectionError, TimeoutError)) for each in causes)  # no answer at all
+
+
+def offline_remedy(error: BaseException) -> str:
+    """What to do where the Hub could not be reached to read something: the end of a message; "" where it could.
+
+    A library hides what happened behind errors of its own.
+    """
+    if _response(error) is not None:
+        return ""
+    unreached = (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, ConnectionError, TimeoutError)
+    if not any(isinstance(each, unreached) for each in _causes(error)):
+        return ""
+    if is_offline_mode():
+        return "; HF_HUB_OFFLINE is set, so only what was loaded before is found: give a local folder, or unset it"
+    return (
+        "; without a network, give a local folder, or set HF_HUB_OFFLINE=1: what was loaded before is then read at once"
+    )
 
 
 def asked_to_wait(error: BaseException) -> float:

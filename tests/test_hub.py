@@ -1,16 +1,28 @@
 """Tries again where that helps, one line where it does not."""
 
 import math
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
 from helpers.hub_server import CUT, HANG, skip_waits
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from modeling_deit_distill import InputError, hub
-from modeling_deit_distill.hub import NUM_TRIES, HubUnavailable, check_license, hub_client, may_pass, with_retries
+from modeling_deit_distill.arguments import ModelArguments
+from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.hub import (
+    NUM_TRIES,
+    HubUnavailable,
+    check_license,
+    hub_client,
+    may_pass,
+    offline_remedy,
+    with_retries,
+)
+from modeling_deit_distill.teachers.teacher import find_config
 
 
 @pytest.fixture
@@ -160,3 +172,21 @@ def test_a_request_without_an_answer_ends_with_the_time_that_there_is(server, wa
     server.fail("POST", "/preupload/", HANG, times=math.inf)
     with pytest.raises(HubUnavailable, match="push failed .*run it again"):
         push(folder, until=hub.time.monotonic() + 0.2)
+
+
+def test_what_could_not_be_read_for_want_of_a_network_names_the_offline_way(monkeypatch):
+    hidden = OSError("We couldn't connect")
+    hidden.__cause__ = LocalEntryNotFoundError("nothing cached")
+    for offline, words in ((False, "or set HF_HUB_OFFLINE=1"), (True, "HF_HUB_OFFLINE is set, .*or unset it")):
+        monkeypatch.setattr(hub, "is_offline_mode", lambda offline=offline: offline)
+        for error in (ConnectionError("no route"), hidden):
+            assert re.match(f"; .*give a local folder, {words}" if not offline else f"; {words}", offline_remedy(error))
+    for error in (http_error(404), http_error(503), ValueError("no JSON")):
+        assert offline_remedy(error) == ""
+
+
+def test_a_teacher_and_data_of_the_hub_name_the_offline_way():
+    arguments = ModelArguments(teacher_name_or_path="me/teacher")
+    for read in (lambda: find_config(arguments), lambda: load_image_data("me/photos")):
+        with pytest.raises(InputError, match="; HF_HUB_OFFLINE is set, .*: give a local folder, or unset it$"):
+            read()

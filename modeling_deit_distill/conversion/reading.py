@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..errors import InputError, one_line
+from ..hub import offline_remedy
 from ..weights import unwrapped_names
 from .weight_names import State
 
@@ -94,6 +95,7 @@ def _find(place: str, filename: str, source: str) -> str | None:
             return None
         raise InputError(
             f"{source!r} cannot be read ({one_line(error)}); check the name, the network and your token"
+            f"{offline_remedy(error)}"
         ) from error
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import constants as hub_constants
 from transformers.utils import logging
 
 from ..errors import InputError, one_line
+from ..hub import offline_remedy
 from ..report import say_once
 from .columns import label_column as class_indices
 from .cutting import GROUP, cut
@@ -228,7 +229,7 @@ def _load_errors(what: str):
         reason = one_line(error.__cause__ or error)
         # A webdataset's `.cls` is a whole number by its own rules, for every reader.
         hint = "; if it has words in .cls files, call them .cls.txt" if "invalid literal for int()" in reason else ""
-        raise InputError(f"{what} ({type(error).__name__}: {reason}){hint}") from error
+        raise InputError(f"{what} ({type(error).__name__}: {reason}){hint}{offline_remedy(error)}") from error
 
 
 def _select_all(splits: dict[str, Dataset], needed: tuple, image_column, label_column, group_by) -> dict[str, Dataset]:

@@ -36,6 +36,7 @@ from ..data.datasets import collate
 from ..data.evaluation import check_normalisation
 from ..errors import InputError, one_line
 from ..files import sha256
+from ..hub import offline_remedy
 from ..weights import first_not_finite, unwrapped_names
 from .classes import read_label_map, teacher_classes
 
@@ -144,7 +145,7 @@ def find_config(model_args: ModelArguments) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=model_args.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)})") from error
+        raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)}){offline_remedy(error)}") from error
 
 
 def weights_checksum(name_or_path: str) -> str:
@@ -340,5 +341,7 @@ def _weight_files(name_or_path: str) -> list[Path]:
             shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
             return [Path(cached_file(name_or_path, shard)) for shard in shards]
     except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)})") from error
+        raise InputError(
+            f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)}){offline_remedy(error)}"
+        ) from error
     raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
