@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 from helpers.forked_runs import MOMENTS, ForkedRuns
-from helpers.paths import ROOT
+from helpers.paths import PYTHONPATH, ROOT
 from helpers.pictures import draw_blank_pictures
 from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -294,6 +294,38 @@ def test_two_processes_end_together_at_each_moment(forked, words, tmp_path, mome
     assert done.codes[1] in ([0] if moment == "writing the results" else []) + [done.codes[0]], done.printed
     again = words_to_go_on(done, kill, tmp_path / "run")
     assert forked.run(again, processes=2).codes == [0, 0]
+
+
+def launch(*command):
+    """What a launcher printed, on both streams, and its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], env=environment, cwd=ROOT, timeout=300, **pipes)
+    return done.stdout, done.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["the teacher's training", "a step", "the last evaluation"])
+def test_under_torchrun_the_line_comes_once_and_before_the_launchers_report(words, tmp_path, moment):
+    started = words(tmp_path / "run", **{**SHORT, "per_device_train_batch_size": 2, "ema_half_life": None})
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    printed, code = launch(*torchrun, "helpers.signalled_run", "SIGUSR1", moment, *started)
+    assert code == 1 and printed.count("interrupted by SIGUSR1") == 1, printed
+    ours, line, launchers = printed.partition("interrupted by SIGUSR1")
+    assert "Traceback" not in ours and launchers.count("Traceback") <= 1, printed
+    assert json.loads((tmp_path / "run" / "interrupted.json").read_text())["signal"] == "SIGUSR1"
+
+
+@pytest.mark.slow
+def test_accelerate_launched_quietly_ends_with_our_line(words, tmp_path):
+    quiet = ("accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1", "--module")
+    started = words(tmp_path / "run", **SHORT)
+    printed, code = launch(*quiet, "helpers.signalled_run", "SIGHUP", "a step", *started)
+    assert code == 1 and "Traceback" not in printed
+    assert printed.rstrip().splitlines()[-1].startswith("interrupted by SIGHUP: "), printed
+    wrong = words(tmp_path / "run", **{**SHORT, "train_dir": tmp_path / "nowhere"})
+    printed, code = launch(*quiet, "helpers.signalled_run", "SIGHUP", "a step", *wrong)
+    assert code == 1 and printed.rstrip().splitlines()[-1].startswith("error: train_dir"), printed
 
 
 @pytest.mark.slow
