@@ -34,7 +34,7 @@ from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
-from modeling_deit_distill.errors import one_line
+from modeling_deit_distill.errors import one_line, printable
 from modeling_deit_distill.judging import other_images
 from modeling_deit_distill.report import aligned
 from modeling_deit_distill.script import run_script
@@ -61,7 +61,7 @@ def main(arguments: list[str]):
     models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
     for name in options.models:
         if warning := other_images(name, len(data.validation), data.validation_source):
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {printable(warning)}", file=sys.stderr)
     classes = [classes_of(model.name, model.class_names, data.class_names) for model in models]
     results, first = [], None
     for model, indices in zip(models, classes, strict=True):

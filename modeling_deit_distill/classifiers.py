@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoImageProcessor
 
 from .conversion.checkpoint import build_model, holds_deit, load_checkpoint
-from .errors import InputError, one_line
+from .errors import InputError, one_line, printable
 from .export.onnx import MODEL, open_session
 from .teachers.classes import match_classes
 from .teachers.teacher import PRECISIONS, load_classifier
@@ -179,7 +179,7 @@ def classes_of(name: str, own_names: list[str], class_names: list[str]) -> list[
         InputError: classes of the data that the model has not, or not for certain.
     """
     if own_names == [f"LABEL_{index}" for index in range(len(class_names))]:
-        print(f"{name}: names no classes; they are taken to be in the data's order", file=sys.stderr)
+        print(f"{printable(name)}: names no classes; they are taken to be in the data's order", file=sys.stderr)
         return list(range(len(class_names)))
     try:
         return match_classes(own_names, class_names)

@@ -37,6 +37,11 @@ def printable(value):
     return CONTROLS.sub(_escape, value) if isinstance(value, str) else value
 
 
+def printable_lines(text: str) -> str:
+    """Text of several lines, each [`printable`]."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _escape(match: re.Match) -> str:
     return match[0].encode("unicode_escape").decode()
 

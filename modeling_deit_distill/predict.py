@@ -25,7 +25,7 @@ from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
 from .data.loaders import available_cores
 from .data.unlabelled import NO_FOLDER, FoundImages, RowImages, find_images
-from .errors import InputError, one_line
+from .errors import InputError, one_line, printable_lines
 from .files import written_whole
 from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
@@ -54,9 +54,10 @@ def main(arguments: list[str]):
     print(summary_table(what_will_run(classifier, images, truth)), flush=True)
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
     outcome = write_predictions(classifier, images, options.output, truth, **settings)
-    print(f"\n{options.output}: {len(images):,} rows\n\n{classes_table(outcome, classifier.class_names)}")
+    table = classes_table(outcome, classifier.class_names)
+    print(printable_lines(f"\n{options.output}: {len(images):,} rows\n\n{table}"))
     if truth is not None and (results := measured(outcome, truth)) is not None:
-        print(f"\n{measured_in_words(results, classifier.class_names)}")
+        print(printable_lines(f"\n{measured_in_words(results, classifier.class_names)}"))
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:

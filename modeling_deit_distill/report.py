@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from transformers import TrainingArguments
 
 from .analysis import Measured, worst_classes
-from .errors import printable
+from .errors import printable, printable_lines
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ FINAL_WEIGHTS = {"ema": "average", "raw": "last"}
 def say(args: TrainingArguments, title: str, text: str = ""):
     """Print on the main process alone."""
     if args.process_index == 0:
-        print(f"\n{title}\n{text}" if text else title, flush=True)
+        print(printable_lines(f"\n{title}\n{text}" if text else title), flush=True)
 
 
 @functools.cache

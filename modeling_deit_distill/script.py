@@ -2,14 +2,15 @@
 
 import atexit
 import contextlib
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-from .errors import InputError, LocalInputError, printable
+from .errors import InputError, LocalInputError, printable, printable_lines
 from .signals import Interrupted, Leave, handling, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
@@ -22,14 +23,15 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
 
     An [`InputError`] is printed as one line on the error stream, and the exit code is 2. Of several processes the first
     prints it, unless only one of them met it. A signal that ends the command is one line too, and the exit code is 128
-    plus its number. Any other error is a fault of ours and keeps its traceback.
+    plus its number. Any other error is a fault of ours and keeps its traceback. What we log has its control characters
+    written out: names of classes, files and models come from anywhere.
 
     Args:
         main: takes the command line's words; a whole number that it returns is the exit code.
         arguments: these words; those of this process unless given.
     """
     try:
-        with handling(Leave(), takes_ctrl_c=True):
+        with handling(Leave(), takes_ctrl_c=True), _printable_logs():
             returned = main(sys.argv[1:] if arguments is None else arguments)
         exit_code = returned if isinstance(returned, int) else 0
     except InputError as error:
@@ -44,6 +46,23 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
     except SystemExit as error:
         exit_code = error.code
     end_process(exit_code)
+
+
+@contextlib.contextmanager
+def _printable_logs() -> Iterator[None]:
+    make_record = logging.getLogRecordFactory()
+
+    def make_printable(name: str, *args, **kwargs) -> logging.LogRecord:
+        record = make_record(name, *args, **kwargs)
+        if name.split(".")[0] == __package__:
+            record.msg, record.args = printable_lines(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(make_printable)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(make_record)
 
 
 def end_process(exit_code: int | str | None = 0):

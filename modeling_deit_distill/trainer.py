@@ -73,8 +73,7 @@ class DistillationTrainer(Trainer):
         self.answers = Answers(args, teacher, teacher_store, dataset, student.config.num_labels)
         self.finite = FiniteGuard.from_arguments(args, self.answers.teacher)
         self.average = AverageWeights(args.weight_average_decay, lambda: self.finite.step_was_skipped(self.accelerator))
-        self.progress = Progress(self.answers, self.views.bad_images)
-        self.checkpoints = Checkpoints(args.save_total_limit)
+        self.progress, self.checkpoints = Progress(self.answers, self.views.bad_images), Checkpoints(args)
         announce = lambda: self.callback_handler.on_push_begin(self.args, self.state, self.control)  # noqa: E731
         self.publisher = Publisher(args, student.config, announce)
         self.interruption, self.metrics = StopAtSignal(), HeldOutMetrics()

@@ -25,5 +25,6 @@ Rate = Annotated[float, Range(at_least=0, below=1)]  # what is kept, or dropped,
 Every = Annotated[float, Range(above=0)]
 # Above these no model has been trained, and building one takes the machine's memory before it fails.
 Width = Annotated[int, Range(at_least=1, at_most=65_536)]
-Depth = Annotated[int, Range(at_least=1, at_most=1000)]
+MOST_LAYERS = 1000
+Depth = Annotated[int, Range(at_least=1, at_most=MOST_LAYERS)]
 Epochs = Annotated[float, Range(above=0, at_most=1_000_000)]

@@ -12,6 +12,8 @@ An image is shown as a viewer shows it, with these limits:
 - **More than 89 megapixels** (`PIL.Image.MAX_IMAGE_PIXELS`): shown at half the width and height. A JPEG is decoded so
   and may have three times the limit (a phone's 200 megapixels), any other format twice. More than that, or more than
   100 pixels for each byte of a file, is refused as a decompression bomb.
+- **A JPEG of more than 50 scans** is refused: each scan goes over all pixels, and encoders write about ten.
+- **Formats of documents and measurements** (EPS, WMF, GRIB, ...) are refused: no other program is started to draw one.
 - **A strip** more than 500 times as long as wide is refused: no crop of it shows anything, and the resizing of
   evaluation would make gigabytes of it.
 
@@ -21,6 +23,7 @@ An image is shown as a viewer shows it, with these limits:
 import importlib.util
 import io
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -43,6 +46,10 @@ REFUSED = b"refused"
 # Of an image above Pillow's limit: how often the limit a JPEG may have, and pixels for each byte of the file.
 JPEG_TIMES, MOST_PIXELS_A_BYTE = 3, 100
 MOST_OBLONG = 500
+MOST_SCANS = 50
+# Of Pillow's formats those of pictures. For EPS it would start Ghostscript, for others what is registered with it.
+FORMATS = ("AVIF", "BMP", "DDS", "DIB", "FITS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX")
+FORMATS += ("PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM")
 # A picture in which no colour spans more levels than this, while alpha spans many, has its shape in its alpha.
 FLAT, SHAPED = 32, 128
 # Brands of ISO media files, from the box that these begin with.
@@ -58,7 +65,14 @@ _UNREADABLE = {
     b"v/1\x01": "OpenEXR, which Pillow cannot read",
     b"#?RADIANCE": "Radiance HDR, which Pillow cannot read",
     b"%PDF": "a PDF",
+    b"%!PS": "EPS, which another program would have to draw",
+    b"\xc5\xd0\xd3\xc6": "EPS, which another program would have to draw",
 }
+
+
+# In a JPEG: the next marker, which bytes of the image never look like.
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 
 def can_read_heic() -> bool:
@@ -136,6 +150,7 @@ def _open(encoded: bytes) -> PIL.Image.Image:
 def _open_by_format(encoded: bytes) -> PIL.Image.Image:
     stream = io.BytesIO(encoded)
     if encoded.startswith(b"\xff\xd8\xff"):
+        _check_scans(encoded)
         try:
             return PIL.JpegImagePlugin.jpeg_factory(stream)  # Pillow's `open` refuses what has twice its limit
         except (SyntaxError, IndexError, TypeError, struct.error):
@@ -153,13 +168,19 @@ def _open_by_format(encoded: bytes) -> PIL.Image.Image:
     if brands & _AVIF_BRANDS and not can_read_avif():
         raise BadImageError("AVIF, which this Pillow cannot read: pip install 'pillow>=11.3'")
     try:
-        return PIL.Image.open(stream)
+        return open_picture(stream)
     except PIL.UnidentifiedImageError:
         known = [name for start, name in _UNREADABLE.items() if encoded.startswith(start)]
         advice = f" ({known[0]}; save it as PNG or JPEG)" if known else ""
         raise BadImageError(f"Pillow cannot identify it as an image of any format{advice}") from None
     except PIL.Image.DecompressionBombError as error:
         raise BadImageError(f"{error} Save it smaller, or as JPEG, which is decoded at half its size") from None
+
+
+def open_picture(file) -> PIL.Image.Image:
+    """As `PIL.Image.open`, of a path or a stream; a file of any other format than `FORMATS` is not identified."""
+    PIL.Image.init()
+    return PIL.Image.open(file, formats=[name for name in FORMATS if name in PIL.Image.OPEN])
 
 
 def _brands(encoded: bytes) -> set[bytes]:
@@ -196,6 +217,7 @@ def _needs_decoding_only(encoded: bytes) -> bool:
     size = _plain_jpeg_size(encoded)
     if size is not None and not _is_large(*size):
         _check_size(*size)
+        _check_scans(encoded)
         return True
     opened = _open(encoded)
     is_jpeg = opened.format == "JPEG" and opened.mode in ("RGB", "L")
@@ -217,6 +239,45 @@ def _plain_jpeg_size(encoded: bytes) -> tuple[int, int] | None:
             return (width, height) if bits == 8 and channels in (1, 3) and width and height else None
         place += 2 + length
     return None
+
+
+def _check_scans(encoded: bytes):
+    """Refuse a JPEG that takes seconds to decode for each hundred kilobytes."""
+    if _has_one_scan(encoded):
+        return
+    content = np.frombuffer(encoded, np.uint8)
+    if np.count_nonzero((content[:-1] == 0xFF) & (content[1:] == 0xDA)) <= MOST_SCANS:  # in thumbnails too
+        return
+    if (num_scans := _num_scans(encoded)) > MOST_SCANS:
+        raise BadImageError(
+            f"a JPEG of {num_scans} scans, where encoders write about 10: it would take long to decode; save it again"
+        )
+
+
+def _has_one_scan(encoded: bytes) -> bool:
+    """Whether it is the most common JPEG, whose first scan, of all channels, is the last; False if not certain."""
+    place, num_channels = 2, None
+    while place + 10 <= len(encoded) and encoded[place] == 0xFF:
+        marker, length = struct.unpack_from(">BH", encoded, place + 1)
+        if marker in (0xC0, 0xC1):
+            num_channels = encoded[place + 9]
+        elif marker == 0xDA:
+            return encoded[place + 4] == num_channels
+        elif marker in (0xC2, 0xFF):
+            return False
+        place += 2 + length
+    return False
+
+
+def _num_scans(encoded: bytes) -> int:
+    """How many scans a JPEG has before it ends."""
+    place, count = 2, 0
+    while (found := _MARKER.search(encoded, place)) is not None and found[1] != b"\xd9":
+        place, marker = found.end(), found[1][0]
+        count += marker == 0xDA
+        if marker not in _WITHOUT_LENGTH:
+            place += int.from_bytes(encoded[place : place + 2], "big")
+    return count
 
 
 def _is_upright(opened: PIL.Image.Image) -> bool:

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from transformers.utils import logging
 
 from ..errors import InputError
-from .decoding import can_read_avif, can_read_heic
+from .decoding import can_read_avif, can_read_heic, open_picture
 
 logger = logging.get_logger(__name__)
 
@@ -106,7 +106,7 @@ def _why_doubtful(path: str, suffix: str) -> str | None:
     if any(brand in brands for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")):
         return None if can_read_heic() else NO_HEIC
     try:
-        PIL.Image.open(path).close()
+        open_picture(path).close()
     except PIL.Image.DecompressionBombError:
         pass  # an image, which decoding judges
     except Exception:  # whatever Pillow's plugins make of a file that is not theirs

@@ -8,7 +8,7 @@ from ..arguments import DistillationTrainingArguments, ModelArguments
 from ..errors import InputError, one_line
 from .classes import did_you_mean, read_label_map, teacher_classes
 from .store import TeacherStore, is_store
-from .teacher import find_config
+from .teacher import check_depth, find_config
 
 
 def describe_teacher(
@@ -58,6 +58,7 @@ def describe_teacher(
 
 
 def _override(config: PreTrainedConfig, overrides: dict) -> PreTrainedConfig:
+    check_depth(overrides, "teacher_config_overrides")
     for key in overrides:
         if not hasattr(config, key):
             hint = did_you_mean(key, config.to_dict())

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from transformers.utils import (
 )
 
 from ..arguments import ModelArguments
+from ..arguments.types import MOST_LAYERS
 from ..data.datasets import collate
 from ..data.evaluation import check_normalisation
 from ..errors import InputError, one_line
@@ -143,9 +145,28 @@ def find_config(model_args: ModelArguments) -> PreTrainedConfig:
     if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():  # as a name on the Hub it makes no sense
         raise InputError(f"{argument} {name!r} cannot be read (no such file or folder)")
     try:
+        check_depth(PreTrainedConfig.get_config_dict(name)[0], f"{argument} {name!r}")
         return AutoConfig.from_pretrained(name, trust_remote_code=model_args.trust_remote_code)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)}){offline_remedy(error)}") from error
+
+
+def check_depth(fields: Mapping[str, object], what: str):
+    """Refuse a configuration of more layers than any trained model has: transformers would build what it says.
+
+    Args:
+        fields: of the configuration, as they are written.
+        what: it is, in words.
+
+    Raises:
+        InputError: the field and its value.
+    """
+    for name, value in fields.items():
+        numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+        if ("layers" in name or "depth" in name) and sum(numbers) > MOST_LAYERS:
+            raise InputError(f"{what} has {name} {value}; models of more than {MOST_LAYERS:,} layers are not built")
 
 
 def weights_checksum(name_or_path: str) -> str:
@@ -288,6 +309,7 @@ def _missing(report: dict) -> list[str]:
 
 def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
     try:
+        check_depth(PreTrainedConfig.get_config_dict(name_or_path)[0], f"teacher_name_or_path {name_or_path!r}")
         return AutoModelForImageClassification.from_pretrained(
             name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
         )
@@ -295,6 +317,8 @@ def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict
         raise InputError(
             f"teacher_name_or_path {name_or_path!r} is a pickle with code in it, which is not run; use safetensors"
         ) from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
 

@@ -110,16 +110,16 @@ def agreement(args: DistillationTrainingArguments, dataset: Dataset, config: Pre
 class Checkpoints(TrainerCallback):
     """The checkpoints of a training: the one to resume from, and each that Trainer writes.
 
-    A kill while one is written leaves a folder that the next start removes. Earlier ones beyond `limit` are removed
+    A kill while one is written leaves a folder that the next start removes. Earlier ones beyond `save_total_limit` go
     after a new one is whole, never before; those of an earlier training in the same folder first. A checkpoint names
     the best one without its folder, since a run may move.
 
     Args:
-        limit: how many to keep; None for all.
+        args: the [`DistillationTrainingArguments`].
     """
 
-    def __init__(self, limit: int | None):
-        self.limit = limit
+    def __init__(self, args):
+        self.limit = args.save_total_limit  # None for all
         self.resumed: Path | None = None
         self._resumed_step: int | None = None
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from

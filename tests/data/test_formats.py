@@ -22,6 +22,7 @@ from modeling_deit_distill.data.decoding import (
     decoding_notes,
 )
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
+from modeling_deit_distill.data.image_files import NO_IMAGE, why_skipped
 
 needs_heic = pytest.mark.skipif(not can_read_heic(), reason="needs pillow-heif")
 needs_avif = pytest.mark.skipif(not can_read_avif(), reason="needs a Pillow that reads AVIF")
@@ -305,3 +306,59 @@ def test_the_first_of_several_frames_is_shown():
         frames = {"save_all": True, "append_images": [PIL.Image.new("RGB", (8, 8), "red")]}
         first = PIL.Image.new("RGB", (8, 8), (0, 0, 255))
         assert both_ways(encode(first, format, **frames, **options))[0, 0].tolist() == [0, 0, 255], format
+
+
+# --- what would take long, or start another program -------------------------------------------------------------------
+
+
+def many_scans(num_scans: int) -> dict:
+    """A progressive JPEG that repeats its last scan."""
+    encoded = encode(PHOTO, "JPEG", progressive=True)["bytes"]
+    last = encoded.rindex(b"\xff\xda")
+    scan, missing = encoded[last:-2], num_scans - encoded.count(b"\xff\xda")
+    return {"bytes": encoded[:-2] + missing * scan + encoded[-2:], "path": None}
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(monkeypatch):
+    assert both_ways(many_scans(decoding.MOST_SCANS)).shape == (60, 80, 3)
+    slow = {num_scans: many_scans(num_scans) for num_scans in (decoding.MOST_SCANS + 1, 200)}
+    monkeypatch.setattr(decoding, "decode_jpeg", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(PIL.Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    for num_scans, image in slow.items():
+        assert why(image).startswith(f"a JPEG of {num_scans} scans, where encoders write about 10")
+
+
+def test_scans_are_those_of_the_image_itself():
+    progressive = encode(PHOTO, "JPEG", progressive=True)["bytes"]
+    assert decoding._num_scans(progressive) == 10
+    assert decoding._num_scans(encode(PHOTO, "JPEG")["bytes"]) == 1
+    others = {"save_all": True, "append_images": [PHOTO] * 9}  # ten images of ten scans
+    assert both_ways(encode(PHOTO, "MPO", progressive=True, **others)).shape == (60, 80, 3)
+    in_metadata = encode(PHOTO, "JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 999, progressive=True)
+    assert both_ways(in_metadata).shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize("layout", [b"\xff\xff", b"\x00padding", b"\xff\x01", b"\xff\xd8"])
+def test_odd_markers_hide_no_scans(layout):
+    encoded = many_scans(200)["bytes"]
+    assert "200 scans" in why({"bytes": encoded[:2] + b"\xff" + layout + encoded[2:], "path": None})
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n0 0 40 40 rectfill\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("content", [EPS, b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + bytes(24) + EPS])
+def test_no_image_starts_another_program(content, monkeypatch, tmp_path):
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    reason = why({"bytes": content, "path": None})
+    assert reason.endswith("(EPS, which another program would have to draw; save it as PNG or JPEG)")
+    (tmp_path / "drawing.eps").write_bytes(content)
+    assert why_skipped(str(tmp_path / "drawing.eps")) == NO_IMAGE
+
+
+def test_pillows_formats_are_all_taken_or_left_on_purpose():
+    PIL.Image.init()
+    left = {"BLP", "BUFR", "CUR", "DCX", "EPS", "FLI", "FTEX", "GBR", "GRIB", "HDF5", "IMT", "IPTC", "MCIDAS", "MPEG"}
+    left |= {"PCD", "PIXAR", "WMF", "XVTHUMB", "HEIF"}
+    assert set(PIL.Image.OPEN) - set(decoding.FORMATS) <= left

@@ -44,3 +44,10 @@ def test_no_teacher_at_all_says_what_to_give():
 def test_an_unreadable_teacher_is_named(tmp_path):
     with pytest.raises(InputError, match="teacher_name_or_path.*nowhere.*no such file or folder"):
         describe(teacher_name_or_path=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("overrides", [{"depths": [10**9]}, {"depths": [600, 600]}])
+def test_overrides_of_a_billion_layers_are_refused_before_they_are_built(overrides):
+    given = {"teacher_config_name": "resnet", "teacher_config_overrides": {**SMALL, **overrides}}
+    with pytest.raises(InputError, match="teacher_config_overrides has depths .*; models of more than 1,000 layers"):
+        describe_new(["cat", "dog"], **given)

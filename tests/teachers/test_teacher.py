@@ -1,5 +1,7 @@
 """Teachers: found, frozen, shown the student's pixels in their own view."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,6 +248,16 @@ def test_a_teacher_with_weights_that_are_not_finite_is_refused(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="weights that are not finite, first classifier.1.bias, .*another checkpoint"):
         teacher_in(tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"depths": [1, 10**9]}, {"model_type": "dinov2", "num_hidden_layers": 10**9}])
+def test_a_configuration_of_a_billion_layers_is_refused_before_it_is_built(tmp_path, fields):
+    save_resnet(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    for load in (lambda: teacher_in(tmp_path), lambda: load_classifier(str(tmp_path))):
+        with pytest.raises(InputError, match="1000000000.*; models of more than 1,000 layers are not built$"):
+            load()
 
 
 @pytest.mark.parametrize(
