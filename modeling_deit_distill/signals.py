@@ -92,6 +92,19 @@ def handling(handler: Callable[[int], None], takes_ctrl_c: bool = False) -> Iter
             signal.signal(number, kept)
 
 
+def pass_on(number: int):
+    """Hand a signal that was noted to whoever handles it now. A Ctrl-C that is passed on stays the first one.
+
+    Raises:
+        Interrupted: nobody does.
+    """
+    global _first_ctrl_c
+    if signal.getsignal(number) is signal.SIG_DFL:  # a library's user's, whose process would end here
+        raise Interrupted(number)
+    _first_ctrl_c = None
+    signal.raise_signal(number)
+
+
 def leave_to_the_system():
     """From here on a signal ends the process at once and in silence: there is nothing left to keep."""
     for number in ENDING:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from .files import write_json
 from .output_folder import INTERRUPTED, checkpoint_folder, damage, step_of
-from .signals import ENDING, Interrupted, Leave, handling
+from .signals import ENDING, Interrupted, Leave, handling, pass_on
 
 # On an accelerator, reading what the processes agreed on makes the host wait for the device.
 STEPS_BETWEEN_VOTES = 10
@@ -43,7 +43,7 @@ class StopAtSignal(TrainerCallback):
             yield
         self._ends_with_results = False
         if self._noted:
-            _raise(self._noted)
+            pass_on(self._noted)
 
     @contextlib.contextmanager
     def listening(self, args, close_logs: Callable[[], None]) -> Iterator[None]:
@@ -63,7 +63,7 @@ class StopAtSignal(TrainerCallback):
         is_kept = damage(checkpoint_folder(args.output_dir, state.global_step), contents=False) is None
         self._is_trained = self._ends_with_results and not is_kept
         if self._noted and not self._is_trained:
-            _raise(self._noted)
+            pass_on(self._noted)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint; at the end of an epoch, `on_epoch_end` does, after what is due there."""
@@ -99,12 +99,6 @@ class StopAtSignal(TrainerCallback):
         noted = torch.tensor(float(self._noted), device=args.device)
         torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
         return int(noted.item())
-
-
-def _raise(number: int):
-    if signal.getsignal(number) is signal.SIG_DFL:  # a library's user's, whose process would end here
-        raise Interrupted(number)
-    signal.raise_signal(number)
 
 
 def leaving_sigterm_to_parent(loader: DataLoader, has_own_stream: bool = True) -> DataLoader:

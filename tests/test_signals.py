@@ -77,6 +77,18 @@ def test_an_echo_of_the_launcher_is_no_second_ctrl_c(monkeypatch):
     assert len(ended) == 2
 
 
+def test_a_ctrl_c_that_was_noted_and_is_passed_on_is_no_second_one(monkeypatch):
+    noted, ended = [], []
+    monkeypatch.setattr(signals, "_end_at_once", ended.append)
+    with pytest.raises(Interrupted), handling(Leave(), takes_ctrl_c=True):
+        with handling(noted.append):
+            signal.raise_signal(signal.SIGINT)
+        signals.pass_on(*noted)
+    assert noted == [signal.SIGINT] and not ended
+    with pytest.raises(Interrupted):
+        signals.pass_on(signal.SIGTERM)
+
+
 TWICE = """
 import signal, sys
 from modeling_deit_distill.signals import handling
