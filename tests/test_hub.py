@@ -141,9 +141,11 @@ def test_the_client_itself_tries_nothing_again(server, waits, folder, method, pa
 
 def test_requests_of_others_are_tried_again_by_their_own_client(server, waits, folder):
     push(folder)
-    server.fail("GET", "/tree/", 503, times=2)
-    assert [each.path for each in HfApi().list_repo_tree("me/model") if each.path != ".gitattributes"]
-    assert server.count("GET", "/tree/") == 3 and waits == []
+    server.fail("POST", "/preupload/", 503, times=2)
+    (folder / "config.json").write_text("{}")
+    HfApi().upload_folder(repo_id="me/model", folder_path=folder)
+    assert "config.json" in server.files("models", "me/model")
+    assert server.count("POST", "/preupload/") > 3 and waits == []
 
 
 @pytest.mark.parametrize(

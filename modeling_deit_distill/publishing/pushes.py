@@ -22,6 +22,7 @@ from ..script import LEFT_BEHIND
 logger = logging.getLogger(__name__)
 
 TELL_EVERY = 30.0  # seconds
+IDLE = "pushes"  # the thread's name while there is nothing to push
 
 
 class Pushes:
@@ -50,7 +51,7 @@ class Pushes:
         """Push after those that are pending; what it returns or raises comes with the future."""
         if self._queue is None:
             self._queue = queue.SimpleQueue()
-            self._thread = threading.Thread(target=_run, args=(self._queue,), name=LEFT_BEHIND, daemon=True)
+            self._thread = threading.Thread(target=_run, args=(self._queue,), name=IDLE, daemon=True)
             self._thread.start()
             atexit.register(self.drain)
         future = Future()
@@ -105,9 +106,12 @@ class Pushes:
 
 
 def _run(jobs: queue.SimpleQueue):
+    thread = threading.current_thread()
     while (job := jobs.get()) is not None:
         future, push = job
+        thread.name = LEFT_BEHIND  # if the process ends now
         try:
             future.set_result(push())
         except BaseException as error:
             future.set_exception(error)
+        thread.name = IDLE

@@ -6,6 +6,7 @@ import pytest
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.publishing.pushes import Pushes
+from modeling_deit_distill.script import LEFT_BEHIND
 
 
 class Clock:
@@ -78,6 +79,18 @@ def test_a_failure_is_raised_and_does_not_end_the_thread():
     assert pushes.result(pushes.submit(lambda: 1), "push") == 1
     with pytest.raises(ValueError, match="invalid literal"):
         failing.result()
+
+
+def test_the_end_of_a_process_is_hastened_by_a_push_under_way_alone():
+    started, release, pushes = threading.Event(), threading.Event(), Pushes(10)
+    push = pushes.submit(lambda: (started.set(), release.wait()))
+    started.wait()
+    assert pushes._thread.name == LEFT_BEHIND
+    release.set()
+    push.result()
+    pushes.submit(lambda: None).result()
+    assert pushes.result(pushes.submit(lambda: pushes._thread.name), "push") == LEFT_BEHIND
+    assert not pushes._thread.is_alive() and pushes._thread.name != LEFT_BEHIND
 
 
 def test_the_thread_ends_when_nothing_is_left_to_push():
