@@ -7,15 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from helpers.cards import RECORD, STATE, assert_no_trace_of_what_is_missing, card_of, classes, section
+from helpers.cards import RECORD, assert_no_trace_of_what_is_missing, card_of, classes, section
 from huggingface_hub import ModelCard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.output_folder import CURVES
-from modeling_deit_distill.publishing.card import main, write_model_card
-from modeling_deit_distill.publishing.pictures import plot_training_curves
+from modeling_deit_distill.publishing.card import main, write_card_and_curves, write_model_card
 
 # What is missing
 
@@ -121,8 +120,7 @@ def test_a_card_is_replaced_as_a_whole(run, monkeypatch):
 @pytest.mark.slow
 def test_it_is_rebuilt_from_the_folder_by_a_command(run):
     output_dir = run()
-    plot_training_curves(STATE["log_history"], output_dir / CURVES)
-    card, curves = write_model_card(output_dir).read_bytes(), (output_dir / CURVES).read_bytes()
+    card, curves = write_card_and_curves(output_dir).read_bytes(), (output_dir / CURVES).read_bytes()
     (output_dir / "README.md").unlink()
     (output_dir / CURVES).unlink()
     command = [sys.executable, "-m", "modeling_deit_distill.model_card", str(output_dir)]
