@@ -241,6 +241,7 @@ def remove_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[
         return
 
     def order(path: Path) -> tuple[bool, bool, int]:
+        """What goes first sorts lowest."""
         is_whole = damage(path, contents=False) in (None, MODEL_ALONE)
         return is_whole, path not in first, step_of(path)
 

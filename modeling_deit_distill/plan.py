@@ -109,6 +109,7 @@ class Plan:
         args = self.args
 
         def look() -> list[int]:
+            """Decode them, on the main process."""
             limits = (args.on_bad_image, args.max_bad_image_fraction, not args.disable_tqdm)
             if self.args.do_train and not self.data_args.streaming:
                 try_sample(self.data.train, *limits)
@@ -175,6 +176,7 @@ class Plan:
         directory, image_size = Path(self.args.output_dir, TEACHER), self.config.image_size
 
         def is_missing() -> bool:
+            """Look into the output folder, on the main process."""
             about = (self.teacher_config, self.data, self.model_args, self.args, image_size)
             if self.store is not None:  # of answers that are not complete
                 kept = self.store.fingerprint.get("teacher_training")

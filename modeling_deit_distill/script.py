@@ -53,6 +53,7 @@ def _printable_logs() -> Iterator[None]:
     make_record = logging.getLogRecordFactory()
 
     def make_printable(name: str, *args, **kwargs) -> logging.LogRecord:
+        """A record, of ours with its control characters written out."""
         record = make_record(name, *args, **kwargs)
         if name.split(".")[0] == __package__:
             record.msg, record.args = printable_lines(record.getMessage()), ()

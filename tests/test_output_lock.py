@@ -137,3 +137,4 @@ def test_the_holder_touches_its_record(tmp_path, monkeypatch):
         os.utime(record, (1, 1))
         while record.stat().st_mtime == 1:
             pass
+        assert record.stat().st_mtime > 1

@@ -78,6 +78,7 @@ def looked_at(rows: Dataset, decode: Callable, description: str | None = None) -
         known = json.loads(memory.read_text())
 
     def notes_of(row: int) -> list[str] | None:
+        """What was assumed about a row's image; None if it cannot be decoded."""
         try:
             return decode(encoded_row(rows, row)[0])
         except BadImageError:

@@ -122,18 +122,15 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    columns, skipped = (image_column, label_column), ""
     source = train_dir or train_csv or dataset_name
-    if train_dir:
-        splits, skipped = _load_files(train_dir, validation_dir, "dir", columns, streaming)
-    elif train_csv:
-        splits, skipped = _load_files(train_csv, validation_csv, "csv", columns, streaming)
-        columns = (None, None)  # they have done their work
+    columns = (image_column, label_column)
+    if train_dir or train_csv:
+        files = (train_dir, validation_dir, "dir") if train_dir else (train_csv, validation_csv, "csv")
+        splits, skipped = _load_files(*files, columns, streaming)
+        columns = columns if train_dir else (None, None)  # of a table they have done their work
     else:
-        splits = _load_named(dataset_name, dataset_config_name, streaming)
-    if train_split not in splits:
-        raise InputError(f"train_split {train_split!r} is not in {source!r}; it has: {', '.join(splits)}")
-    splits = _select_all(splits, (train_split, validation_split), *columns, group_by)
+        splits, skipped = _load_named(dataset_name, dataset_config_name, streaming), ""
+    splits = _with_columns(splits, source, (train_split, validation_split), columns, group_by)
     if not train_dir and not train_csv:  # whose files were found by ourselves
         roots = _roots(dataset_name)
         splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
@@ -156,10 +153,20 @@ def load_image_data(
         train, validation = encode_labels(train, validation)
     _check_classes(train, validation, source)
     class_names = train.features["label"].names
-    if not listing:
-        used = {name: listed(splits[name]) for name in (train_split, split) if name is not None}
-        listing = {name: each for name, each in used.items() if each is not None}
+    listing = listing or _listing(splits, (train_split, split))
     return ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
+
+
+def _with_columns(splits: dict, source: str, needed: tuple, columns: tuple, group_by: str | None) -> dict:
+    if needed[0] not in splits:
+        raise InputError(f"train_split {needed[0]!r} is not in {source!r}; it has: {', '.join(splits)}")
+    return _select_all(splits, needed, *columns, group_by)
+
+
+def _listing(splits: dict, used: tuple) -> dict[str, object]:
+    """The images of the splits that are used, by name; of those that are files."""
+    found = {name: listed(splits[name]) for name in used if name is not None}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def load_digits() -> Dataset:

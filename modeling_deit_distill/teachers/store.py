@@ -396,6 +396,7 @@ def decode_top_k(entries: np.ndarray, num_classes: int, temperature: float, devi
 
 @contextlib.contextmanager
 def disk_errors_named(path: Path, done: str = "written"):
+    """Errors of the disk become a `LocalInputError` that names the file."""
     try:
         yield
     except OSError as error:  # of this process alone

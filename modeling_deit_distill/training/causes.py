@@ -104,7 +104,10 @@ def first_layer(module: nn.Module, pixel_values: torch.Tensor) -> str | None:
     found: list[str] = []
 
     def hook(name):
+        """What is run after the layer of this name."""
+
         def look(_, inputs, output):
+            """Keep the name if it is the first whose output is not finite."""
             named = [(name, each) for each in _tensors_of(output)]
             if not found and first_not_finite(named) is not None:
                 found.append(name or "its output")

@@ -66,4 +66,4 @@ def test_a_run_does_not_write_among_its_images(here, tmp_path, output_dir, image
 def test_folders_beside_each_other_are_taken(here):
     check("photos/out", "photos/answers", train_dir="photos/train", validation_dir="photos/validation")
     check("photos/train-2", train_dir="photos/train")
-    check(dataset_name="owner/name", validation_split="test")
+    assert check(dataset_name="owner/name", validation_split="test") is None
