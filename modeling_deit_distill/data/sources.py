@@ -132,8 +132,7 @@ def load_image_data(
         splits, skipped = _load_named(dataset_name, dataset_config_name, streaming), ""
     splits = _with_columns(splits, source, (train_split, validation_split), columns, group_by)
     if not train_dir and not train_csv:  # whose files were found by ourselves
-        roots = _roots(dataset_name)
-        splits = {name: _keep_inside(rows, roots) for name, rows in splits.items()}
+        splits = {name: _keep_inside(rows, _roots(dataset_name)) for name, rows in splits.items()}
     splits = {name: aligned(rows, (listing or {}).get(name)) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     if group_by is not None and split is not None:
@@ -143,12 +142,11 @@ def load_image_data(
     if streaming:
         return dataclasses.replace(_as_stream(train, splits, split, source), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
-    groups = None
     if split is None:
         validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation, validation_source = splits[split], f"split {split!r}"
+        validation, validation_source, groups = splits[split], f"split {split!r}", None
         check_labels(validation, validation_source, "validation_split")
         train, validation = encode_labels(train, validation)
     _check_classes(train, validation, source)
