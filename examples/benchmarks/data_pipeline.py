@@ -38,8 +38,9 @@ def main(arguments: list[str]):
     PIL.Image.preinit()
     options = parse_options(arguments)
     torch.set_num_threads(1)
-    source = {"train_dir": options.dataset} if any(Path(options.dataset).glob("*/*.[jJ]*")) else {}
-    rows = load_image_data(**(source or {"dataset_name": options.dataset})).train
+    name = "train_dir" if any(Path(options.dataset).glob("*/*.[jJ]*")) else "dataset_name"
+    # None is held out: a sample may have one image a class.
+    rows = load_image_data(**{name: options.dataset}, validation_split="train").train
     chains = {"timm": timm_chain(rows, options.views)}
     for repeats in (3, 1):
         chains[f"uint8_repeats{repeats}"] = our_chain(rows, options, repeats, ready=False)

@@ -50,8 +50,9 @@ SKIPPED = 3
 def main(arguments: list[str]):
     patch_posterize()
     options = parse_options(arguments)
-    source = {"train_dir": options.images} if any(Path(options.images).glob("*/*.[jJ]*")) else {}
-    rows = load_image_data(**(source or {"dataset_name": options.images})).train
+    name = "train_dir" if any(Path(options.images).glob("*/*.[jJ]*")) else "dataset_name"
+    # None is held out: a sample may have one image a class.
+    rows = load_image_data(**{name: options.images}, validation_split="train").train
     num_views = options.batch_size * (options.skipped + options.steps)
     rows = rows.select([index % len(rows) for index in range(num_views)])
     with tempfile.TemporaryDirectory() as folder:
