@@ -112,7 +112,8 @@ def lone_photos(photos):
 
 @pytest.mark.slow
 def test_the_data_benchmark_writes_its_ratios(lone_photos, tmp_path):
-    words = [str(lone_photos), "--against", "timm", "--views", "12", "--rounds", "1", "--batch_size", "6", "--workers", "1"]
+    words = [str(lone_photos), "--against", "timm", "--views", "12", "--rounds", "1", "--batch_size", "6"]
+    words += ["--workers", "1"]
     load_example("benchmarks/data_pipeline").main([*words, "--json", str(tmp_path / "figures.json")])
     ratios = json.loads((tmp_path / "figures.json").read_text())["ratios"]
     names = {f"{stage}_repeats{repeats}" for stage in ("uint8", "ready") for repeats in (1, 3)}
