@@ -1,12 +1,10 @@
-"""Export a checkpoint to ONNX: one file with its weights, and beside it what a deployer needs.
+"""Export a checkpoint to ONNX: `python -m modeling_deit_distill.export SOURCE DESTINATION --formats onnx`.
 
-    python examples/export_onnx.py SOURCE DESTINATION [--image_size 384] [--precision int8] [--batch_size 16]
-
-`--help` tells what is written, and how to use it. The code is in `modeling_deit_distill/export/onnx.py`.
+python examples/export_onnx.py SOURCE DESTINATION [--image_size 384] [--precisions fp32 int8] [--batch_size 16]
 """
 
-from modeling_deit_distill.export.onnx import main
+from modeling_deit_distill.export.__main__ import main
 from modeling_deit_distill.script import run_script
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda arguments: main([*arguments, "--formats", "onnx"]))

@@ -1,39 +1,7 @@
-"""Export a checkpoint to ONNX: one file with its weights, and beside it what a deployer needs.
+"""A student as an ONNX file with its weights, checked against PyTorch, in fp32, fp16 or int8."""
 
-    python examples/export_onnx.py SOURCE DESTINATION [--image_size 384] [--precision int8] [--batch_size 16]
-
-SOURCE is a checkpoint of ours, a folder or a Hub id. DESTINATION becomes a folder of `model.onnx`, `config.json` and
-`preprocessor_config.json`. Nothing is written unless onnxruntime answers as PyTorch does (rounded, nearly so); then
-both are timed on the CPU with batches of `--batch_size`. Input: `pixel_values`, float32 (batch, channels, height,
-width) with any batch size. Outputs, each (batch, classes): `logits`, `cls_logits`, and `distillation_logits` if the
-model has that token.
-
-With `--precision int8` the linear maps multiply whole numbers: weights are rounded once, activations as they come
-(dynamic quantisation), and the file is a quarter as large. Such a model decides some images otherwise; how many tells
-
-    python examples/evaluate_checkpoint.py SOURCE DESTINATION --train_dir DATA
-
-Many images are answered soonest one by one, each on a core of its own (`answer_by_core` below, which is what is timed):
-nobody waits for the others, and what a layer leaves for the next one stays in the core's cache. In int8 an answer then
-also has nothing to do with the other images of its batch, with which it would share the scale of its rounding.
-
-To classify an image with neither this package nor PyTorch's model (imports: json, onnxruntime, PIL.Image, and
-AutoImageProcessor of transformers):
-
-    processor = AutoImageProcessor.from_pretrained("DESTINATION")
-    session = onnxruntime.InferenceSession("DESTINATION/model.onnx")
-    pixel_values = processor(PIL.Image.open("photo.jpg"), return_tensors="np")["pixel_values"]
-    [logits] = session.run(["logits"], {"pixel_values": pixel_values})
-    print(json.load(open("DESTINATION/config.json"))["id2label"][str(logits[0].argmax())])
-"""
-
-import argparse
 import copy
-import json
 import logging
-import re
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,71 +11,25 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import torch
-from safetensors import SafetensorError
-from transformers import AutoImageProcessor, PreTrainedConfig, pipeline
+from torch import nn
 
-from ..configuration_deit_distill import DeiTDistillConfig, as_pair
-from ..conversion.saving import new_folder
+from ..analysis import attention_maps
 from ..errors import InputError, one_line
-from ..files import write_json
-from ..modeling_deit_distill import DeiTDistillForImageClassification
+from ..modeling_deit_distill import DeiTDistillForImageClassification, fuse_logits
+from .checkpoint import input_shape
 
+MODEL = "model.onnx"
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
 OPSET = 20
-MODEL = "model.onnx"  # the file in the folder of an export
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
+ROUNDED = ("MatMul", "Gemm")
+MAPS_OF_A_BLOCK = ("attention.qkv", "attention.proj", "mlp.fc1", "mlp.fc2")
 TOLERANCE = 1e-4
 # What rounding may change on the average, as a share of the logits' spread.
 ROUNDING = 0.1
-BATCH_SIZES = {"fp32": (1, 2, 5), "int8": (16,)}
-ROUNDS = 5
-
-
-def main(arguments: list[str]):
-    """Export, check against PyTorch, then time both."""
-    options = parse_options(arguments)
-    check_packages()
-    with new_folder(options.destination) as folder:
-        model = load_model(options.source, options.image_size)
-        processor = load_processor(options.source, model.config)
-        path = folder / MODEL
-        write_onnx(model, path)
-        fields = json.loads(model.config.to_json_string())
-        fields.pop("auto_map", None)  # the pointer to its code, which does not lie here
-        write_json(folder / "config.json", fields)
-        processor.save_pretrained(folder)
-        differences = check_answers(model, open_session(path))
-        if options.precision == "int8":
-            quantize(path)
-            differences = check_answers(model, open_session(path), "int8")
-    path = Path(options.destination).resolve() / MODEL
-    size = f"{path.stat().st_size / 1e6:.1f} MB, {options.precision}"
-    print(f"{path}: {size}, opset {OPSET}, {input_shape(model.config)} for each image")
-    found = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    sizes = ", ".join(map(str, BATCH_SIZES[options.precision]))
-    print(f"largest difference from PyTorch, batch sizes {sizes}: {found}", flush=True)
-    print(compare_speed(model, processor, answer_by_core(path), options.batch_size))
-
-
-def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """The command line; the module's text is its help."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("destination", metavar="DESTINATION")
-    parser.add_argument("--image_size", help="pixels, 384 or HEIGHTxWIDTH; the checkpoint's own unless given")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of weights and products (default fp32)"
-    )
-    parser.add_argument("--batch_size", type=int, default=16, help="images in a batch when timing (default 16)")
-    options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        raise InputError(f"--batch_size is {options.batch_size}; it must be at least 1")
-    if not re.fullmatch(r"[0-9]+(x[0-9]+)?", options.image_size or "0"):
-        raise InputError(f"--image_size is {options.image_size}; give pixels as 384, or as 384x512 (height, width)")
-    return options
+BATCH_SIZES = {"fp32": (1, 2, 5), "fp16": (1, 2, 5), "int8": (16,)}
 
 
 def check_packages():
@@ -119,82 +41,38 @@ def check_packages():
             raise InputError(f"exporting needs {name} ({one_line(error)}): pip install -e '.[onnx]'") from error
 
 
-def load_model(source: str, image_size: str | None) -> DeiTDistillForImageClassification:
-    """The checkpoint in float32, its position embeddings resized if another size was asked for."""
-    remedy = f"convert other models first: python -m modeling_deit_distill.conversion {source} FOLDER"
-    try:
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise InputError(f"SOURCE {source} is no checkpoint ({one_line(error)}); {remedy}") from error
-    if model_type != DeiTDistillForImageClassification.config_class.model_type:
-        raise InputError(f"SOURCE {source} is of model_type {model_type}, not deit_distill; {remedy}")
-    overrides = {"dtype": torch.float32}
-    if image_size is not None:
-        sides = [int(side) for side in image_size.split("x")]
-        overrides["image_size"] = sides[0] if len(sides) == 1 else tuple(sides)
-    try:
-        model, report = DeiTDistillForImageClassification.from_pretrained(source, output_loading_info=True, **overrides)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"SOURCE {source} cannot be loaded: {one_line(error)}") from error
-    if report["missing_keys"]:
-        raise InputError(f"SOURCE {source} has no {min(report['missing_keys'])}; export a trained classifier")
-    return model.eval()
+class AllOutputs(nn.Module):
+    """A student's answers and its attention in one forward, for tracing.
 
-
-def load_processor(source: str, config: DeiTDistillConfig):
-    """The checkpoint's own image processor, fitted to the model's image size."""
-    try:
-        processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"SOURCE {source} has no image processor ({one_line(error)}); put its preprocessor_config.json there"
-        ) from error
-    fit_processor(processor, as_pair(config.image_size))
-    made = processor(draw_images(1, config), return_tensors="np")["pixel_values"].shape[1:]
-    if made != input_shape(config):
-        raise InputError(
-            f"SOURCE {source}: its image processor makes {made} of an image, but the model takes {input_shape(config)} "
-            "(channels, height, width); mend preprocessor_config.json"
-        )
-    return processor
-
-
-def input_shape(config: DeiTDistillConfig) -> tuple[int, int, int]:
-    """(channels, height, width)."""
-    return config.num_channels, *as_pair(config.image_size)
-
-
-def fit_processor(processor, image_size: tuple[int, int]):
-    """Change what is cut out to `image_size`, keeping the resized image's ratio to it."""
-    height, width = image_size
-    if not getattr(processor, "do_center_crop", False):
-        processor.size = {"height": height, "width": width}
-        return
-    # The longer sides: a crop that is wide must fit into an image that is tall, too.
-    longest = max(processor.crop_size["height"], processor.crop_size["width"])
-    if (height, width) != (processor.crop_size["height"], processor.crop_size["width"]):
-        sides = {name: side for name, side in dict(processor.size).items() if side}
-        processor.size = {name: side * max(image_size) // longest for name, side in sides.items()}
-        processor.crop_size = {"height": height, "width": width}
-
-
-def quantize(path: Path):
-    """Round the weights of all linear maps to 8 bits, in place; activations will be as they come.
-
-    Each row of a weight has a scale of its own. Weights take 7 of the 8 bits: processors without instructions for such
-    products (VNNI) add pairs in 16 bits, which would overflow.
+    As `DeiTDistillForImageClassification`, but the last block computes the prefix tokens alone and yet says what they
+    attend to.
     """
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
 
-    model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes within the graph: they are inferred anew, and torch 2.11 notes wrong ones
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it recommends what does not apply to such models
-    try:
-        quantize_dynamic(model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, reduce_range=True)
-    finally:
-        logging.root.setLevel(level)
+    def __init__(self, model: DeiTDistillForImageClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Tensors in the order of [`output_names`], of `pixel_values` (batch, channels, height, width)."""
+        model, embeddings = self.model, self.model.deit.embeddings
+        encoded = model.deit(pixel_values, output_attentions=True, return_dict=True, prefix_only=True)
+        tokens = encoded.last_hidden_state  # (B, 1 or 2, D)
+        heads = [model.cls_classifier(tokens[:, 0])]
+        if model.distillation_classifier is not None:
+            heads.append(model.distillation_classifier(tokens[:, 1]))
+        logits = fuse_logits(heads[0], heads[1] if len(heads) > 1 else None, model.config.fusion)
+        grid = embeddings.grid(embeddings.image_size)
+        return logits.clone(), *heads, attention_maps(encoded.attentions, grid, tokens.shape[1])
+
+
+def output_names(model: DeiTDistillForImageClassification) -> list[str]:
+    """What a file answers with, in order: logits (batch, classes) each, then attentions.
+
+    `attentions` (batch, tokens, grid height, grid width) say where class and distillation token look in the last block,
+    see [`attention_maps`].
+    """
+    heads = ["cls_logits", "distillation_logits"] if model.config.use_distillation_token else ["cls_logits"]
+    return ["logits", *heads, "attentions"]
 
 
 def write_onnx(model: DeiTDistillForImageClassification, path: Path):
@@ -203,11 +81,10 @@ def write_onnx(model: DeiTDistillForImageClassification, path: Path):
 
     traced = copy.deepcopy(model)
     traced.set_attn_implementation("eager")
-    traced.config.update({"return_dict": False, "output_attentions": False, "output_hidden_states": False})
     with redirect_stdout(StringIO()), warnings.catch_warnings():  # the exporter counts its steps, and warns of itself
         warnings.simplefilter("ignore", FutureWarning)
         program = torch.onnx.export(
-            traced,
+            AllOutputs(traced).eval(),
             (torch.zeros(2, *input_shape(model.config)),),
             input_names=["pixel_values"],
             output_names=output_names(model),
@@ -220,14 +97,56 @@ def write_onnx(model: DeiTDistillForImageClassification, path: Path):
     program.save(path, external_data=False)
 
 
-def output_names(model: DeiTDistillForImageClassification) -> list[str]:
-    """What the file answers with, in order."""
-    heads = ["cls_logits", "distillation_logits"] if model.config.use_distillation_token else ["cls_logits"]
-    return ["logits", *heads]
+def quantize(path: Path, kept: tuple[str, ...] = ()):
+    """Round the weights of linear maps to 8 bits, in place; activations will be as they come.
+
+    Each row of a weight has a scale of its own. Weights take 7 of the 8 bits: processors without instructions for such
+    products (VNNI) add pairs in 16 bits, which would overflow.
+
+    Args:
+        path: the file.
+        kept: parts of the names of layers that stay in fp32, such as `"mlp.fc2"`, see [`linear_maps`].
+    """
+    import onnx
+    from onnxruntime.quantization import quantize_dynamic
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes within the graph: they are inferred anew, and torch 2.11 notes wrong ones
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)  # it recommends what does not apply to such models
+    excluded = [node for node, layer in linear_maps(model).items() if any(part in layer for part in kept)]
+    kinds = {"op_types_to_quantize": list(ROUNDED), "nodes_to_exclude": excluded}
+    try:
+        quantize_dynamic(model, path, **kinds, per_channel=True, reduce_range=True)
+    finally:
+        logging.root.setLevel(level)
+
+
+def linear_maps(model) -> dict[str, str]:
+    """The nodes that multiply by weights, in order, and the layers that they are: `layers.0.mlp.fc2`, `classifier`."""
+    weights = {value.name for value in model.graph.initializer}
+    nodes = [node.name for node in model.graph.node if node.op_type in ROUNDED and node.input[1] in weights]
+    layers = [f"layers.{number // 4}.{MAPS_OF_A_BLOCK[number % 4]}" for number in range(len(nodes) // 4 * 4)]
+    return dict(zip(nodes, [*layers, *["classifier"] * (len(nodes) % 4)], strict=True))
+
+
+def to_half(path: Path):
+    """Weights and arithmetic in fp16, in place; what goes in and what comes out stays float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # they would still say float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of numbers that are raised to the least that fp16 holds
+        halved = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
+    halved.topological_sort()  # the converter appends its casts
+    onnx.save(halved.model, path)
 
 
 def open_session(path: Path, threads: int | None = None):
-    """The file in onnxruntime, with as many threads as PyTorch has, unless told otherwise."""
+    """The file in onnxruntime on the CPU, with as many threads as PyTorch has, unless another number is given."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -260,66 +179,29 @@ def check_answers(model: DeiTDistillForImageClassification, session, precision: 
     """The largest absolute difference of each output from PyTorch's, on random images.
 
     Raises:
-        InputError: one is above `TOLERANCE` (fp32), they differ on the average by more than `ROUNDING` of their spread
-            (int8), or are no numbers.
+        InputError: one is above `TOLERANCE` (fp32), logits differ on the average by more than `ROUNDING` of their
+            spread (fp16, int8), or are no numbers.
     """
     generator, largest = torch.Generator().manual_seed(0), dict.fromkeys(output_names(model), 0.0)
     for batch_size in BATCH_SIZES[precision]:
         pixel_values = torch.randn(batch_size, *input_shape(model.config), generator=generator)
         answers = session.run(list(largest), {"pixel_values": pixel_values.numpy()})
-        outputs = model(pixel_values)
-        for name, answer in zip(largest, answers, strict=True):
-            expected = outputs[name].numpy()
-            difference = np.abs(answer - expected)
-            share = difference.mean() / expected.std()
-            if precision == "fp32" and not difference.max() <= TOLERANCE:
-                raise InputError(
-                    f"{name} of batch size {batch_size} differ from PyTorch's by {difference.max():.1e}, more than "
-                    f"{TOLERANCE:.0e}; nothing was written, try other versions of torch, onnxscript and onnxruntime"
-                )
-            if precision == "int8" and not share <= ROUNDING:
-                raise InputError(
-                    f"{name} of the rounded model differ from PyTorch's by {share:.0%} of their spread on the average, "
-                    f"more than {ROUNDING:.0%}; nothing was written, leave --precision int8 out"
-                )
+        for name, answer, expected in zip(largest, answers, AllOutputs(model)(pixel_values), strict=True):
+            difference = np.abs(answer - expected.numpy())
+            _check_difference(name, difference, expected.std().item(), precision)
             largest[name] = max(largest[name], difference.max().item())
     return largest
 
 
-def draw_images(number: int, config: DeiTDistillConfig) -> list[PIL.Image.Image]:
-    """Noise, a third larger than what the model takes, as a photograph would be."""
-    height, width = (side * 4 // 3 for side in as_pair(config.image_size))
-    draws = np.random.default_rng(0).integers(0, 256, (number, height, width, 3), dtype=np.uint8)
-    return [PIL.Image.fromarray(pixels) for pixels in draws]
-
-
-@torch.inference_mode()
-def compare_speed(model: DeiTDistillForImageClassification, processor, answer: Callable, batch_size: int) -> str:
-    """How long a batch takes on the CPU, from images on and in the model alone, in words."""
-    classify = pipeline("image-classification", model=model, image_processor=processor, device="cpu")
-    images = draw_images(batch_size, model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"]
-    pairs = {
-        "from images on": alternate(
-            lambda: classify(images, batch_size=batch_size),
-            lambda: answer(processor(images, return_tensors="np")["pixel_values"]),
-        ),
-        "model alone": alternate(lambda: model(pixel_values), lambda: answer(pixel_values.numpy())),
-    }
-    threads = torch.get_num_threads()
-    lines = [f"CPU, threads: {threads}, batch size: {batch_size}, medians of {ROUNDS} alternating rounds"]
-    for name, (pytorch, onnx) in pairs.items():
-        times = f"PyTorch {1000 * pytorch:.2f} ms, onnxruntime {1000 * onnx:.2f} ms"
-        lines.append(f"  {name}: {times}, {pytorch / onnx:.2f} times as fast")
-    return "\n".join(lines)
-
-
-def alternate(*functions) -> list[float]:
-    """The median seconds of each, taken in turns after a round that does not count."""
-    seconds = [[] for _ in functions]
-    for _ in range(1 + ROUNDS):
-        for function, taken in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken[1:]) for taken in seconds]
+def _check_difference(name: str, difference: np.ndarray, spread: float, precision: str):
+    if precision == "fp32" and not difference.max() <= TOLERANCE:
+        raise InputError(
+            f"{name} of batch size {len(difference)} differ from PyTorch's by {difference.max():.1e}, more than "
+            f"{TOLERANCE:.0e}; nothing was written, try other versions of torch, onnxscript and onnxruntime"
+        )
+    share = difference.mean() / spread
+    if precision != "fp32" and name != "attentions" and not share <= ROUNDING:
+        raise InputError(
+            f"{name} of the model rounded to {precision} differ from PyTorch's by {share:.0%} of their spread on the "
+            f"average, more than {ROUNDING:.0%}; nothing was written, leave {precision} out"
+        )

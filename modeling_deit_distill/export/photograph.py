@@ -6,8 +6,10 @@ torchvision: width first, then height, each rounded to whole levels.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 from transformers.image_utils import PILImageResampling
 
 from ..errors import InputError
@@ -134,3 +136,44 @@ def _constants(steps: Preprocessing) -> dict[str, np.ndarray]:
         sizes = dict(zip(("size_height", "size_width"), steps.size, strict=True))
     whole = {name: np.array([side], np.int64) for name, side in sizes.items()}
     return colours | whole | ({} if steps.crop is None else {"crop": np.array(steps.crop, np.int64)})
+
+
+def take_photographs(path: Path, processor, opset: int):
+    """Put the image processor in front of a model, in place: its input is then a photograph of any size.
+
+    The graph in front computes in float32, whatever the model's precision.
+
+    Args:
+        path: of an ONNX file with the input `pixel_values`, as the processor makes it.
+        processor: the image processor.
+        opset: of the file.
+
+    Raises:
+        InputError: see [`preprocessing_of`].
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = preprocessing_graph(preprocessing_of(processor), opset)
+    graph.ir_version = model.ir_version
+    graph = onnx.compose.add_prefix(graph, "image_processor.")
+    # The whole takes the name that the model's input had, so that the model's becomes another.
+    _rename(model.graph, "pixel_values", "prepared_pixel_values")
+    _rename(graph.graph, "image_processor.photograph", "pixel_values")
+    for domain in {each.domain for each in model.opset_import} - {each.domain for each in graph.opset_import}:
+        version = next(each.version for each in model.opset_import if each.domain == domain)
+        graph.opset_import.append(onnx.helper.make_opsetid(domain, version))
+    io_map = [("image_processor.prepared", "prepared_pixel_values")]
+    onnx.save(onnx.compose.merge_models(graph, model, io_map), path)
+
+
+def as_photograph(image: PIL.Image.Image) -> np.ndarray:
+    """What such a model takes of an RGB image: `pixel_values` (1, 3, height, width), float32 levels from 0 to 255."""
+    return np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)[None]
+
+
+def _rename(graph, old: str, new: str):
+    for value in graph.input:
+        value.name = new if value.name == old else value.name
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]

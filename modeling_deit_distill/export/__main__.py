@@ -1,0 +1,130 @@
+"""Take a student to other runtimes: `python -m modeling_deit_distill.export CHECKPOINT DESTINATION`.
+
+CHECKPOINT is whatever `conversion` reads: a run's output folder, a name on the Hub, transformers' DeiT and ViT, timm's,
+a file of weights. DESTINATION becomes a folder; of several formats each has a folder of its own in it. Nothing is
+written unless the files answer as PyTorch does.
+
+  browser     onnx/ with a file for each precision, in the layout that transformers.js reads, and a page to try it
+              (index.html). The files take photographs as they are: resize, crop and normalisation are part of them.
+  onnx        model.onnx, which takes what the image processor makes, config.json and preprocessor_config.json
+  executorch  model.pte for phones, which takes what the image processor makes, and the same two
+
+With --images the decisions of each file are compared with PyTorch's on up to 200 of them, and the page shows a few. A
+file that decides otherwise too often is refused.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ..conversion.saving import new_folder
+from ..errors import InputError
+from ..files import write_json
+from ..script import run_script
+from .agreement import DIGITS, MIN_AGREEMENT, chosen_images, decoded
+from .browser import RECORD, write_browser
+from .checkpoint import check_image_size, input_shape, load_model
+from .onnx import OPSET, answer_by_core, check_packages
+from .precisions import FILES, Exported, Source, write_precisions
+from .speed import compare_speed
+
+
+def main(arguments: list[str]):
+    """Export CHECKPOINT to the new folder DESTINATION, which appears when it is complete.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, files that do not answer as PyTorch does, or a destination that is
+            there.
+    """
+    options = parse_options(arguments)
+    check_packages()
+    with new_folder(options.destination) as folder:
+        images, rows = chosen_images(options.images) if options.images else ((), ())
+        source = Source(*load_model(options.checkpoint, options.image_size), images, rows, options.min_agreement)
+        said = []
+        for name in options.formats:
+            into = folder if len(options.formats) == 1 else folder / name
+            into.mkdir(exist_ok=True)
+            said.append(FORMATS[name](source, into, options))
+    print("\n\n".join(said))
+    if not options.images:
+        print("decisions on real images were not compared; give --images FOLDER to do so")
+
+
+def parse_options(arguments: list[str]) -> argparse.Namespace:
+    """The command line; the module's text is its help."""
+    first, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_deit_distill.export",
+        description=first.split(":")[0],
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    parser.add_argument("destination", metavar="DESTINATION")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["browser"], help="default: browser")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=FILES, help="of the ONNX files (browser: all three; onnx: fp32)"
+    )
+    parser.add_argument("--image_size", help="pixels, 384 or HEIGHTxWIDTH; the checkpoint's own unless given")
+    parser.add_argument(
+        "--images", nargs="+", metavar="FOLDER_OR_FILES", help=f"to compare decisions on, or the word {DIGITS}"
+    )
+    parser.add_argument(
+        "--min_agreement", type=float, default=MIN_AGREEMENT, help=f"least share of equal decisions ({MIN_AGREEMENT})"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="images in a batch when onnx is timed (16)")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        raise InputError(f"--batch_size is {options.batch_size}; it must be at least 1")
+    if not 0 <= options.min_agreement <= 1:
+        raise InputError(f"--min_agreement is {options.min_agreement}; it must be from 0 to 1")
+    check_image_size(options.image_size)
+    options.formats = list(dict.fromkeys(options.formats))
+    return options
+
+
+def export_browser(source: Source, folder: Path, options: argparse.Namespace) -> str:
+    """The layout and its page; what came of it in words."""
+    name = Path(options.destination).resolve().name
+    exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
+    return "\n".join(["browser", *map(in_words, exported)])
+
+
+def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> str:
+    """Plain files and what describes them; what came of it in words."""
+    exported = write_precisions(source, folder, tuple(options.precisions or ["fp32"]), takes_photographs=False)
+    write_descriptions(source, folder)
+    shape = input_shape(source.model.config)
+    lines = [f"onnx, opset {OPSET}, {shape} for each image", *map(in_words, exported)]
+    answer = answer_by_core(folder / exported[0].file)
+    return "\n".join([*lines, compare_speed(source.model, source.processor, answer, options.batch_size)])
+
+
+def write_descriptions(source: Source, folder: Path):
+    """`config.json` and `preprocessor_config.json`."""
+    fields = json.loads(source.model.config.to_json_string())
+    fields.pop("auto_map", None)  # the pointer to its code, which does not lie here
+    write_json(folder / "config.json", fields)
+    source.processor.save_pretrained(folder)
+
+
+def in_words(exported: Exported) -> str:
+    """A file in a line or two."""
+    found = ", ".join(f"{name} {difference:.1e}" for name, difference in exported.differences.items())
+    lines = [
+        f"  {exported.file}: {exported.megabytes:.1f} MB, {exported.precision}, {exported.milliseconds} ms an image",
+        f"    largest difference from PyTorch on noise: {found}",
+    ]
+    if exported.agreement is not None:
+        lines.append(f"    {exported.agreement}")
+    if exported.kept:
+        lines.append(f"    left in fp32, since rounding them changed too many decisions: {', '.join(exported.kept)}")
+    return "\n".join(lines)
+
+
+FORMATS: dict[str, Callable[[Source, Path, argparse.Namespace], str]] = {"browser": export_browser, "onnx": export_onnx}
+
+if __name__ == "__main__":
+    run_script(main)
