@@ -4,7 +4,7 @@
     python examples/evaluate_checkpoint.py MODEL [MODEL ...] --validation_dir IMAGES --output report.json
 
 A MODEL is a folder or a name on the Hub: a student of this package, a native checkpoint of transformers, one of timm;
-or a folder that `examples/export_onnx.py` wrote. Each runs as its users run it, through transformers'
+or an ONNX export. Each runs as its users run it, through transformers'
 image-classification pipeline and its own image processor (ONNX: through onnxruntime and the processor beside it). Its
 classes are matched with the data's by name, whatever their order; of a model with more classes only the data's are
 read. The data are held out as in training: the same arguments give the same images, and the trainer's `eval_accuracy`.
@@ -29,7 +29,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments
-from modeling_deit_distill.classifiers import OnnxClassifier, classes_of, is_onnx
+from modeling_deit_distill.classifiers import OnnxClassifier, classes_of, onnx_file
 from modeling_deit_distill.data.datasets import collate
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_transform
 from modeling_deit_distill.data.inspection import readable, try_held_out
@@ -58,7 +58,7 @@ def main(arguments: list[str]):
     bad = try_held_out(data.validation, max_fraction=options.max_bad_image_fraction)
     held_out = readable(data.validation, bad)
     # All of them are looked at before the first is run, which may take an hour.
-    models = [OnnxModel(name) if is_onnx(name) else PipelineModel(name) for name in options.models]
+    models = [OnnxModel(name) if onnx_file(name) is not None else PipelineModel(name) for name in options.models]
     for name in options.models:
         if warning := other_images(name, len(data.validation), data.validation_source):
             print(f"warning: {printable(warning)}", file=sys.stderr)
@@ -157,7 +157,7 @@ class PipelineModel:
 
 
 class OnnxModel:
-    """An export by `examples/export_onnx.py`, see [`OnnxClassifier`]; attributes as of [`PipelineModel`]."""
+    """An ONNX export, see [`OnnxClassifier`]; attributes as of [`PipelineModel`]."""
 
     run_by = "onnxruntime"
 
@@ -168,6 +168,7 @@ class OnnxModel:
     def __call__(self, rows: Dataset, batch_size: int) -> Iterator[np.ndarray]:
         """Logits (classes,) of each row's image."""
         images = EvaluationDataset(rows, evaluation_transform(self._classifier.processor))
+        batch_size = 1 if self._classifier.takes_photographs else batch_size
         for batch in DataLoader(images, batch_size, collate_fn=collate):
             yield from self._classifier(batch["pixel_values"])["fused"].numpy()
 

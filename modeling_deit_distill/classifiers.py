@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor
 from .conversion.checkpoint import build_model, holds_deit, load_checkpoint
 from .errors import InputError, one_line, printable
 from .export.onnx import MODEL, open_session
+from .export.photograph import as_photograph
 from .teachers.classes import match_classes
 from .teachers.teacher import PRECISIONS, load_classifier
 
@@ -35,6 +36,8 @@ class TorchClassifier:
         class_names: in the order of the logits.
         outputs: the names of what it answers: `fused`, and of two heads `cls` and `distillation`.
     """
+
+    takes_photographs = False
 
     def __init__(self, name: str, model: nn.Module, processor, device: torch.device | str, precision: str = "fp32"):
         self.name, self.processor, self.precision = name, processor, precision
@@ -60,17 +63,19 @@ class TorchClassifier:
 
 
 class OnnxClassifier:
-    """A folder with `model.onnx`, `config.json` (`id2label`) and `preprocessor_config.json`, run on the CPU.
+    """An ONNX export with its `config.json` (`id2label`) and `preprocessor_config.json`, run on the CPU.
 
     Each image is answered alone, on a core of its own: that is fastest, and a rounded model (int8) would share the
     scale of its rounding within a batch, so that answers would depend on the company.
 
     Args:
-        name: the folder, or the file in it. The model maps `pixel_values` (batch, 3, height, width) float32 to
-            `logits` (batch, classes), and may have the outputs of two heads.
+        name: the folder, which holds `model.onnx` or `onnx/model.onnx`, or a file in it. The model maps `pixel_values`
+            (batch, 3, height, width) float32 to `logits` (batch, classes), and may have the outputs of two heads. One
+            that takes images of any size is given photographs as they are.
 
     Attributes:
         class_names, outputs: as of [`TorchClassifier`].
+        takes_photographs: whether images are given to it as they are, and so one by one.
 
     Raises:
         InputError: a file that is missing or broken; when it is called, a model that does not run on what the
@@ -82,7 +87,8 @@ class OnnxClassifier:
 
     def __init__(self, name: str):
         self.name = name
-        folder = Path(name) if Path(name).is_dir() else Path(name).parent
+        file = onnx_file(name)
+        folder = file.parent.parent if file.parent.name == "onnx" else file.parent
         path = folder / "config.json"
         try:
             id2label = json.loads(path.read_text(encoding="utf-8"))["id2label"]
@@ -92,11 +98,15 @@ class OnnxClassifier:
             raise InputError(f"model {name!r}: {path} has no id2label as transformers writes it ({reason})") from error
         try:
             self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            self._session = open_session(folder / MODEL, threads=1)
+            self._session = open_session(file, threads=1)
         except ImportError as error:
             raise InputError(f"model {name!r} needs onnxruntime; pip install onnxruntime") from error
         except Exception as error:  # onnxruntime has a dozen kinds without a common one
             raise InputError(f"model {name!r} cannot be loaded ({one_line(error)})") from error
+        [taken] = self._session.get_inputs()
+        self.takes_photographs = isinstance(taken.shape[-1], str)
+        if self.takes_photographs:
+            self.processor = AsItIs()
         has = {output.name for output in self._session.get_outputs()}
         self.outputs = list(OUTPUTS) if has.issuperset(OUTPUTS.values()) else list(OUTPUTS)[:1]
         self._cores = ThreadPoolExecutor(torch.get_num_threads())
@@ -125,9 +135,25 @@ class OnnxClassifier:
 Classifier = TorchClassifier | OnnxClassifier
 
 
-def is_onnx(name: str) -> bool:
-    """Whether it is a folder with an ONNX export, or the export itself."""
-    return Path(name, MODEL).is_file() or Path(name).name == MODEL and Path(name).is_file()
+class AsItIs:
+    """In the place of an image processor, for a model that has its own inside."""
+
+    def __call__(self, image, return_tensors: str = "pt") -> dict[str, torch.Tensor]:
+        """`pixel_values` (1, 3, height, width), float32 levels from 0 to 255, of an RGB image."""
+        return {"pixel_values": torch.from_numpy(as_photograph(image))}
+
+
+def onnx_file(name: str) -> Path | None:
+    """The ONNX export that a name means: the file, or the fp32 one in the folder; None if there is none.
+
+    Raises:
+        InputError: a folder with other ONNX files only.
+    """
+    files = [Path(name), Path(name, MODEL), Path(name, "onnx", MODEL)]
+    found = next((file for file in files if file.suffix == ".onnx" and file.is_file()), None)
+    if found is None and (others := sorted(map(str, [*Path(name).glob("*.onnx"), *Path(name).glob("onnx/*.onnx")]))):
+        raise InputError(f"model {name!r} holds no {MODEL} but {', '.join(others)}; name the file")
+    return found
 
 
 def load_any_classifier(name: str, device: torch.device | str | None = None, precision: str = "fp32") -> Classifier:
@@ -144,7 +170,7 @@ def load_any_classifier(name: str, device: torch.device | str | None = None, pre
     Raises:
         InputError: nothing there that can be loaded, or a device or precision that cannot be.
     """
-    if is_onnx(name):
+    if onnx_file(name) is not None:
         if precision != "fp32" or torch.device(device or "cpu").type != "cpu":
             raise InputError(
                 f"model {name!r} is an ONNX export, which runs on the CPU in its own precision; leave out --device and "

@@ -193,6 +193,8 @@ def predict(
     Raises:
         InputError: see [`write_predictions`].
     """
+    if classifier.takes_photographs:  # of any size, which do not fit into one batch
+        batch_size = 1
     if num_workers is None:
         num_workers = min(available_cores(), MAX_WORKERS, -(-len(images) // batch_size))
     loader = DataLoader(

@@ -1,7 +1,9 @@
 """Classifiers of every kind against the models asked directly."""
 
 import json
+import shutil
 
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, ResNetConfig, ResNetForImageClassification
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.classifiers import OnnxClassifier, is_onnx, load_any_classifier
+from modeling_deit_distill.classifiers import OnnxClassifier, load_any_classifier, onnx_file
 from modeling_deit_distill.conversion.checkpoint import load_checkpoint
 from modeling_deit_distill.conversion.saving import save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public
@@ -130,7 +132,7 @@ def exported(tmp_path_factory):
 
 def test_an_export_answers_image_by_image(exported):
     for name in (exported, exported / "model.onnx"):
-        assert is_onnx(str(name))
+        assert onnx_file(str(name)) == exported / "model.onnx"
         classifier = load_any_classifier(str(name))
         answers = classifier(PIXELS)
         torch.testing.assert_close(answers["cls"], PIXELS.sum((2, 3)), atol=1e-3, rtol=0)
@@ -139,6 +141,31 @@ def test_an_export_answers_image_by_image(exported):
     for settings in ({"precision": "bf16"}, {"device": "cuda"}):
         with pytest.raises(InputError, match="ONNX export, which runs on the CPU.*leave out --device and --precision"):
             load_any_classifier(str(exported), **settings)
+
+
+def test_a_folder_without_its_fp32_file_says_which_it_has(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "export")
+    file = (tmp_path / "export" / "model.onnx").rename(tmp_path / "export" / "model_quantized.onnx")
+    with pytest.raises(InputError, match=f"holds no model.onnx but {file}; name the file"):
+        load_any_classifier(str(tmp_path / "export"))
+    assert load_any_classifier(str(file)).class_names == NAMES
+
+
+def test_an_export_that_takes_photographs_is_given_them_as_they_are(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    shutil.copytree(exported, tmp_path / "export")
+    (tmp_path / "export" / "onnx").mkdir()
+    model = onnx.load(exported / "model.onnx")
+    for axis, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    onnx.save(model, tmp_path / "export" / "onnx" / "model.onnx")
+    (tmp_path / "export" / "model.onnx").unlink()
+    classifier = load_any_classifier(str(tmp_path / "export"))
+    assert classifier.takes_photographs and not load_any_classifier(str(exported)).takes_photographs
+    image = PIL.Image.new("RGB", (5, 7), (1, 2, 3))
+    pixel_values = classifier.processor(image)["pixel_values"]
+    assert pixel_values.shape == (1, 3, 7, 5)
+    assert classifier(pixel_values)["cls"].tolist() == [[35.0, 70.0, 105.0]]
 
 
 def test_an_export_without_its_runtime_says_what_to_install(exported, monkeypatch):

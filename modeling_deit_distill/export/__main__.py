@@ -22,8 +22,8 @@ from ..conversion.saving import new_folder
 from ..errors import InputError
 from ..files import write_json
 from ..script import run_script
-from .agreement import DIGITS, MIN_AGREEMENT, chosen_images, decoded
-from .browser import RECORD, write_browser
+from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
+from .browser import write_browser
 from .checkpoint import check_image_size, input_shape, load_model
 from .onnx import OPSET, answer_by_core, check_packages
 from .precisions import FILES, Exported, Source, write_precisions

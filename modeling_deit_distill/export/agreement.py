@@ -14,7 +14,8 @@ from ..data.unlabelled import RowImages, find_images
 from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 
-DIGITS = "digits"  # the word for the held-out images of the embedded default
+# The word for the held-out images of the embedded default, and their share in its recipe.
+DIGITS, DIGITS_FRACTION = "digits", 0.2
 MAX_IMAGES = 200
 MIN_AGREEMENT = 0.97
 
@@ -48,7 +49,10 @@ def chosen_images(names: Sequence[str]) -> tuple[Sequence[dict | str], list[int]
     Raises:
         InputError: no images.
     """
-    images = RowImages(load_image_data().validation) if list(names) == [DIGITS] else find_images(list(names))
+    if list(names) == [DIGITS]:
+        images = RowImages(load_image_data(DIGITS, validation_fraction=DIGITS_FRACTION).validation)
+    else:
+        images = find_images(list(names))
     number = min(len(images), MAX_IMAGES)
     return images, [index * len(images) // number for index in range(number)]
 

@@ -115,6 +115,7 @@ def quantize(path: Path, kept: tuple[str, ...] = ()):
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it recommends what does not apply to such models
     excluded = [node for node, layer in linear_maps(model).items() if any(part in layer for part in kept)]
+    excluded += [f"{node}_MatMul" for node in excluded]  # what the quantiser makes of a Gemm
     kinds = {"op_types_to_quantize": list(ROUNDED), "nodes_to_exclude": excluded}
     try:
         quantize_dynamic(model, path, **kinds, per_channel=True, reduce_range=True)

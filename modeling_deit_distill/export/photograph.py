@@ -105,8 +105,8 @@ def preprocessing_of(processor) -> Preprocessing:
 def preprocessing_graph(steps: Preprocessing, opset: int):
     """An ONNX model from `photograph` to `prepared`.
 
-    `photograph` is float32 (batch, channels, height, width) of levels from 0 to 255 and any size; `prepared` is what the
-    image processor makes of it.
+    `photograph` is float32 (batch, channels, height, width) of levels from 0 to 255 and any size; `prepared` is what
+    the image processor makes of it.
     """
     from onnx import checker, numpy_helper, parser
 

@@ -1,0 +1,19 @@
+"""What tests of exports share: class names, and a run of a file."""
+
+import numpy as np
+import onnxruntime
+
+ANIMALS = dict(enumerate(["ape", "bat", "cat", "dog", "elk"]))
+HEADS = ["logits", "cls_logits", "distillation_logits"]
+OUTPUTS = [*HEADS, "attentions"]
+
+
+def run(path, pixel_values, names=None) -> list[np.ndarray]:
+    """What a file answers to `pixel_values`, a tensor or an array."""
+    return onnxruntime.InferenceSession(path).run(names, {"pixel_values": np.asarray(pixel_values)})
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
