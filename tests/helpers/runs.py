@@ -2,6 +2,8 @@
 
 import json
 
+import train_deit
+
 COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
 STUDENT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 RECIPE = {
@@ -44,3 +46,18 @@ def arguments(**changes):
 def without_teacher():
     """What names no teacher in the command line."""
     return {key: value for key, value in RECIPE.items() if "teacher" not in key}
+
+
+def files(folder):
+    """The content of each file in a folder, by its path."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def one_run(photos, folder, teacher, **changes):
+    """A short run with a teacher that exists already."""
+    settings = {"train_dir": photos, "output_dir": folder, "max_steps": 3, "eval_strategy": "no", **changes}
+    if teacher is not None:
+        settings |= {"teacher_name_or_path": teacher, "train_teacher": "false"}
+    chosen = {key: value for key, value in RECIPE.items() if teacher is None or not key.startswith("teacher_")}
+    train_deit.main(words_of({**chosen, **settings}))
+    return json.loads((folder / "all_results.json").read_text())

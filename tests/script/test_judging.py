@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from helpers.runs import arguments, words_of
+from helpers.runs import arguments, files, words_of
 
 import train_deit
 from modeling_deit_distill import InputError, predict
@@ -13,10 +13,6 @@ from modeling_deit_distill.conversion.checkpoint import load_checkpoint
 from modeling_deit_distill.conversion.saving import save_native
 
 QUIET = {"use_cpu": "true", "bf16": "false", "disable_tqdm": "true", "report_to": "none", "do_train": "false"}
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows_of(path):
