@@ -32,13 +32,10 @@ def main(command_line: list[str]) -> dict[str, float]:
         return judge_finished(plan)
     with only_run_in(plan.args), ending_in_order(plan.args, command_line):
         if not is_extended(plan.args) and is_finished(plan.args, command_line):
-            push_finished(plan.args)
-            results = results_of(plan.args.output_dir) or {}
-        else:
-            results = run(plan)
-        if plan.args.do_predict and not plan.args.dry_run:
             predict_held_out(plan)
-    return results
+            push_finished(plan.args)
+            return results_of(plan.args.output_dir) or {}
+        return run(plan)
 
 
 def run(plan: Plan) -> dict[str, float]:
@@ -72,7 +69,8 @@ def run(plan: Plan) -> dict[str, float]:
         results = distil(trainer, plan.checkpoint)
         results = finish_run(plan, trainer, results)
 
-    # Publish
+    # Publish: what stays here first, since the Hub may not answer
+    predict_held_out(plan)
     if plan.args.push_to_hub:
         trainer.push_to_hub()
         say(plan.args, f"pushed to {trainer.hub_model_id}")

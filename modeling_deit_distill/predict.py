@@ -262,20 +262,22 @@ def judge_finished(plan) -> dict[str, float]:
     """Evaluate a finished model on a [`Plan`]'s held-out images, and write its answers if so asked; see [`judge`]."""
     model = plan.student()
     results = judge(plan, model)
-    if plan.args.do_predict and not plan.args.dry_run:
+    if not plan.args.dry_run:
         predict_held_out(plan, model)
     return results
 
 
 def predict_held_out(plan, model: DeiTDistillForImageClassification | None = None):
-    """Write the answers on a plan's held-out images, bad ones too, to its output folder; on the main process.
+    """With `do_predict`, write the answers on a plan's held-out images, bad ones too, to its output folder.
+
+    The main process does it, and the others do not wait.
 
     Args:
         plan: the [`Plan`].
         model: the plan's student; the model in the output folder unless given.
     """
     args = plan.args
-    if args.process_index != 0:
+    if not args.do_predict or args.process_index != 0:
         return
     if model is None:
         classifier = load_any_classifier(args.output_dir, args.device, args.precision)

@@ -75,7 +75,8 @@ def _explained(args, number: int, command_line: list[str], earlier: dict[Path, i
     teachers, _ = last_complete(Path(args.output_dir, PARTIAL_TEACHER), contents=False)
     if not is_replacing and Path(args.output_dir, RESULTS).exists():
         kept = f"the run in {args.output_dir} is finished"
-        if not args.push_to_hub and not args.resume_from_checkpoint:  # which may extend it
+        # What may be left to do: a push, the predictions, an extension.
+        if not (args.push_to_hub or args.do_predict or args.resume_from_checkpoint):
             return Interrupted(number, kept)
     elif checkpoint is not None:
         kept = f"{checkpoint} is whole"

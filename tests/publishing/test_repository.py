@@ -128,8 +128,10 @@ BUSY = {"status": 429, "Retry-After": "3600"}
 def test_a_run_is_whole_whatever_the_hub_does(server, train, waits, capsys, tmp_path, method, path, fault, strategy):
     folder, given = tmp_path / "colours", {"hub_strategy": strategy, "hub_always_push": "true", "hub_max_wait": 0.5}
     server.fail(method, path, times=math.inf, **fault)
-    with pytest.raises(HubUnavailable, match="run (it|the same command) again"):
-        train(**given)
+    for _ in ("at its end", "as a finished run"):
+        with pytest.raises(HubUnavailable, match="run (it|the same command) again"):
+            train(**given, do_predict="true")
+        (folder / "predictions.csv").unlink()
     whole = {"model.safetensors", "config.json", "all_results.json", "predictions.json", "README.md"}
     assert whole < {path.name for path in folder.iterdir()}
     assert sum(waits) < 3600  # what the Hub asked for
@@ -137,6 +139,7 @@ def test_a_run_is_whole_whatever_the_hub_does(server, train, waits, capsys, tmp_
     train(**{**given, "hub_max_wait": 600})
     assert "holds a finished run; nothing is trained" in capsys.readouterr().out
     files = server.files("models", "me/colours")
+    assert "predictions.csv" not in files
     assert all(files[name] == (folder / name).read_bytes() for name in whole)
     assert not list(folder.glob("_push*"))
 

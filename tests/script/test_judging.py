@@ -3,14 +3,16 @@
 import csv
 import json
 import shutil
+import signal
 
 import pytest
-from helpers.runs import arguments, files, words_of
+from helpers.runs import arguments, files, one_run, words_of
 
 import train_deit
 from modeling_deit_distill import InputError, predict
 from modeling_deit_distill.conversion.checkpoint import load_checkpoint
 from modeling_deit_distill.conversion.saving import save_native
+from modeling_deit_distill.signals import Interrupted
 
 QUIET = {"use_cpu": "true", "bf16": "false", "disable_tqdm": "true", "report_to": "none", "do_train": "false"}
 
@@ -100,14 +102,20 @@ def test_main_returns_the_results_and_do_predict_writes_the_answers(run, photos,
     assert f'pipeline("image-classification", model={str(folder)!r}, trust_remote_code=True)' in printed
 
 
-def test_a_run_predicts_after_its_training(photos, tmp_path, monkeypatch):
-    called = []
-    monkeypatch.setattr(train_deit, "predict_held_out", lambda plan: called.append(plan.args.output_dir))
-    monkeypatch.setattr(train_deit, "run", lambda plan: {"eval_accuracy": 0.5})
-    words = arguments(train_dir=photos, output_dir=tmp_path / "out", do_predict="true")
-    assert train_deit.main(words) == {"eval_accuracy": 0.5} and called == [str(tmp_path / "out")]
-    train_deit.main([*words, "--dry_run", "true"])
-    assert len(called) == 1
+def test_a_run_predicts_after_its_training(run, photos, tmp_path):
+    one_run(photos, tmp_path / "out", run[0] / "teacher", max_steps=1, validation_fraction=0.25, do_predict="true")
+    assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 12
+
+
+def test_a_signal_while_a_finished_run_predicts_names_the_command_that_predicts(run, photos, tmp_path, monkeypatch):
+    folder = shutil.copytree(run[0], tmp_path / "out")
+    words = arguments(train_dir=photos, validation_fraction=0.25, output_dir=folder, do_predict="true")
+    with monkeypatch.context() as patched:
+        patched.setattr(predict, "write_predictions", lambda *_: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Interrupted, match="is finished; go on with python train_deit.py .*--do_predict true"):
+            train_deit.main(words)
+    train_deit.main([*words, "--resume_from_checkpoint", "true"])
+    assert (folder / "predictions.csv").exists()
 
 
 def test_the_predict_command_answers_as_do_predict(run, photos, tmp_path):
