@@ -1,4 +1,4 @@
-"""Distil an image classifier into a DeiT: `accelerate launch train_deit.py RECIPE.yaml --key value`.
+"""Distil an image classifier into a DeiT: `accelerate launch --quiet train_deit.py RECIPE.yaml --key value`.
 
 The recipe comes first, the command line over it; `examples/recipes` has some, `--help` lists every argument.
 """

@@ -1,6 +1,6 @@
 """Ask a teacher about every view of a run, before any student is trained.
 
-    accelerate launch examples/label_with_teacher.py RECIPE.yaml --teacher_store answers [--epochs 0-99] [--key value]
+    accelerate launch --quiet examples/label_with_teacher.py RECIPE.yaml --teacher_store answers [--epochs 0-99] ...
 
 Takes the arguments of `train_deit.py`. Epochs in ranges can be filled by several jobs beside each other, each with any
 number of processes; what is known already is not asked again, so a job that was killed is simply run again. Students

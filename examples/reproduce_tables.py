@@ -132,7 +132,7 @@ class Run:
     @property
     def command(self) -> str:
         """As a reader types it, in the project's folder."""
-        return f"accelerate launch train_deit.py {shlex.join(self.arguments)}"
+        return f"accelerate launch --quiet train_deit.py {shlex.join(self.arguments)}"
 
 
 class Failed(Exception):

@@ -12,7 +12,7 @@ from .training.schedule import short_of_the_peak
 FEW_FROM_SCRATCH = 10_000
 # DeiT has 196 patches at 224 pixels and 576 at 384; attention grows with their square.
 USUAL_PATCHES, MANY_PATCHES = 196, 576
-FINETUNING = "accelerate launch train_deit.py examples/recipes/finetune_own_images.yaml"
+FINETUNING = "accelerate launch --quiet train_deit.py examples/recipes/finetune_own_images.yaml"
 
 
 def run_hints(plan) -> dict[str, str]:

@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str]) -> Arguments:
     parser = _ArgumentParser(
         Arguments.__annotations__.values(),
         prog="train_deit.py",
-        usage="accelerate launch train_deit.py [RECIPE.yaml] [--key value ...]",
+        usage="accelerate launch --quiet train_deit.py [RECIPE.yaml] [--key value ...]",
         allow_abbrev=False,
     )
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}

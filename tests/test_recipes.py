@@ -91,7 +91,7 @@ def test_a_recipe_parses_and_opens_with_its_own_command(path):
     assert Path(parse(str(path))[2].output_dir).name == path.stem  # a folder of its own
     header = header_of(path)
     assert all(line.startswith("#") for line in header.splitlines())
-    (command,) = re.findall(r"^# Command: +accelerate launch .*train_deit\.py (\S+)$", header, flags=re.MULTILINE)
+    (command,) = re.findall(r"^# Command: +accelerate launch --quiet .*train_deit\.py (\S+)$", header, re.MULTILINE)
     assert command == f"examples/recipes/{path.name}"
     assert "# Source: " in header and "# Hardware: " in header
 

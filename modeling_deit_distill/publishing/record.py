@@ -124,7 +124,7 @@ def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
     words = without_tokens(arguments)
     shown = (_without_folder(key, word) for key, word in zip(["", *words], words, strict=False))
-    return f"accelerate launch{processes} train_deit.py {shlex.join(shown)}"
+    return f"accelerate launch --quiet{processes} train_deit.py {shlex.join(shown)}"
 
 
 def versions() -> dict[str, str]:

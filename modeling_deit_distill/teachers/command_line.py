@@ -293,7 +293,7 @@ What a teacher said about every augmented view of an image dataset: with it, a s
 
 ```bash
 python -m modeling_deit_distill.store_cli pull {repository} answers
-accelerate launch train_deit.py RECIPE.yaml --teacher_store answers
+accelerate launch --quiet train_deit.py RECIPE.yaml --teacher_store answers
 ```
 
 A run whose data, seed or augmentations differ from the following is refused, with the field that differs.

@@ -63,8 +63,8 @@ def test_every_command_parses_and_describes_a_student(name, monkeypatch):
     profile = reproduce_tables.PROFILES[name]
     for run in reproduce_tables.plan(profile, f"outputs/tables/{name}"):
         words = shlex.split(run.command)
-        assert words[:3] == ["accelerate", "launch", "train_deit.py"]
-        model_args, data_args, args = parse_arguments([*words[3:], "--bf16", "false"])
+        assert words[:4] == ["accelerate", "launch", "--quiet", "train_deit.py"]
+        model_args, data_args, args = parse_arguments([*words[4:], "--bf16", "false"])
         if model_args.model_name_or_path is None:
             config = student_config(model_args, args, NAMES)
             assert config.use_distillation_token == (run.name.split("-")[0].split("_")[0] in ("token", "equal", "deit"))
@@ -109,7 +109,9 @@ def test_a_subset_is_seen_for_as_many_steps():
 def test_the_list_is_of_commands_alone(capsys):
     assert reproduce_tables.main(["--profile", "cpu", "--list", "--output_dir", "somewhere"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith("accelerate launch train_deit.py examples/recipes/tables_cpu.yaml ") for line in lines)
+    assert all(
+        line.startswith("accelerate launch --quiet train_deit.py examples/recipes/tables_cpu.yaml ") for line in lines
+    )
     assert len(lines) == len(reproduce_tables.plan(reproduce_tables.PROFILES["cpu"], "x"))
 
 
@@ -181,7 +183,7 @@ def test_finished_runs_are_not_run_again_and_needs_come_first(recorded, tmp_path
     reproduce_tables.execute(runs, tmp_path, jobs=2)
     order = recorded()
     assert sorted(order) == ["deit-0", "token-0", "token-1"] and order.index("token-0") < order.index("token-1")
-    assert capsys.readouterr().out.count("accelerate launch train_deit.py recipe.yaml --seed") == 3
+    assert capsys.readouterr().out.count("accelerate launch --quiet train_deit.py recipe.yaml --seed") == 3
     reproduce_tables.execute(runs, tmp_path, jobs=2)
     assert recorded() == order
     assert {line.split()[1] for line in (tmp_path / "order.txt").read_text().splitlines()} == {"1"}
@@ -470,7 +472,7 @@ def test_it_is_written_as_markdown_json_and_plots(finished, profile):
     text = (folder / "tables.md").read_text()
     assert "7 of" in text and "both heads against none | +2.3 | +37.50 | ± 0.00 | ± 15.67 | **agrees in sign**" in text
     assert "| usual distillation, soft | not run |" in text
-    assert "accelerate launch train_deit.py examples/recipes/tables_cpu.yaml" in text
+    assert "accelerate launch --quiet train_deit.py examples/recipes/tables_cpu.yaml" in text
     for run in runs:
         assert run.command in text, "a row without its command"
     assert f"# after token-0\n{next(run.command for run in runs if run.name == 'token-1')}" in text

@@ -39,7 +39,7 @@ RECORD = {
         "teacher": "me/resnet",
         "learning rate": "0.001",
     },
-    "command": "accelerate launch train_deit.py recipe.yaml --seed 3",
+    "command": "accelerate launch --quiet train_deit.py recipe.yaml --seed 3",
     "recipe": {"dataset_name": "photos", "learning_rate": 0.001, "seed": 3},
     "versions": {"python": "3.12.1", "torch": "2.15.0"},
     "hardware": "1 × NVIDIA A100",

@@ -43,7 +43,7 @@ def photos(tmp_path):
 def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
     record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--seed", "3")
     assert record["name"] == "me/model"
-    assert record["command"].startswith("accelerate launch train_deit.py --use_cpu true --train_dir photos")
+    assert record["command"].startswith("accelerate launch --quiet train_deit.py --use_cpu true --train_dir photos")
     assert record["recipe"] == {"use_cpu": True, "train_dir": "photos", "distillation_type": "none", "seed": 3}
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert record["hardware"].startswith("CPU")
@@ -159,7 +159,7 @@ def test_the_command_names_no_folder_of_this_machine():
         (["--group_by", ".*/(a+)", "--seed=3"], "--group_by '.*/(a+)' --seed=3"),  # no path, though it looks like one
         (["--group_by=.*/(a+)"], "'--group_by=.*/(a+)'"),
     ):
-        assert command(words, args) == f"accelerate launch train_deit.py {shown}"
+        assert command(words, args) == f"accelerate launch --quiet train_deit.py {shown}"
 
 
 FOLDER_NAMES = st.text("abc", min_size=6, max_size=12)
