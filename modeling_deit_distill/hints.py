@@ -6,6 +6,7 @@ from datasets import Dataset
 
 from .configuration_deit_distill import DeiTDistillConfig, as_pair
 from .data.loaders import planned_steps, steps_per_epoch
+from .report import count_as_said
 from .training.schedule import short_of_the_peak
 
 # Below so many photographs a student from scratch is far behind one that starts from a published DeiT.
@@ -80,4 +81,7 @@ def of_warmup(args, num_images: int | None) -> str | None:
     warmup = args.get_warmup_steps(num_steps)
     if args.warmup_epochs > 0 and num_images is not None:
         warmup = round(args.warmup_epochs * steps_per_epoch(num_images, args))
-    return short_of_the_peak(num_steps, warmup)
+    words = short_of_the_peak(num_steps, warmup)
+    if words is not None:
+        count_as_said(words)  # training would say so later
+    return words

@@ -1,6 +1,5 @@
 """A finished model judged on held-out images, without training: `train_deit.py --do_train false`."""
 
-import json
 from pathlib import Path
 
 from transformers import Trainer
@@ -11,7 +10,7 @@ from .data.datasets import collate
 from .data.sources import ImageData
 from .errors import InputError
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .output_folder import RUN_RECORD
+from .output_folder import RUN_RECORD, read_json
 from .precision import precision_in_words
 from .report import ACCURACY_NAMES, aligned, figures_of_classes, say, summary_table
 from .student import what_is_kept
@@ -82,12 +81,13 @@ def other_images(name: str, num_images: int, source: str) -> str | None:
         name: of the model.
         num_images: how many it is judged on.
         source: where these are from, in words.
+
+    Raises:
+        InputError: a record that cannot be read.
     """
-    record = Path(name, RUN_RECORD)
-    if not record.is_file():
-        return None
-    held_out = json.loads(record.read_text(encoding="utf-8")).get("facts", {}).get("held out", "")
-    if not held_out or held_out.split()[0] == f"{num_images:,}":
+    facts = read_json(Path(name, RUN_RECORD)).get("facts")
+    held_out = facts.get("held out") if isinstance(facts, dict) else None
+    if not held_out or str(held_out).split()[0] == f"{num_images:,}":
         return None
     return (
         f"the run in {name} held out {held_out}; these are {num_images:,} images, {source}. It may have been trained "

@@ -38,7 +38,7 @@ from .teachers.store import TeacherStore, check_store_folder, create_store, is_s
 from .teachers.teacher import Teacher, check_teacher, load_teacher
 from .teachers.training import TRAINING_RECORD, find_or_train_teacher, holds_teacher, training_record
 from .training.checkpoints import agreement as checkpoint_agreement
-from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint
+from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint, means_the_last
 from .training.layers import check_layers
 from .training.metrics import check_metric
 from .training.schedule import check_optimisation
@@ -209,7 +209,7 @@ class Plan:
         as_the_main_process(args, lambda: check_contents(args.output_dir, args.overwrite_output_dir))
         if args.teacher_store and self.distils:
             check_store_folder(args.teacher_store, is_written=False)
-        _ = self.start  # before the data: it may be no checkpoint
+        _ = self.checkpoint, self.start  # before the data: neither may be one
 
     def keep_listing(self):
         """List the images in the output folder, so that the run can go on without those that are removed."""
@@ -291,7 +291,9 @@ class Plan:
         """The images of the run that is gone on with; None for another run."""
         if not self.args.resume_from_checkpoint:
             return None
-        folder = self.args.output_dir if self.checkpoint is None else Path(self.checkpoint).parent
+        # Not by the checkpoint where it is the last: looking for it says that the run is resumed.
+        is_ours = means_the_last(self.args.resume_from_checkpoint) or self.checkpoint is None
+        folder = self.args.output_dir if is_ours else Path(self.checkpoint).parent
         return as_the_main_process(self.args, lambda: read_json(Path(folder, IMAGES)))
 
     def _load_teacher(self) -> Teacher:

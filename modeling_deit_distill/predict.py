@@ -8,6 +8,7 @@ below a named one are called as classes of the model, its answers are compared w
 
 import argparse
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .output_folder import ANSWERS
 from .report import aligned, figures_of_classes, say, summary_table
+from .screen import keep_progress_bars_off
 from .script import run_script
 from .teachers.classes import known_classes
 from .teachers.teacher import PRECISIONS
@@ -45,9 +47,15 @@ def main(arguments: list[str]):
     """Predict, write, and say what came of it.
 
     Raises:
-        InputError: no model, no images, or a file that cannot be written.
+        InputError: several processes, no model, no images, or a file that cannot be written.
     """
+    keep_progress_bars_off()
     options = parse_options(arguments)
+    if (number := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # each process would write the same file
+        raise InputError(
+            f"predict was launched in {number} processes, and is one command of one process, which keeps all cores "
+            "busy; start it without a launcher: python -m modeling_deit_distill.predict"
+        )
     images = find_images(options.files)
     classifier = load_any_classifier(options.model, options.device, options.precision)
     truth = None if options.no_measure else find_truth(classifier.class_names, images)

@@ -1,6 +1,5 @@
 """What a run prints, and the words it has for its figures."""
 
-import functools
 import logging
 import os
 import shlex
@@ -38,11 +37,19 @@ def say(args: TrainingArguments, title: str, text: str = ""):
         print(printable_lines(f"\n{title}\n{text}" if text else title), flush=True)
 
 
-@functools.cache
+_said: set[str] = set()  # warnings, in this process
+
+
 def say_once(message: str):
     """Warn on the first process alone, and once."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if message not in _said and int(os.environ.get("RANK", "0")) == 0:
         logger.warning(message)
+    _said.add(message)
+
+
+def count_as_said(message: str):
+    """A warning that was shown in another way: [`say_once`] is silent about it from here on."""
+    _said.add(message)
 
 
 def summary_table(summary: Mapping[str, object]) -> str:

@@ -111,7 +111,7 @@ class Screen(TrainerCallback):
         self._bar = self._evaluation_bar = None
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        """The heading, and the names of the columns."""
+        """The heading, and the names of the columns; the heading alone where nothing is left to do."""
         length = len(train_dataloader) // args.gradient_accumulation_steps if has_length(train_dataloader) else None
         self._has_epochs = length is not None and state.max_steps >= length
         self._every = steps_between_lines(state.max_steps, length)
@@ -121,6 +121,11 @@ class Screen(TrainerCallback):
         columns = {} if args.eval_strategy == IntervalStrategy.NO else self._columns
         self._table = Table("epoch" if self._has_epochs else "step", columns)
         if not state.is_world_process_zero:
+            return
+        if state.num_train_epochs == 0:  # a checkpoint's training was over
+            steps = "all" if self._first >= state.max_steps else f"{self._first:,} of"
+            words = f"{steps} {counted(state.max_steps, 'step')} were taken before; nothing is left to train"
+            _print(f"\n{self.title}: {words}")
             return
         words = [self.title]
         if self._has_epochs:

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import transformers
 from helpers.runs import COLOURS
 
 from modeling_deit_distill import InputError, predict
@@ -216,6 +217,18 @@ def test_wrong_input_is_one_line_before_anything_runs(student, photos, tmp_path)
         with pytest.raises(InputError, match=message) as caught:
             main([*map(str, words)])
         assert "\n" not in str(caught.value)
+
+
+def test_several_processes_are_refused(student, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="launched in 2 processes.*python -m modeling_deit_distill.predict"):
+        predicted(tmp_path, student, photos)
+
+
+def test_a_log_without_a_terminal_has_no_bars(student, photos, tmp_path, capfd):
+    transformers.utils.logging.enable_progress_bar()
+    predicted(tmp_path, student, photos, "--num_workers", 0)
+    assert "\r" not in "".join(capfd.readouterr()) and "Loading" not in capfd.readouterr().err
 
 
 def test_the_command_has_help_and_an_error_of_one_line(monkeypatch, capsys):

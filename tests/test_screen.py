@@ -140,7 +140,7 @@ def test_trainers_dictionaries_go_to_the_log_file(tmp_path, capsys):
 
 def events(screen, is_main=True, evaluation=()):
     """An epoch of two steps, as Trainer tells it."""
-    state = SimpleNamespace(global_step=0, max_steps=2, epoch=0.0, is_world_process_zero=is_main)
+    state = SimpleNamespace(global_step=0, max_steps=2, epoch=0.0, num_train_epochs=1, is_world_process_zero=is_main)
     args = SimpleNamespace(gradient_accumulation_steps=1, eval_strategy="epoch", disable_tqdm=False)
     control = SimpleNamespace(should_evaluate=False)
     screen.on_train_begin(args, state, control, train_dataloader=[0, 1])

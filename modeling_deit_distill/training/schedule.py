@@ -10,7 +10,6 @@ later and the first two epochs both train at 1e-6. That slip is not repeated her
 """
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 
@@ -21,8 +20,7 @@ from transformers.trainer_utils import SchedulerType
 
 from ..errors import InputError, one_line
 from ..fields import check_finite
-
-logger = logging.getLogger(__name__)
+from ..report import say_once
 
 UNDECAYED = ("cls_token", "position_embeddings")
 
@@ -155,8 +153,8 @@ def resolve_warmup(args, num_steps: int, steps_per_epoch: int | None):
         given, args.warmup_steps = args.warmup_steps, round(args.warmup_epochs * steps_per_epoch)
         args.note_filled_in(warmup_steps=given)
     warning = short_of_the_peak(num_steps, args.get_warmup_steps(num_steps))
-    if warning is not None and args.process_index == 0:
-        logger.warning(warning)
+    if warning is not None:
+        say_once(warning)
 
 
 def short_of_the_peak(num_steps: int, num_warmup_steps: int) -> str | None:

@@ -11,10 +11,10 @@ from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_deit_distill import report
 from modeling_deit_distill.data import sources
 from modeling_deit_distill.data.fingerprint import END_SIZE, GONE, WHOLE_SIZE, image_checksums, sampled_rows
 from modeling_deit_distill.data.sources import ImageData, load_image_data
-from modeling_deit_distill.report import say_once
 
 FEATURES = Features({"image": Image(decode=False), "label": ClassLabel(names=["a", "b"])})
 SIZES = (0, 1, 500, WHOLE_SIZE, WHOLE_SIZE + 1, 3 * WHOLE_SIZE)
@@ -133,7 +133,7 @@ def test_replaced_images_of_which_earlier_versions_saw_none_are_told():
 
 
 def test_the_fingerprint_of_an_earlier_version_is_understood_and_said_once(caplog, monkeypatch):
-    say_once.cache_clear()
+    monkeypatch.setattr(report, "_said", set())
     encoded = contents(300)
     data = data_of(table(encoded))
     # As version 0.1.0 made it: classes, labels of both splits, 256 images.

@@ -76,11 +76,11 @@ def test_a_dry_run_reads_stored_answers_and_writes_none(run, photos, tmp_path, c
     assert not (tmp_path / "out").exists() and not list(at_once.iterdir())
 
 
-def test_what_will_go_poorly_is_said_before_anything_is_trained(photos, tmp_path, capsys, at_once):
+def test_what_will_go_poorly_is_said_once_and_before_anything_is_trained(photos, tmp_path, capsys, caplog, at_once):
     changes = {"num_train_epochs": 1, "warmup_epochs": 3, "dry_run": "true"}
     train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", **changes))
     printed = capsys.readouterr().out
-    assert "the warm-up takes 15 steps but the run has 5" in printed
+    assert "the warm-up takes 15 steps but the run has 5" in printed and "warm-up" not in caplog.text
     assert "43 images are few to start from scratch" in printed
     assert "finetune_own_images.yaml" in printed
 

@@ -81,6 +81,14 @@ def test_what_cannot_be_judged_is_one_line(run, photos, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("record", "words"), [("{", "is no JSON"), ("[]", "holds a list, not names")])
+def test_a_record_that_cannot_be_read_is_one_line(run, photos, tmp_path, record, words):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (folder / "run.json").write_text(record)
+    with pytest.raises(InputError, match=f"run.json' {words}"):
+        judge(model_name_or_path=folder, validation_dir=photos, output_dir=tmp_path / "out")
+
+
 def test_main_returns_the_results_and_do_predict_writes_the_answers(run, photos, tmp_path, capsys):
     """Of a run that trains, and of one that is finished already."""
     folder = shutil.copytree(run[0], tmp_path / "out")
@@ -107,15 +115,18 @@ def test_a_run_predicts_after_its_training(run, photos, tmp_path):
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 12
 
 
-def test_a_signal_while_a_finished_run_predicts_names_the_command_that_predicts(run, photos, tmp_path, monkeypatch):
+def test_a_signal_while_a_finished_run_predicts_names_the_command_that_predicts(
+    run, photos, tmp_path, monkeypatch, capsys
+):
     folder = shutil.copytree(run[0], tmp_path / "out")
     words = arguments(train_dir=photos, validation_fraction=0.25, output_dir=folder, do_predict="true")
     with monkeypatch.context() as patched:
         patched.setattr(predict, "write_predictions", lambda *_: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Interrupted, match="is finished; go on with python train_deit.py .*--do_predict true"):
             train_deit.main(words)
+    capsys.readouterr()
     train_deit.main([*words, "--resume_from_checkpoint", "true"])
-    assert (folder / "predictions.csv").exists()
+    assert (folder / "predictions.csv").exists() and "resuming from" not in capsys.readouterr().out
 
 
 def test_the_predict_command_answers_as_do_predict(run, photos, tmp_path):

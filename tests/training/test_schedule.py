@@ -16,6 +16,7 @@ from modeling_deit_distill import (
     DeiTDistillConfig,
     DistillationTrainingArguments,
     InputError,
+    report,
     soft_distillation_loss,
 )
 from modeling_deit_distill.data.views import ViewSampler
@@ -212,7 +213,8 @@ def test_a_scheduler_made_before_training_has_the_same_rates(tmp_path):
     assert rates[:3] == pytest.approx([0.0, 0.0625, 0.125]) and rates[8] == pytest.approx(0.5)
 
 
-def test_a_warm_up_longer_than_the_run_is_said_before_training(tmp_path, caplog):
+def test_a_warm_up_longer_than_the_run_is_said_before_training(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(report, "_said", set())
     run = trainer(tmp_path, teacher=CountingTeacher(), max_steps=1, warmup_epochs=5)
     with caplog.at_level(logging.WARNING):
         run.train()
