@@ -30,6 +30,7 @@ PICTURES = (CURVES, PREDICTIONS, MISTAKES, CONFUSION)  # of the card
 ANSWERS = "predictions.csv"  # on the held-out images, with their paths: never pushed
 INTERRUPTED = "interrupted.json"
 LOG = "train_log.jsonl"  # what Trainer logs, of the teacher's training too
+BROWSER = "browser"  # the folder of an export for browsers
 TEACHER = "teacher"  # the folder of a teacher that the run trained itself
 PARTIAL_TEACHER = "teacher.partial"  # while it is trained
 # What a repository is made of, by name, since whatever else lies in a run's folder may be anything; `training_args.bin`

@@ -21,6 +21,7 @@ from .data.inspection import readable, try_held_out, try_sample
 from .data.sources import ImageData, load_image_data
 from .data.views import AugmentationSettings
 from .errors import InputError
+from .export.onnx import check_packages
 from .files import write_json
 from .hints import run_hints
 from .judging import judged_model
@@ -205,6 +206,8 @@ class Plan:
 
     def _check_what_needs_no_data(self):
         args = self.args
+        if {"browser", "demo"} & set(args.copies):
+            check_packages()
         check_metric(args, DeiTDistillConfig(num_labels=1000))  # which has every metric
         as_the_main_process(args, lambda: check_contents(args.output_dir, args.overwrite_output_dir))
         if args.teacher_store and self.distils:

@@ -2,6 +2,14 @@
 
 from .data import DataArguments
 from .model import ModelArguments
-from .training import NATIVE_REVISION, DistillationTrainingArguments, decay_of_half_life
+from .training import BROWSER_REVISION, COPIES, NATIVE_REVISION, DistillationTrainingArguments, decay_of_half_life
 
-__all__ = ["NATIVE_REVISION", "DataArguments", "DistillationTrainingArguments", "ModelArguments", "decay_of_half_life"]
+__all__ = [
+    "BROWSER_REVISION",
+    "COPIES",
+    "NATIVE_REVISION",
+    "DataArguments",
+    "DistillationTrainingArguments",
+    "ModelArguments",
+    "decay_of_half_life",
+]

@@ -29,7 +29,9 @@ CODE_WARMUP_LEARNING_RATE = 1e-6
 CODE_MIN_LEARNING_RATE = 1e-5
 
 # The branch of transformers' own class.
-NATIVE_REVISION = "native"
+# Branches of a run's repository that hold copies of its model.
+NATIVE_REVISION, BROWSER_REVISION = "native", "browser"
+COPIES = ("native", "browser", "demo")  # what can be pushed besides the model; the demo is a Space
 
 
 @dataclass
@@ -68,6 +70,12 @@ class DistillationTrainingArguments(TrainingArguments):
 
     push_native: bool = HfArg(
         default=False, help="Push also, as revision 'native', a copy for transformers' own class: no remote code."
+    )
+    push_onnx: bool = HfArg(
+        default=False, help="Push also, as revision 'browser', ONNX files for transformers.js and other runtimes."
+    )
+    push_demo: bool = HfArg(
+        default=False, help="Make or update a static Space NAME-demo beside the model: a page that classifies photos."
     )
     license: str | None = HfArg(
         default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."
@@ -334,10 +342,25 @@ class DistillationTrainingArguments(TrainingArguments):
             names = ("push_to_hub", "resume_from_checkpoint", "overwrite_output_dir")
             given = next(name for name in names if getattr(self, name))
             raise InputError(f"do_train is false, so nothing is trained; {given} is about training: leave one out")
-        if self.push_native and not self.push_to_hub:
-            raise InputError("push_native is true but push_to_hub is not; add --push_to_hub true, or leave it out")
-        if self.push_native and self.hub_revision == NATIVE_REVISION:
-            raise InputError(f"hub_revision is {NATIVE_REVISION!r}, where push_native puts its copy; choose another")
+        self._check_copies()
+
+    def _check_copies(self):
+        """Refuse copies for the Hub without a push, and a branch that two of them share."""
+        for name, revision in (
+            ("push_native", NATIVE_REVISION),
+            ("push_onnx", BROWSER_REVISION),
+            ("push_demo", None),
+        ):
+            if getattr(self, name) and not self.push_to_hub:
+                raise InputError(f"{name} is true but push_to_hub is not; add --push_to_hub true, or leave it out")
+            if getattr(self, name) and revision is not None and self.hub_revision == revision:
+                raise InputError(f"hub_revision is {revision!r}, where {name} puts its copy; choose another")
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """What is pushed besides the model, of `COPIES`."""
+        asked = zip(COPIES, (self.push_native, self.push_onnx, self.push_demo), strict=True)
+        return tuple(name for name, is_asked in asked if is_asked)
 
     def _resolve_learning_rates(self):
         """Set the peak, where the warm-up starts and where the cosine ends, unless they are given."""

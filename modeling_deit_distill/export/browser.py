@@ -5,6 +5,7 @@ branch with PyTorch's weights, whose image processor it would replace.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration_deit_distill import DeiTDistillConfig
+from ..errors import InputError
 from ..files import read_json, write_json
 from .onnx import output_names
 from .precisions import FILES, Exported, Source, placed, write_precisions
 
 RECORD = "export.json"
+# What the layout consists of beside its card; the page is not for transformers.js.
+LAYOUT = (CONFIG_NAME, IMAGE_PROCESSOR_NAME, RECORD, "onnx/*")
 TEMPLATE = Path(__file__).with_name("browser_card.md")
 # transformers.js and other readers of such folders: a type that they know, and what it does to an image: nothing.
 MODEL_TYPE, ARCHITECTURE = "deit", "DeiTForImageClassification"
@@ -35,7 +39,13 @@ NOTHING_TO_DO = {
 }
 
 
-def write_browser(source: Source, folder: Path, name: str, precisions=tuple(FILES)) -> list[Exported]:
+def write_browser(
+    source: Source,
+    folder: Path,
+    name: str,
+    precisions: Sequence[str] = tuple(FILES),
+    leave_out: Callable[[InputError], None] | None = None,
+) -> list[Exported]:
     """Write the layout: `onnx/`, `config.json`, `preprocessor_config.json`, `README.md` and `export.json`.
 
     Args:
@@ -43,12 +53,14 @@ def write_browser(source: Source, folder: Path, name: str, precisions=tuple(FILE
         folder: an empty one.
         name: of the model, on the Hub or not.
         precisions: of `FILES`.
+        leave_out: see [`write_precisions`].
 
     Raises:
         InputError: see [`write_precisions`].
     """
     (folder / "onnx").mkdir()
-    exported = placed(write_precisions(source, folder / "onnx", precisions, takes_photographs=True), "onnx")
+    exported = write_precisions(source, folder / "onnx", precisions, True, leave_out)
+    exported = placed(exported, "onnx")
     config = source.model.config
     write_json(folder / CONFIG_NAME, described(config))
     write_json(folder / IMAGE_PROCESSOR_NAME, NOTHING_TO_DO)
@@ -85,12 +97,20 @@ def write_browser_card(folder: Path, name: str, revision: str | None = None):
         template_path=str(TEMPLATE),
         name=name,
         js_name=json.dumps(name, ensure_ascii=False),
-        js_revision=json.dumps(revision, ensure_ascii=False) if revision else None,
+        js_options=js_options(revision, {each["precision"] for each in record["files"]}),
         files=record["files"],
         outputs=record["outputs"],
         python=PYTHON,
     )
     card.save(folder / "README.md")
+
+
+def js_options(revision: str | None, precisions: set[str]) -> str | None:
+    """The third argument of `pipeline`: the branch, and the precision where the default one, int8, is not there."""
+    options = [f"revision: {json.dumps(revision, ensure_ascii=False)}"] if revision else []
+    if "int8" not in precisions:
+        options.append(f'dtype: "{"fp16" if "fp32" not in precisions else "fp32"}"')
+    return f"{{ {', '.join(options)} }}" if options else None
 
 
 PYTHON = """\

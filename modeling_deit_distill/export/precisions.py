@@ -66,7 +66,11 @@ class Source:
 
 
 def write_precisions(
-    source: Source, folder: Path, precisions: Sequence[str], takes_photographs: bool
+    source: Source,
+    folder: Path,
+    precisions: Sequence[str],
+    takes_photographs: bool,
+    leave_out: Callable[[InputError], None] | None = None,
 ) -> list[Exported]:
     """Write a file for each precision.
 
@@ -76,16 +80,23 @@ def write_precisions(
         precisions: of `FILES`.
         takes_photographs: whether the image processor is part of the files, see [`take_photographs`]; else they take
             what it makes.
+        leave_out: called where fp16 or int8 is refused, which is then left out; None makes that an error.
 
     Raises:
         InputError: answers that are not PyTorch's, or an image processor that does not fit into a file.
     """
-    plain = folder / "plain.onnx"
+    plain, written = folder / "plain.onnx", []
     write_onnx(source.model, plain)
-    try:
-        return [_write_precision(source, plain, precision, takes_photographs) for precision in precisions]
-    finally:
-        plain.unlink()
+    for precision in precisions:
+        try:
+            written.append(_write_precision(source, plain, precision, takes_photographs))
+        except InputError as error:
+            if leave_out is None or precision == "fp32":
+                raise
+            plain.with_name(FILES[precision]).unlink()
+            leave_out(error)
+    plain.unlink()
+    return written
 
 
 def _write_precision(source: Source, plain: Path, precision: str, takes_photographs: bool) -> Exported:

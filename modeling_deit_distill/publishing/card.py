@@ -10,14 +10,17 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..analysis import disagreement, wilson_interval, worst_classes, worst_confusions
+from ..arguments import BROWSER_REVISION, COPIES
 from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
+from ..export.browser import js_options
 from ..files import written_whole
 from ..hub import check_license
 from ..output_folder import CARD, CONFUSION, CURVES, DECISIONS, MISTAKES, PREDICTIONS
@@ -25,6 +28,7 @@ from ..report import ACCURACY_NAMES, duration
 from .comparison import comparison, verdict
 from .confusion import confusion_in_words, plot_confusion
 from .pictures import HOW_CHOSEN, plot_training_curves
+from .places import decisions_of_exports, places
 from .record import note_words
 from .run import DECISION_NAMES, Run, read_run
 
@@ -117,8 +121,10 @@ def _several(words: str | list[str] | None) -> list[str]:
 
 def content(run: Run) -> dict[str, object]:
     """What the template is filled with; what is empty leaves no trace in the card."""
-    native = bool(run.record.get("native")) and run.is_finished  # the branch is pushed at the end of a run
+    # The branches and the Space are pushed at the end of a run.
+    native, browser, demo = (bool(run.record.get(copy)) and run.is_finished for copy in COPIES)
     revision, settings = run.record.get("revision"), run.record.get("recipe")
+    exports = run.record.get("exports") or []
     as_written = {"sort_keys": False, "allow_unicode": True, "width": 1000}
     return {
         "title": _text(run.name.rsplit("/", 1)[-1]),
@@ -136,6 +142,12 @@ def content(run: Run) -> dict[str, object]:
         "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
         "shell_revision": shlex.quote(revision) if revision else None,
         "native": native,
+        "browser": browser,
+        "browser_options": js_options(BROWSER_REVISION, {each["precision"] for each in exports}),
+        "demo": demo,
+        "url_name": quote(run.name),
+        "places": _table(("where", "file", "MB", "ms an image"), places(run)),
+        "decisions": decisions_of_exports(exports),
         "exportable": not native and why_not_native(run.config) is None,
         "comparison": comparison_table(run),
         "verdict": _text(words[0].upper() + words[1:]) if (words := verdict(run.outcome)) else None,

@@ -1,5 +1,6 @@
 """The output folder of a run, before and after its training: cleared, described, finished, and pushed later."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..output_folder import (
     ANSWERS,
+    BROWSER,
     PUBLISHED,
     RESULTS,
     disk_errors_explained,
@@ -18,6 +20,7 @@ from ..output_folder import (
     results_of,
 )
 from ..report import how_to_use, say
+from .browser import export_for_browsers
 from .card import write_model_card
 from .comparison import Outcome, results_table
 from .cost import measure_costs
@@ -50,10 +53,10 @@ def push_finished(args: DistillationTrainingArguments):
     if destination is None:
         return
     clear_stages(args.output_dir)
-    note_repository(args.output_dir, destination.repo_id, args.push_native, args.hub_revision)
+    note_repository(args.output_dir, destination.repo_id, args.copies, args.hub_revision)
     note_words(args.output_dir, {"license": args.license})
     write_model_card(args.output_dir)
-    commits, pushes = stage_run(args.output_dir, "End of training", args.push_native), Pushes(args.hub_max_wait)
+    commits, pushes = stage_run(args.output_dir, "End of training", args.copies), Pushes(args.hub_max_wait)
     push = pushes.submit(push_all, commits, destination, time.monotonic() + args.hub_max_wait)
     pushes.result(push, f"push to {destination.repo_id!r}")
     say(args, f"pushed to {destination.repo_id}")
@@ -72,6 +75,7 @@ def begin_run(plan, name: str | None):
             Path(args.output_dir, RESULTS).unlink(missing_ok=True)  # first: it says that a run is whole
             for path in (path for pattern in (*PUBLISHED, ANSWERS) for path in Path(args.output_dir).glob(pattern)):
                 path.unlink()
+            shutil.rmtree(Path(args.output_dir, BROWSER), ignore_errors=True)
             for checkpoint in list_checkpoints(args.output_dir):
                 remove_checkpoint(checkpoint)
         with disk_errors_explained(args.output_dir, "the run's record"):
@@ -95,6 +99,8 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
             write_run_record(plan, trainer.hub_model_id)
             results |= measure_costs(output_dir, trainer.answers.teacher, plan.args.device)
             look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
+            if {"browser", "demo"} & set(plan.args.copies):
+                export_for_browsers(output_dir, plan.held_out)
             trainer.create_model_card(results=results)
             write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
             say(plan.args, f"Results, kept in {output_dir}", _table_of(output_dir, results))

@@ -15,6 +15,7 @@ from ..arguments import DistillationTrainingArguments
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..conversion.weight_names import why_not_native
 from ..errors import InputError, one_line
+from ..export.onnx import check_packages
 from ..output_folder import STATE, checkpoint_folder
 from .card import write_card_and_curves
 from .pushes import Pushes
@@ -37,6 +38,8 @@ class Publisher(TrainerCallback):
     def __init__(self, args: DistillationTrainingArguments, config: DeiTDistillConfig, announce: Callable[[], None]):
         if args.push_native and (reason := why_not_native(config)):
             raise InputError(f"push_native: {reason}")
+        if {"browser", "demo"} & set(args.copies):
+            check_packages()
         self.args, self._announce = args, announce
         self._strategy = args.hub_strategy  # while Trainer trains, it is told another
         self.destination = None  # where to push, once it was opened
@@ -58,7 +61,7 @@ class Publisher(TrainerCallback):
         private = args.hub_private_repo if private is None else private
         token, max_wait = token or args.hub_token, args.hub_max_wait
         self.destination = open_repository(name, token, private, args.hub_revision, max_wait)
-        note_repository(args.output_dir, self.destination.repo_id, args.push_native, args.hub_revision)
+        note_repository(args.output_dir, self.destination.repo_id, args.copies, args.hub_revision)
         return self.destination.repo_id
 
     def write_card(self, state, results: dict[str, float] | None = None, *words, **named_words):
@@ -94,7 +97,7 @@ class Publisher(TrainerCallback):
             destination = open_repository(
                 destination.repo_id, destination.token, revision=revision, max_wait=self.args.hub_max_wait
             )
-        commits = stage_run(self.args.output_dir, message, self.args.push_native)
+        commits = stage_run(self.args.output_dir, message, self.args.copies)
         push = self.pushes.submit(push_all, commits, destination, time.monotonic() + self.args.hub_max_wait)
         if blocking:
             return self.pushes.result(push, f"push to {destination.repo_id!r}")

@@ -5,13 +5,14 @@ import os
 import platform
 import re
 import shlex
+from collections.abc import Collection
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from ..arguments import DistillationTrainingArguments
+from ..arguments import COPIES, DistillationTrainingArguments
 from ..conversion.reading import timm_repository
 from ..errors import InputError
 from ..files import without_folders, write_json
@@ -54,7 +55,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
             "id": dataset,
             "split": _renamed(shown, summary["held out"]),
         },
-        "native": args.push_native,
+        **{copy: copy in args.copies for copy in COPIES},
         "revision": args.hub_revision if args.push_to_hub else None,
         **({"card": {"license": args.license}} if args.license else {}),
         **_earlier_parts(args),
@@ -80,15 +81,28 @@ def _earlier_parts(args: DistillationTrainingArguments) -> dict[str, list]:
     return {"parts": parts} if parts else {}
 
 
-def note_repository(output_dir: str | Path, name: str, native: bool, revision: str | None = None):
+def note_repository(output_dir: str | Path, name: str, copies: Collection[str] = (), revision: str | None = None):
     """Note where a run is pushed to; of a run without a record, a library user's, this and what it ran on.
 
-    A native export that the same repository has already stays noted.
+    Copies that the same repository has already stay noted.
+
+    Args:
+        output_dir: the run's folder.
+        name: of the repository.
+        copies: what is pushed besides the model, of `COPIES`.
+        revision: the branch that the model goes to, if not the main one.
     """
     path = Path(output_dir, RUN_RECORD)
     record = read_json(path) or {"versions": versions()}
-    native = native or bool(record.get("native") and record.get("name") == name)
-    write_json(path, {**record, "name": name, "native": native, "revision": revision})
+    had = {copy for copy in COPIES if record.get(copy) and record.get("name") == name}
+    noted = {copy: copy in had or copy in copies for copy in COPIES}
+    write_json(path, {**record, "name": name, **noted, "revision": revision})
+
+
+def note_exports(output_dir: str | Path, files: list[dict]):
+    """Note the files of an export for browsers, as its `export.json` has them."""
+    path = Path(output_dir, RUN_RECORD)
+    write_json(path, {**read_json(path), "exports": files})
 
 
 def note_words(output_dir: str | Path, words: dict[str, object]):

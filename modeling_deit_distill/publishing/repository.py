@@ -6,20 +6,23 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-from ..arguments import NATIVE_REVISION, DistillationTrainingArguments
+from ..arguments import BROWSER_REVISION, NATIVE_REVISION, DistillationTrainingArguments
 from ..conversion.checkpoint import load_checkpoint
 from ..conversion.saving import save_native
+from ..export.browser import LAYOUT, write_browser_card
 from ..files import write_json
 from ..hub import HubUnavailable, hub_client, with_retries
 from ..output_folder import CARD, MANIFEST, PICTURES, PUBLISHED, RUN_RECORD, STATE, read_json
+from .browser import browser_export_of, name_of, write_space_card
 from .card import write_card_and_curves
+from .places import demo_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Commit:
     message: str
     replaced: tuple[str, ...] = PUBLISHED
     revision: str | None = None  # a branch instead of the destination's
+    is_demo: bool = False  # goes to the Space beside the destination
 
 
 def open_repository(
@@ -103,10 +107,10 @@ def going_on_without_the_hub() -> Iterator[None]:
         logger.warning("%s. Training goes on, and the push is tried again later", error)
 
 
-def stage_run(output_dir: str | Path, message: str, native: bool = False) -> list[Commit]:
+def stage_run(output_dir: str | Path, message: str, copies: Collection[str] = ()) -> list[Commit]:
     """Copies of what is published of a run's folder, to be pushed in this order by `push_all`.
 
-    With `native` the export to transformers' own class too; first, so that the card never promises what is not there.
+    The `copies`, of `STAGE_COPY`, come first, so that the card never promises what is not there.
 
     Raises:
         InputError: a fusion that transformers' classes cannot compute.
@@ -115,7 +119,7 @@ def stage_run(output_dir: str | Path, message: str, native: bool = False) -> lis
     with _new_stage(output_dir) as stage:
         _stage_published(output_dir, stage)
         commit = Commit(stage, message)
-        return [_stage_native(output_dir), commit] if native else [commit]
+        return [*(STAGE_COPY[copy](output_dir) for copy in copies), commit]
 
 
 def stage_checkpoint(checkpoint: Path, output_dir: Path, message: str, path_in_repo: str | None = None) -> Commit:
@@ -158,21 +162,30 @@ def push_all(commits: list[Commit], destination: Destination, until: float | Non
     api = hub_client(destination.token)
     try:
         for commit in commits:
-            if commit.revision is not None:
-                _make_branch(api, destination.repo_id, commit.revision, until)
-            upload = functools.partial(
-                api.upload_folder,
-                repo_id=destination.repo_id,
-                folder_path=commit.stage,
-                commit_message=commit.message,
-                revision=commit.revision or destination.revision,
-                delete_patterns=list(commit.replaced),
-            )
-            pushed = with_retries(upload, f"push to {destination.repo_id!r}", until)
+            pushed = _push(api, commit, destination, until)
         return pushed
     finally:
         for commit in commits:
             shutil.rmtree(commit.stage, ignore_errors=True)
+
+
+def _push(api, commit: Commit, destination: Destination, until: float | None) -> CommitInfo:
+    """Upload one staged folder as one commit, to the destination or to the Space beside it."""
+    where = {"repo_id": destination.repo_id, "revision": commit.revision or destination.revision}
+    if commit.is_demo:
+        where = {"repo_id": demo_of(destination.repo_id), "repo_type": "space"}
+        create = functools.partial(api.create_repo, **where, space_sdk="static", exist_ok=True)
+        with_retries(create, f"creation of the Space {where['repo_id']!r}", until)
+    elif commit.revision is not None:
+        _make_branch(api, destination.repo_id, commit.revision, until)
+    upload = functools.partial(
+        api.upload_folder,
+        **where,
+        folder_path=commit.stage,
+        commit_message=commit.message,
+        delete_patterns=list(commit.replaced),
+    )
+    return with_retries(upload, f"push to {where['repo_id']!r}", until)
 
 
 def clear_stages(output_dir: str | Path):
@@ -205,6 +218,33 @@ def _stage_native(output_dir: Path) -> Commit:
             if (output_dir / name).exists():
                 shutil.copy(output_dir / name, stage)
         return Commit(stage, "Export to transformers' own class", ("*",), NATIVE_REVISION)
+
+
+def _stage_browser(output_dir: Path) -> Commit:
+    """The export for browsers, for the branch `browser`: its image processor does nothing, so it stands alone."""
+    folder = browser_export_of(output_dir)
+    with _new_stage(output_dir) as stage:
+        for pattern in LAYOUT:
+            for path in folder.glob(pattern):
+                (stage / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+                _link(path, stage / path.relative_to(folder))
+        write_browser_card(stage, name_of(output_dir), BROWSER_REVISION)
+        return Commit(stage, "Export for browsers", ("*",), BROWSER_REVISION)
+
+
+def _stage_demo(output_dir: Path) -> Commit:
+    """The page that classifies photographs, with its model: a Space of its own."""
+    folder = browser_export_of(output_dir)
+    with _new_stage(output_dir) as stage:
+        # Its card becomes another, and a file that is linked would be another too.
+        ignored = shutil.ignore_patterns(CARD)
+        shutil.copytree(folder, stage, ignore=ignored, copy_function=_link, dirs_exist_ok=True)
+        write_space_card(stage, name_of(output_dir))
+        return Commit(stage, "Demo", ("*",), is_demo=True)
+
+
+# What a run can push besides its model, and how each is staged.
+STAGE_COPY = {"native": _stage_native, "browser": _stage_browser, "demo": _stage_demo}
 
 
 def _stage_published(source: Path, stage: Path, copy=shutil.copy):

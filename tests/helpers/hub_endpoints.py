@@ -28,11 +28,11 @@ from helpers.hub_repositories import (
 if TYPE_CHECKING:
     from helpers.hub_server import HubServer
 
-KIND = "(?P<kind>models|datasets)"
+KIND = "(?P<kind>models|datasets|spaces)"
 NAME = "(?P<name>[^/]+(?:/[^/]+)?)"
 REVISION = "(?P<revision>[^/]+)"
 API = f"/api/{KIND}/{NAME}"
-PAGE = f"/(?:(?P<kind>datasets)/)?{NAME}"  # the addresses of models have no prefix
+PAGE = f"/(?:(?P<kind>datasets|spaces)/)?{NAME}"  # the addresses of models have no prefix
 
 ROUTES: list[tuple[set[str], re.Pattern, Callable]] = []
 
@@ -80,8 +80,10 @@ def create_repository(server, request):
     fields = request.json()
     kind = f"{fields.get('type') or 'model'}s"
     owner = fields.get("organization") or server.user
-    if kind not in ("models", "datasets"):
+    if kind not in ("models", "datasets", "spaces"):
         raise HubError(400, f"No repositories of type {fields['type']} here")
+    if kind == "spaces" and fields.get("sdk") != "static":
+        raise HubError(400, f"No Spaces with sdk {fields.get('sdk')} here")
     if owner != server.user:
         raise HubError(403, f'You don\'t have the rights to create a repository under the namespace "{owner}"')
     key = (kind, f"{owner}/{fields['name']}")

@@ -183,7 +183,7 @@ def test_python_and_shell_are_ready_to_be_pasted(run):
     assert 'model="me/my-small-deit", trust_remote_code=True' in blocks(text, "python")[0]
     shell = "\n".join(blocks(text, "bash"))
     assert "python -m modeling_deit_distill.conversion me/my-small-deit native_model --to native" in shell
-    assert "python examples/export_onnx.py me/my-small-deit onnx_model" in shell
+    assert "python -m modeling_deit_distill.export me/my-small-deit browser_model" in shell
 
 
 def test_a_pushed_native_export_comes_first(run):
@@ -192,6 +192,45 @@ def test_a_pushed_native_export_comes_first(run):
     assert 'model="me/my-small-deit", revision="native"' in native and "trust_remote_code" not in native
     assert "trust_remote_code=True" in ours
     assert "--to native" not in text
+
+
+EXPORTS = [
+    {
+        "precision": precision,
+        "file": f"onnx/model{kind}.onnx",
+        "megabytes": megabytes,
+        "milliseconds": 4.21,
+        "agreement": {"images": 180, "equal": equal, "largest": 0.01},
+    }
+    for precision, kind, megabytes, equal in (("fp32", "", 23.04, 180), ("int8", "_quantized", 6.2, 178))
+]
+
+
+def test_the_card_leads_with_where_the_model_runs(run):
+    text = card_of(run(run={**RECORD, "browser": True, "demo": True, "exports": EXPORTS})).text
+    use = section(text, "How to use it")
+    assert use.startswith("\n**[Try it in this browser](https://huggingface.co/spaces/me/my-small-deit-demo)**")
+    rows = re.findall(r"^\| (.*) \| `(.*)` \| (.*) \| (.*) \|$", use, re.MULTILINE)
+    assert [row[1:] for row in rows[1:]] == [
+        ("onnx/model.onnx", "23.0", "4.2"),
+        ("onnx/model_quantized.onnx", "6.2", "4.2"),
+    ]
+    assert "Of 180 held-out images the exports decide as PyTorch does: fp32 180, int8 178." in use
+    [script] = blocks(use, "js")
+    assert 'pipeline("image-classification", "me/my-small-deit", { revision: "browser" })' in script
+    assert "https://huggingface.co/me/my-small-deit/tree/browser" in use
+    assert_no_trace_of_what_is_missing(text.replace(script, ""))
+
+
+def test_without_int8_a_browser_is_told_which_precision_there_is(run):
+    text = card_of(run(run={**RECORD, "browser": True, "exports": EXPORTS[:1]})).text
+    assert '"me/my-small-deit", { revision: "browser", dtype: "fp32" })' in text
+    assert "Try it" not in text
+
+
+def test_copies_are_not_promised_before_the_end(run):
+    text = card_of(run(all_results=None, run={**RECORD, "browser": True, "demo": True})).text
+    assert "Try it" not in text and 'revision: "browser"' not in text
 
 
 def test_no_export_is_offered_that_would_fail(run):

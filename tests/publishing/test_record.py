@@ -183,17 +183,17 @@ def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):
 
 def test_the_repository_is_noted(tmp_path, photos):
     record = written(tmp_path, "--train_dir", photos, name="run")
-    note_repository(tmp_path / "run", "me/run", native=True, revision="trial")
+    note_repository(tmp_path / "run", "me/run", ["native", "demo"], revision="trial")
     noted = json.loads((tmp_path / "run" / RUN_RECORD).read_text())
-    assert noted == {**record, "name": "me/run", "native": True, "revision": "trial"}
-    note_repository(tmp_path / "run", "me/run", native=False)
+    assert noted == {**record, "name": "me/run", "native": True, "browser": False, "demo": True, "revision": "trial"}
+    note_repository(tmp_path / "run", "me/run")
     assert json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]  # the branch is still there
-    note_repository(tmp_path / "run", "me/other", native=False)
+    note_repository(tmp_path / "run", "me/other")
     assert not json.loads((tmp_path / "run" / RUN_RECORD).read_text())["native"]
 
 
 def test_a_run_without_a_record_gets_a_small_one(tmp_path):
-    note_repository(tmp_path, "me/mine", native=False)
+    note_repository(tmp_path, "me/mine")
     record = json.loads((tmp_path / RUN_RECORD).read_text())
     assert record["name"] == "me/mine" and "torch" in record["versions"]
 
