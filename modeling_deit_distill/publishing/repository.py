@@ -116,10 +116,16 @@ def stage_run(output_dir: str | Path, message: str, copies: Collection[str] = ()
         InputError: a fusion that transformers' classes cannot compute.
     """
     output_dir = Path(output_dir)
-    with _new_stage(output_dir) as stage:
-        _stage_published(output_dir, stage)
-        commit = Commit(stage, message)
-        return [*(STAGE_COPY[copy](output_dir) for copy in copies), commit]
+    commits = []
+    try:
+        commits += (STAGE_COPY[copy](output_dir) for copy in copies)
+        with _new_stage(output_dir) as stage:
+            _stage_published(output_dir, stage)
+            return [*commits, Commit(stage, message)]
+    except BaseException:
+        for commit in commits:
+            shutil.rmtree(commit.stage, ignore_errors=True)
+        raise
 
 
 def stage_checkpoint(checkpoint: Path, output_dir: Path, message: str, path_in_repo: str | None = None) -> Commit:

@@ -195,7 +195,7 @@ def test_a_stage_that_cannot_be_filled_is_removed(finished, monkeypatch):
     model.config.fusion = "softmax_mean"
     model.save_pretrained(finished)
     with pytest.raises(InputError, match="softmax_mean"):
-        stage_run(finished, "End of training", native=True)
+        stage_run(finished, "End of training", ["native"])
     assert not list(finished.glob("_push*"))
 
 
