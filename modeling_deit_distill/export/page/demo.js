@@ -23,10 +23,11 @@ async function start() {
   for (const id of ["input", "model"]) element(id).hidden = false;
   await loadRuntime();
   await loadModel();
+  say("Ready. Choose a photo.");
 }
 
 function inTurn(task) {
-  last = last.then(task).catch(showError).finally(() => say(""));
+  last = last.then(task).catch(showError);
 }
 
 // --- what is loaded
@@ -43,7 +44,8 @@ async function fetched(url) {
 async function loadRuntime() {
   say("Loading onnxruntime-web …");
   const folder = new URL(settings.runtime.folder, document.baseURI).href;
-  const threads = globalThis.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+  // Small models gain nothing from more than four.
+  const threads = globalThis.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, 4) : 1;
   try {
     ort = await import(`${folder}ort.wasm.bundle.min.mjs`);
   } catch (error) {
@@ -116,6 +118,7 @@ async function answer() {
   showAnswer(outputs);
   const reading = `${rounded(photograph.milliseconds)} ms to read the photo`;
   element("time").textContent = `${rounded(milliseconds)} ms, after ${reading}`;
+  say("");
   document.dispatchEvent(new CustomEvent("answered", { detail: outputs }));
 }
 
@@ -154,7 +157,9 @@ function showAnswer(outputs) {
   const five = best(outputs.logits.data, 5);
   element("result").hidden = false;
   element("answers").replaceChildren(...five.map(barOf));
-  element("result-heading").textContent = `${five[0][0]}, ${percent(five[0][1])}`;
+  const first = `${five[0][0]}, ${percent(five[0][1])}`;
+  element("result-heading").textContent = first;
+  element("said").textContent = `Answer: ${first}`;
   const { label } = photograph;
   element("truth").hidden = label === null;
   element("truth").textContent = `True class: ${label} (${label === five[0][0] ? "right" : "wrong"})`;
@@ -231,6 +236,8 @@ function showProgress(text, share) {
 function showError(error) {
   element("error").textContent = error instanceof Refused ? error.message : `This did not work: ${error.message ?? error}. Reload the page, or choose another photo or model.`;
   element("error").hidden = false;
+  element("result").hidden = photograph === null; // the answer to the photo before
+  say("");
 }
 
 function say(text) {
@@ -257,6 +264,7 @@ function listen() {
     element("error").hidden = true;
     if (!ort) await loadRuntime();
     await loadModel();
+    say("Ready. Choose a photo.");
     if (photograph) await answer();
   });
   document.ondragover = (event) => event.preventDefault();
