@@ -9,6 +9,7 @@ HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
     "import-linter>=2.0",
+    "playwright>=1.49",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.14",
@@ -24,7 +25,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["modeling_deit_distill", "modeling_deit_distill.*"]),
-    package_data={"modeling_deit_distill.publishing": ["*.md"]},
+    package_data={
+        "modeling_deit_distill.publishing": ["*.md"],
+        "modeling_deit_distill.export": ["*.md", "page/*"],
+    },
     python_requires=">=3.10",
     # The lowest versions that pass the tests. `.ci/run` installs exactly these and runs the fast tests.
     # `datasets` comes first: uv decides in this order, and the newest fsspec, which torch allows, rules out its lowest.

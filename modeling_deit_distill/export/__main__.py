@@ -26,6 +26,8 @@ from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
 from .browser import write_browser
 from .checkpoint import check_image_size, input_shape, load_model
 from .onnx import OPSET, answer_by_core, check_packages
+from .page import Description, choose_examples, place_runtime, write_page
+from .photograph import preprocessing_of
 from .precisions import FILES, Exported, Source, write_precisions
 from .speed import compare_speed
 
@@ -74,6 +76,13 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--min_agreement", type=float, default=MIN_AGREEMENT, help=f"least share of equal decisions ({MIN_AGREEMENT})"
     )
+    parser.add_argument(
+        "--runtime",
+        default="cdn",
+        metavar="cdn|npm|FOLDER",
+        help="where the page has onnxruntime-web from: the CDN when it is opened (default), or its own folder, copied "
+        "now by npm or from the FOLDER of the npm package",
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="images in a batch when onnx is timed (16)")
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
@@ -88,7 +97,11 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 def export_browser(source: Source, folder: Path, options: argparse.Namespace) -> str:
     """The layout and its page; what came of it in words."""
     name = Path(options.destination).resolve().name
+    runtime = place_runtime(options.runtime, folder)  # first: it may fail, and the rest takes longer
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
+    classes = [label for _, label in sorted(source.model.config.id2label.items())]
+    examples = choose_examples(source.images, source.rows, classes) if source.rows else ()
+    write_page(folder, Description(name, classes, exported, preprocessing_of(source.processor)), examples, runtime)
     return "\n".join(["browser", *map(in_words, exported)])
 
 

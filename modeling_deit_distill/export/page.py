@@ -1,7 +1,7 @@
 """The demo page: an export's folder that a browser opens, without a server that computes.
 
-The page's own files lie in `page/` beside this one and are copied as they are; `demo.json` tells them what is shown. The
-runtime is onnxruntime-web's WebAssembly build, from a CDN or copied into the folder.
+The page's own files lie in `page/` beside this one; `demo.json` tells them what is shown. The runtime is the
+WebAssembly build of onnxruntime-web, from a CDN or copied into the folder.
 """
 
 import shutil
@@ -9,13 +9,15 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import PIL.Image
 
+from ..data.unlabelled import NO_FOLDER, FoundImages, RowImages
 from ..errors import InputError, one_line
 from ..files import read_json, write_json
+from .agreement import decoded
 from .photograph import Preprocessing
 from .precisions import Exported
 
@@ -23,7 +25,7 @@ PAGE = Path(__file__).with_name("page")
 PAGE_FILES = ("index.html", "demo.js", "photograph.js", "pictures.js", "demo.css")
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 CDN_HOST = "https://cdn.jsdelivr.net"
-CDN = f"{CDN_HOST}/npm/{PACKAGE}@{VERSION}/dist/"
+VENDORED = "onnxruntime"
 # The smallest build that runs our graphs: JavaScript in one file, and its WebAssembly.
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 MOST_EXAMPLES, EXAMPLE_SIDE = 8, 640
@@ -47,44 +49,88 @@ class Description:
     preprocessing: Preprocessing
 
 
-def write_page(
-    folder: Path,
-    description: Description,
-    examples: Sequence[tuple[PIL.Image.Image, str | None]] = (),
-    runtime: str = "cdn",
-):
-    """Write `index.html`, its scripts and style, `demo.json`, `examples/` and, unless from the CDN, `onnxruntime/`.
+@dataclass(frozen=True)
+class Runtime:
+    """Where the page loads onnxruntime-web from.
+
+    Attributes:
+        version: of the package.
+        folder: an address, or a folder in the page's own.
+    """
+
+    version: str
+    folder: str
+
+
+FROM_CDN = Runtime(VERSION, f"{CDN_HOST}/npm/{PACKAGE}@{VERSION}/dist/")
+
+
+def place_runtime(source: str, folder: Path) -> Runtime:
+    """Copy onnxruntime-web into `folder/onnxruntime`, unless the page is to load it from the CDN.
 
     Args:
-        folder: an export's, with the files that `description.models` names.
-        description: what the page shows.
-        examples: RGB images that the visitor can choose, with the true class or None; the first 8 are taken, at most
-            640 pixels wide or high.
-        runtime: where onnxruntime-web comes from: `"cdn"` (jsDelivr, when the page is opened), `"npm"` (copied into
-            the folder by npm, now) or a folder that holds the npm package (copied from there).
+        source: `"cdn"` (jsDelivr, when the page is opened), `"npm"` (copied by npm, now) or a folder that holds the npm
+            package (copied from there).
+        folder: of the page.
 
     Raises:
         InputError: no npm, one that fails, or a folder without the package.
     """
-    placed = {"version": VERSION, "folder": CDN}
-    if runtime != "cdn":
-        placed = {"version": _vendor(runtime, folder / "onnxruntime"), "folder": "onnxruntime/"}
+    if source == "cdn":
+        return FROM_CDN
+    if source != "npm":
+        return _copy_package(Path(source), folder / VENDORED)
+    with tempfile.TemporaryDirectory() as temporary:
+        return _copy_package(_download(Path(temporary)), folder / VENDORED)
+
+
+def write_page(
+    folder: Path,
+    description: Description,
+    examples: Sequence[tuple[PIL.Image.Image, str | None]] = (),
+    runtime: Runtime = FROM_CDN,
+):
+    """Write `index.html`, its scripts and style, `demo.json` and `examples/`.
+
+    Args:
+        folder: an export's, with the files that `description.models` names.
+        description: what the page shows.
+        examples: images that the visitor can choose, with the true class or None; each is made at most 640 pixels wide
+            and high.
+        runtime: see [`place_runtime`].
+    """
     for name in PAGE_FILES:
         shutil.copyfile(PAGE / name, folder / name)
-    if runtime != "cdn":  # the page's own rule of what it may load, then without the CDN
+    if runtime.folder == f"{VENDORED}/":  # then the page need not be allowed to load from the CDN
         page = folder / "index.html"
         page.write_text(page.read_text(encoding="utf-8").replace(f" {CDN_HOST}", ""), encoding="utf-8")
-    steps = description.preprocessing
     content = {
         "title": description.title,
         "classes": list(description.classes),
         "models": [_model(folder, each) for each in description.models],
-        "resize": steps.size,
-        "crop": steps.crop,
-        "examples": _write_examples(folder / "examples", examples[:MOST_EXAMPLES]),
-        "runtime": placed,
+        "resize": description.preprocessing.size,
+        "crop": description.preprocessing.crop,
+        "examples": _write_examples(folder / "examples", examples),
+        "runtime": asdict(runtime),
     }
     write_json(folder / "demo.json", content)
+
+
+def choose_examples(
+    images: FoundImages | RowImages, rows: Sequence[int], classes: Sequence[str]
+) -> list[tuple[PIL.Image.Image, str | None]]:
+    """At most 8 of the images, evenly spaced, each with its class if the folder that it lies in has the name of one.
+
+    Args:
+        images, rows: see [`chosen_images`].
+        classes: names.
+    """
+    number = min(len(rows), MOST_EXAMPLES)
+    chosen = []
+    for row, image in decoded(images, [rows[place * len(rows) // number] for place in range(number)]):
+        name = images.folder_names[images.folders[row]] if images.folders[row] != NO_FOLDER else None
+        chosen.append((image, name if name in classes else None))
+    return chosen
 
 
 def _model(folder: Path, exported: Exported) -> dict:
@@ -110,15 +156,7 @@ def _write_examples(folder: Path, examples: Sequence[tuple[PIL.Image.Image, str 
     return written
 
 
-def _vendor(runtime: str, folder: Path) -> str:
-    """Copy the runtime's files; returns its version."""
-    if runtime != "npm":
-        return _copy_package(Path(runtime), folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        return _copy_package(_download(Path(temporary)), folder)
-
-
-def _copy_package(package: Path, folder: Path) -> str:
+def _copy_package(package: Path, folder: Path) -> Runtime:
     missing = [name for name in RUNTIME_FILES if not (package / "dist" / name).is_file()]
     if missing:
         raise InputError(
@@ -135,25 +173,28 @@ def _copy_package(package: Path, folder: Path) -> str:
     folder.mkdir()
     for name in RUNTIME_FILES:
         shutil.copyfile(package / "dist" / name, folder / name)
-    return version
+    return Runtime(version, f"{folder.name}/")
 
 
 def _download(folder: Path) -> Path:
     """The unpacked package, by npm."""
-    ways = f"give --runtime cdn, or the folder of an unpacked {PACKAGE}"
-    command = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", str(folder)]
+    command, other = f"npm pack {PACKAGE}@{VERSION}", f"give --runtime cdn, or the folder of an unpacked {PACKAGE}"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise InputError(f"--runtime npm: npm is not installed; install Node.js, or {other}")
+    words = [npm, *command.split()[1:], "--silent", "--pack-destination", str(folder)]
     try:
-        found = shutil.which("npm") or "npm"
-        done = subprocess.run([found, *command[1:]], cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
-    except FileNotFoundError as error:
-        raise InputError(f"--runtime npm: npm is not installed; install Node.js, or {ways}") from error
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"--runtime npm: `{' '.join(command[:3])}` took over {NPM_SECONDS} s; {ways}") from error
+        raise InputError(f"--runtime npm: `{command}` took more than {NPM_SECONDS} s; {other}") from error
     packed = list(folder.glob("*.tgz"))
     if done.returncode != 0 or not packed:
-        said = one_line(done.stderr or done.stdout) or f"exit code {done.returncode}"
-        raise InputError(f"--runtime npm: `{' '.join(command[:3])}` failed ({said}); {ways}")
-    return _unpack(packed[0], folder / "package")
+        said = done.stderr.strip() or f"exit code {done.returncode}, {len(packed)} archives"
+        raise InputError(f"--runtime npm: `{command}` failed ({one_line(ValueError(said))}); {other}")
+    try:
+        return _unpack(packed[0], folder / "package")
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise InputError(f"--runtime npm: `{command}` brought a broken archive ({one_line(error)}); {other}") from error
 
 
 def _unpack(packed: Path, folder: Path) -> Path:
@@ -162,10 +203,5 @@ def _unpack(packed: Path, folder: Path) -> Path:
         for name in ("package.json", *(f"dist/{name}" for name in RUNTIME_FILES)):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                source = archive.extractfile(f"package/{name}")
-            except KeyError:
-                continue  # named by the check that follows
-            if source is not None:
-                target.write_bytes(source.read())
+            target.write_bytes(archive.extractfile(f"package/{name}").read())
     return folder

@@ -1,7 +1,9 @@
 // From a file to raw pixels, as `data/decoding.py` reads it: upright, without alpha, colour profiles not applied.
 
-// Above this a photo is halved until it is below: resizing takes the longer the more pixels there are.
+// Above this a photo is halved until it is below: time and memory grow with its pixels. What is left has at least three
+// times the pixels a side of the model's own resize, which then hides the halving; only above ALWAYS_HALVED it may not.
 export const HALVED_ABOVE = 4e6;
+const TIMES_LEFT = 3, ALWAYS_HALVED = 16e6;
 // Decoded, such a photo takes 480 MB.
 export const MOST_PIXELS = 120e6;
 const MOST_OBLONG = 500;
@@ -12,7 +14,7 @@ const FLAT = 32, SHAPED = 128;
 export class Refused extends Error {}
 
 // A photograph as the model takes it: `canvas`, `pixels` (RGBA bytes, opaque), `original` {width, height}.
-// `shorterEdge` is that of the model's own resize: no halving goes below twice of it.
+// `shorterEdge` is that of the model's own resize.
 export async function readPhotograph(file, shorterEdge) {
   const original = await sizeOf(file);
   checkSize(original);
@@ -86,7 +88,8 @@ function reduced(source, shorterEdge) {
 }
 
 function isLarge(width, height, shorterEdge) {
-  return width * height > HALVED_ABOVE && Math.min(width, height) >= 4 * shorterEdge;
+  const isEnough = Math.min(width, height) >= 2 * TIMES_LEFT * shorterEdge;
+  return width * height > (isEnough ? HALVED_ABOVE : ALWAYS_HALVED);
 }
 
 function halfOf(width, height) {
