@@ -7,20 +7,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, on
 
 import gc
 import sysconfig
+import time
 import venv
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers.hub_server import HubServer, use_hub
+from helpers.hub_server import HubServer, skip_waits, use_hub
 from helpers.runs import COLOURS
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, hub
 
 
 def pytest_collection_finish(session):
@@ -88,6 +90,14 @@ def server(monkeypatch, tmp_path):
     with HubServer() as server:
         use_hub(monkeypatch, server, tmp_path / "home")
         yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds between tries on the Hub, which no test waits."""
+    waited = skip_waits(monkeypatch)
+    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic, time=time.time))
+    return waited
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ pull REPOSITORY STORE     from there
 """
 
 import argparse
+import functools
 import inspect
 import json
 import re
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..arguments import ModelArguments
 from ..data.datasets import ViewDataset
@@ -23,7 +24,7 @@ from ..data.sources import load_image_data
 from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line, printable
 from ..files import read_json, sha256, without_folders
-from ..hub import hub_errors
+from ..hub import hub_client, with_retries
 from ..report import summary_table
 from .agreement import of_teacher
 from .labelling import verify, whole_sampler
@@ -180,18 +181,18 @@ def push_store(options: argparse.Namespace):
     contents = public_files(store, options.repository)
     if store.damaged:  # the card has counted the answers
         raise InputError(f"{store.damage()}; run what fills {options.store} again, with the teacher, before the push")
-    api = HfApi()
-    with hub_errors(f"push to {options.repository!r}"):
-        api.create_repo(options.repository, repo_type="dataset", private=options.private, exist_ok=True)
+    api, target = hub_client(), {"repo_id": options.repository, "repo_type": "dataset"}
+
+    def upload():
+        """Onto the newest commit: one whose answer was lost is found there, and not made again."""
+        head = check_repository(api, store, options.repository, contents)
         operations = [CommitOperationAdd(name, str(c) if isinstance(c, Path) else c) for name, c in contents.items()]
-        commit = api.create_commit(
-            options.repository,
-            operations,
-            commit_message="Answers of a teacher",
-            repo_type="dataset",
-            parent_commit=check_repository(store, options.repository, contents),
-        )
-    print(commit.commit_url)
+        words = {"commit_message": "Answers of a teacher", "parent_commit": head}
+        return api.create_commit(operations=operations, **target, **words)
+
+    create = functools.partial(api.create_repo, private=options.private, exist_ok=True, **target)
+    with_retries(create, f"creation of {options.repository!r}")
+    print(with_retries(upload, f"push to {options.repository!r}").commit_url)
 
 
 def public_files(store: TeacherStore, repository: str) -> dict[str, Path | bytes]:
@@ -206,13 +207,13 @@ def public_files(store: TeacherStore, repository: str) -> dict[str, Path | bytes
     return contents
 
 
-def check_repository(store: TeacherStore, repository: str, contents: dict) -> str:
+def check_repository(api: HfApi, store: TeacherStore, repository: str, contents: dict) -> str:
     """Refuse to push over other answers, or over more of them; returns the newest commit."""
     source = {"repo_id": repository, "repo_type": "dataset"}
-    head = HfApi().repo_info(**source)
+    head = api.repo_info(**source)
     if any(file.rfilename == CHECKSUMS for file in head.siblings):
         wanted = [CHECKSUMS, DESCRIPTION]
-        fetched = Path(snapshot_download(**source, revision=head.sha, allow_patterns=wanted))
+        fetched = Path(api.snapshot_download(**source, revision=head.sha, allow_patterns=wanted))
         if fields := differing_fields(store, TeacherStore(fetched), but="format"):  # an upgraded one replaces it
             raise InputError(f"{repository!r} holds another store, which differs in {fields}; choose a new repository")
         if missing := sorted(read_checksums(fetched, repository).keys() - contents.keys()):
@@ -225,13 +226,13 @@ def check_repository(store: TeacherStore, repository: str, contents: dict) -> st
 def pull_store(options: argparse.Namespace):
     """Fetch a store and compare every file with its checksum."""
     target, source = Path(options.store), {"repo_id": options.repository, "repo_type": "dataset"}
-    with hub_errors(f"pull of {options.repository!r}"):
-        fetched = snapshot_download(**source, revision=options.revision, allow_patterns=[CHECKSUMS, DESCRIPTION])
-        checksums = read_checksums(Path(fetched), options.repository)
-        wanted = files_to_fetch(target, Path(fetched), checksums, options.repository)
-        if wanted:
-            revision = Path(fetched).name  # the commit that the checksums belong to
-            snapshot_download(**source, revision=revision, allow_patterns=wanted, local_dir=target)
+    fetch, action = functools.partial(hub_client().snapshot_download, **source), f"pull of {options.repository!r}"
+    wanted = [CHECKSUMS, DESCRIPTION]
+    fetched = Path(with_retries(lambda: fetch(revision=options.revision, allow_patterns=wanted), action))
+    checksums = read_checksums(fetched, options.repository)
+    if wanted := files_to_fetch(target, fetched, checksums, options.repository):
+        revision = fetched.name  # the commit that the checksums belong to
+        with_retries(lambda: fetch(revision=revision, allow_patterns=wanted, local_dir=target), action)
     paths = [target / name for name in wanted]
     damaged = [path for path in paths if not path.exists() or sha256(path) != checksums[path.name]]
     for path in damaged:

@@ -4,20 +4,17 @@ import contextlib
 import json
 import pickle
 import shutil
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.cards import DECISIONS, NAMES, PROCESSOR, RECORD, RESULTS, STATE, classes
-from helpers.hub_server import HubServer, skip_waits, use_hub
+from helpers.hub_server import HubServer, use_hub
 from helpers.pictures import draw_blank_pictures
 from helpers.published import COLOURS, RECIPE, STRATEGIES, TOKEN
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import train_deit
-from modeling_deit_distill import hub
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
 
@@ -53,14 +50,6 @@ def server(monkeypatch, tmp_path):
         use_hub(monkeypatch, server, tmp_path / "home")
         monkeypatch.setenv("HF_TOKEN", "hf_not_the_one")  # the argument's must be used
         yield server
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """The seconds between tries, which no test waits."""
-    waited = skip_waits(monkeypatch)
-    monkeypatch.setattr(hub, "time", SimpleNamespace(sleep=waited.append, monotonic=time.monotonic, time=time.time))
-    return waited
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Stores looked into, checked against their teacher, pushed and pulled: the command line against a local Hub."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,18 +12,21 @@ import pytest
 import torch
 from helpers.examples import load_example
 from helpers.hub_repositories import lfs_oid
-from helpers.hub_server import HubServer, use_hub
+from helpers.hub_server import HANG, HubServer, use_hub
 from helpers.labelling import content, forget
 from helpers.stores import change
 from helpers.teachers import save_resnet
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from modeling_deit_distill import InputError
+from modeling_deit_distill import InputError, hub
 from modeling_deit_distill.data.evaluation import evaluation_processor, evaluation_view
 from modeling_deit_distill.teachers.command_line import main
 from modeling_deit_distill.teachers.store import TeacherStore, create_store
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),  # the client's own call
+    pytest.mark.usefixtures("waits"),
+]
 
 NAMES = ["day", "night"]
 REPOSITORY = "me/answers"
@@ -315,7 +319,7 @@ def test_epochs_filled_in_two_places_meet_in_the_repository(place, server, tmp_p
 
 
 def test_a_failed_commit_is_one_line_and_can_be_repeated(place, server):
-    server.fail("POST", "/commit/", 503)
+    server.fail("POST", "/commit/", 503, times=5)
     message = refused("push", place.answers, REPOSITORY)
     assert message.startswith(f"push to '{REPOSITORY}' failed (") and message.endswith("; run it again")
     assert "503" in message
@@ -326,9 +330,32 @@ def test_a_failed_commit_is_one_line_and_can_be_repeated(place, server):
     assert server.count("PUT", "/lfs/") == uploads  # what had come was kept
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ({"status": 429, "Retry_After": "3600"}, "the Hub asks to wait 3600 s: run it again then"),
+        ({"status": HANG}, ""),
+    ],
+)
+def test_a_hub_that_holds_back_is_not_waited_for(place, server, waits, monkeypatch, tmp_path, fault, words):
+    """Neither for an hour, where it asks for that, nor for ever, where it does not answer."""
+    push(place)
+    monkeypatch.setattr(hub, "SILENCE", 0.2)
+    for method, path, command in (
+        ("POST", "/create", ["push", place.answers, REPOSITORY]),
+        ("POST", "/preupload", ["push", place.answers, REPOSITORY]),
+        ("*", "/api/datasets", ["pull", REPOSITORY, tmp_path / "pulled"]),
+        ("*", "/resolve/", ["pull", REPOSITORY, tmp_path / "pulled"]),
+    ):
+        server.fail(method, path, times=math.inf, **fault)
+        assert refused(*command).endswith(words)
+        server.mend()
+    assert sum(waits) < 60
+    assert cli("pull", REPOSITORY, tmp_path / "pulled") == 0
+
+
 def test_a_lost_answer_is_no_second_commit(place, server):
     server.fail("POST", "/commit/", 503, applied=True)
-    refused("push", place.answers, REPOSITORY)
     push(place)
     assert len(server.commits("datasets", REPOSITORY)) == 2
 
