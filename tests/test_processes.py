@@ -167,6 +167,13 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_the_step_on_all(runs, na
 
 
 @pytest.mark.slow
+def test_the_first_layer_that_overflows_is_named_of_a_sharded_student_too(tmp_path):
+    launch(["overflowing", tmp_path, EIGHT])
+    first, second = ((tmp_path / f"error_{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second and "the student overflows, first in deit.norm: try a lower" in first
+
+
+@pytest.mark.slow
 def test_a_compiled_student_has_the_same_losses_and_clean_names(tmp_path):
     arguments = {"per_device_train_batch_size": 16, "max_steps": 4, "save_strategy": "steps", "save_steps": 4}
     compiled = {**arguments, "torch_compile": True}

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ..output_folder import last_complete
 from ..weights import first_not_finite
@@ -47,8 +46,7 @@ class Evidence:
 
 def explain(args, teacher: nn.Module | None, gather: Callable[[list], list], evidence: Evidence) -> str:
     """The cause, the remedy and which checkpoint is kept, in words; all processes call it, and it says the same."""
-    causes = gather([find_cause(args, teacher, evidence)])  # where one process's views are bad, all gradients are
-    cause = min(causes, key=lambda each: KINDS.index(each.kind))
+    cause = find_cause(args, teacher, evidence, gather)
     return f"{cause.what}: {cause.remedy}; {_kept_checkpoint(args)}"
 
 
@@ -57,16 +55,26 @@ def explain_weights(args, is_first: bool) -> str:
     return f"{_remedy_for_weights(args, is_first)}; {_kept_checkpoint(args)}"
 
 
-def find_cause(args, teacher: nn.Module | None, evidence: Evidence) -> Cause:
-    """The first part of a step that is not finite.
+def find_cause(args, teacher: nn.Module | None, evidence: Evidence, gather: Callable[[list], list] = list) -> Cause:
+    """The first part of a step that is not finite, on any process: where one's views are bad, all gradients are.
 
     Args:
         args: the [`DistillationTrainingArguments`].
         teacher: that is asked; None without one, or where a store answers.
         evidence: the step.
+        gather: from a list of each process to that of all.
     """
     student = extract_model_from_parallel(evidence.student, keep_torch_compile=False)
-    pixel_values, losses = evidence.pixel_values, evidence.losses
+    # A sharded student is asked by all processes together: so they first agree that none of them has an earlier cause.
+    for look in (_before_the_student, _from_the_student_on):
+        causes = [each for each in gather([look(args, teacher, student, evidence)]) if each is not None]
+        if causes:
+            return min(causes, key=lambda each: KINDS.index(each.kind))
+    raise AssertionError("the gradient is a cause where nothing else is")
+
+
+def _before_the_student(args, teacher: nn.Module | None, student: nn.Module, evidence: Evidence) -> Cause | None:
+    pixel_values = evidence.pixel_values
     if (name := first_not_finite(student.named_parameters())) is not None:
         return Cause(
             "weights",
@@ -76,10 +84,16 @@ def find_cause(args, teacher: nn.Module | None, evidence: Evidence) -> Cause:
     if pixel_values is not None and not pixel_values.isfinite().all():
         remedy = "look at the samples, and at the image processor's image_std"
         return Cause("pixels", "the pixels are not finite", remedy)
-    is_whole = pixel_values is not None and not any(isinstance(each, DTensor) for each in student.parameters())
-    if is_whole and teacher is not None and (layer := first_layer(teacher, pixel_values)) is not None:
+    if pixel_values is not None and teacher is not None and (layer := first_layer(teacher, pixel_values)) is not None:
         return _of_teacher(teacher, layer)
-    if is_whole and (layer := first_layer(student, pixel_values)) is not None:
+    return None
+
+
+def _from_the_student_on(args, teacher: nn.Module | None, student: nn.Module, evidence: Evidence) -> Cause:
+    pixel_values, losses = evidence.pixel_values, evidence.losses
+    # Taken before the student is asked, which may put whole weights in the place of shares.
+    gradients = [(name, each.grad) for name, each in reversed(list(student.named_parameters()))]
+    if pixel_values is not None and (layer := first_layer(student, pixel_values)) is not None:
         return Cause("student", f"the student overflows, first in {layer}", _remedy_for_rate(args))
     bad = [name for name, value in losses.items() if not abs(value) < float("inf")]  # NaN is below nothing
     if bad == ["teacher_loss"] and teacher is None:
@@ -87,7 +101,6 @@ def find_cause(args, teacher: nn.Module | None, evidence: Evidence) -> Cause:
     if bad:
         remedy = "look at the labels and at class_weights" if "label_loss" in bad else _remedy_for_rate(args)
         return Cause("loss", f"{bad[0]} is not finite, though the answers are", remedy)
-    gradients = ((name, each.grad) for name, each in reversed(list(student.named_parameters())))
     name = first_not_finite((name, grad) for name, grad in gradients if grad is not None)
     where = "" if name is None else f", first at {name}"
     return Cause("gradient", f"the gradient is not finite{where}", f"{_remedy_for_rate(args)}, or --max_grad_norm 1")

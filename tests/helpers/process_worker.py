@@ -93,6 +93,16 @@ def poisoned(folder, arguments: dict, is_sharded: bool = False):
         report(trainer, folder, error=str(error), unchanged=gather_object([same]))
 
 
+def overflowing(folder, arguments: dict):
+    """The answers of a sharded student overflow."""
+    trainer = make(folder, prepare=shard_here, max_nonfinite_steps=2, **arguments)
+    trainer.model.deit.layers[1].mlp.fc2.weight.data.fill_(3e38)
+    try:
+        trainer.train()
+    except InputError as error:
+        Path(folder, f"error_{trainer.args.process_index}.txt").write_text(str(error))
+
+
 def shares(module) -> list[torch.Tensor]:
     """What this process holds of each parameter."""
     return [value.to_local() if isinstance(value, DTensor) else value for value in module.parameters()]
@@ -121,7 +131,7 @@ def sharded(folder, arguments: dict, resume: str | None = None):
 
 
 if __name__ == "__main__":
-    scenarios = {"train": train, "poisoned": poisoned, "sharded": sharded}
+    scenarios = {"train": train, "poisoned": poisoned, "sharded": sharded, "overflowing": overflowing}
     for line in sys.argv[1:]:  # one launch may run several: starting costs more than they do
         name, place, *rest = json.loads(line)
         torch.manual_seed(0)
