@@ -12,7 +12,8 @@ An image is shown as a viewer shows it, with these limits:
 - **More than 89 megapixels** (`PIL.Image.MAX_IMAGE_PIXELS`): shown at half the width and height. A JPEG is decoded so
   and may have three times the limit (a phone's 200 megapixels), any other format twice. More than that, or more than
   100 pixels for each byte of a file, is refused as a decompression bomb.
-- **A JPEG of more than 50 scans** is refused: each scan goes over all pixels, and encoders write about ten.
+- **A JPEG of more than 50 scans** is refused, in a strip or tile of a TIFF too: each scan goes over all pixels, and
+  encoders write about ten.
 - **Formats of documents and measurements** (EPS, WMF, GRIB, ...) are refused: no other program is started to draw one.
 - **A strip** more than 500 times as long as wide is refused: no crop of it shows anything, and the resizing of
   evaluation would make gigabytes of it.
@@ -47,6 +48,8 @@ REFUSED = b"refused"
 JPEG_TIMES, MOST_PIXELS_A_BYTE = 3, 100
 MOST_OBLONG = 500
 MOST_SCANS = 50
+# Tags of a TIFF: where its strips or tiles are, and how many bytes each has.
+STRIPS, TILES = (273, 279), (324, 325)
 # Of Pillow's formats those of pictures. For EPS it would start Ghostscript, for others what is registered with it.
 FORMATS = ("AVIF", "BMP", "DDS", "DIB", "FITS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX")
 FORMATS += ("PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM")
@@ -144,6 +147,8 @@ def _open(encoded: bytes) -> PIL.Image.Image:
     _check_size(opened.width, opened.height)
     if _is_large(*opened.size):
         _check_large(opened, len(encoded))
+    if opened.format == "TIFF" and opened.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        _check_scans_within(opened, encoded)
     return opened
 
 
@@ -246,9 +251,19 @@ def _check_scans(encoded: bytes):
     if _has_one_scan(encoded):
         return
     content = np.frombuffer(encoded, np.uint8)
-    if np.count_nonzero((content[:-1] == 0xFF) & (content[1:] == 0xDA)) <= MOST_SCANS:  # in thumbnails too
-        return
-    if (num_scans := _num_scans(encoded)) > MOST_SCANS:
+    if np.count_nonzero((content[:-1] == 0xFF) & (content[1:] == 0xDA)) > MOST_SCANS:  # in thumbnails too
+        _check_number(_num_scans(encoded))
+
+
+def _check_scans_within(opened: PIL.Image.Image, encoded: bytes):
+    """The same for the JPEGs in the strips or tiles of a TIFF."""
+    offsets, sizes = STRIPS if STRIPS[0] in opened.tag_v2 else TILES
+    for place, size in zip(opened.tag_v2.get(offsets, ()), opened.tag_v2.get(sizes, ()), strict=False):
+        _check_number(_num_scans(encoded[place : place + size]))
+
+
+def _check_number(num_scans: int):
+    if num_scans > MOST_SCANS:
         raise BadImageError(
             f"a JPEG of {num_scans} scans, where encoders write about 10: it would take long to decode; save it again"
         )

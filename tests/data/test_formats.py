@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import struct
 import sys
 
 import numpy as np
@@ -311,9 +312,9 @@ def test_the_first_of_several_frames_is_shown():
 # --- what would take long, or start another program -------------------------------------------------------------------
 
 
-def many_scans(num_scans: int) -> dict:
+def many_scans(num_scans: int, image: PIL.Image.Image = PHOTO) -> dict:
     """A progressive JPEG that repeats its last scan."""
-    encoded = encode(PHOTO, "JPEG", progressive=True)["bytes"]
+    encoded = encode(image, "JPEG", progressive=True)["bytes"]
     last = encoded.rindex(b"\xff\xda")
     scan, missing = encoded[last:-2], num_scans - encoded.count(b"\xff\xda")
     return {"bytes": encoded[:-2] + missing * scan + encoded[-2:], "path": None}
@@ -326,6 +327,24 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "load", lambda *_: pytest.fail("decoded"))
     for num_scans, image in slow.items():
         assert why(image).startswith(f"a JPEG of {num_scans} scans, where encoders write about 10")
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_scans_within_a_tiff_count_too(tiled):
+    tiff = lambda num_scans: of_one_jpeg(many_scans(num_scans, PHOTO.resize((64, 64)).convert("L"))["bytes"], tiled)  # noqa: E731
+    assert both_ways(tiff(decoding.MOST_SCANS)).shape == (64, 64, 3)
+    assert why(tiff(decoding.MOST_SCANS + 1)).startswith(f"a JPEG of {decoding.MOST_SCANS + 1} scans")
+
+
+def of_one_jpeg(jpeg: bytes, tiled: bool) -> dict:
+    """A grey TIFF of 64 x 64 pixels that are one JPEG, in a tile or a strip."""
+    places, sizes = (324, 325) if tiled else (273, 279)
+    sides = [(322, 64), (323, 64)] if tiled else [(278, 64)]
+    tags = [(256, 64), (257, 64), (258, 8), (259, 7), (262, 1), (277, 1), *sides]
+    head = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags = sorted([*tags, (places, head), (sizes, len(jpeg))])
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return {"bytes": b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + jpeg, "path": None}
 
 
 def test_scans_are_those_of_the_image_itself():
