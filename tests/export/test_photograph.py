@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import PIL.Image
 import pytest
-from helpers.exports import run
+from helpers.exports import run, smooth
 from transformers import DeiTImageProcessor, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
@@ -15,13 +15,6 @@ from modeling_deit_distill.export.photograph import as_photograph, preprocessing
 
 # A level is 1 / 255 of the range; the deviation of a channel a quarter of it.
 LEVEL = 1 / 255 / 0.224
-
-
-def smooth(height: int, width: int) -> PIL.Image.Image:
-    """A picture with edges and gradients, as photographs have."""
-    draws = np.random.default_rng(height * width)
-    coarse = PIL.Image.fromarray(draws.integers(0, 256, (9, 7, 3), dtype=np.uint8))
-    return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def graph_of(processor) -> onnxruntime.InferenceSession:

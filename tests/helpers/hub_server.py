@@ -225,11 +225,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         for key, value in answer.headers.items():
             self.send_header(key, quote(value, safe=string.punctuation + " "))
+        self.send_header("Access-Control-Allow-Origin", "*")  # pages of other hosts read the Hub
+        self.send_header("Access-Control-Expose-Headers", "*")
         if answer.status != 304:
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD" and answer.status != 304:
             self.wfile.write(answer.body)
+
+    def do_OPTIONS(self):
+        """What a browser asks before it sends a header such as `Range` to another host."""
+        self.send_response(204)
+        for key in ("Origin", "Headers", "Methods"):
+            self.send_header(f"Access-Control-Allow-{key}", "*")
+        self.end_headers()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
