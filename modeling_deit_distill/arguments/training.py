@@ -75,7 +75,8 @@ class DistillationTrainingArguments(TrainingArguments):
         default=False, help="Push also, as revision 'browser', ONNX files for transformers.js and other runtimes."
     )
     push_demo: bool = HfArg(
-        default=False, help="Make or update a static Space NAME-demo beside the model: a page that classifies photos."
+        default=False,
+        help="Make or update a static Space NAME-demo: a page that classifies photos, with 8 held-out ones.",
     )
     license: str | None = HfArg(
         default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."

@@ -26,8 +26,7 @@ from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
 from .browser import write_browser
 from .checkpoint import check_image_size, input_shape, load_model
 from .onnx import OPSET, answer_by_core, check_packages
-from .page import Description, choose_examples, place_runtime, write_page
-from .photograph import preprocessing_of
+from .page import place_runtime, write_demo
 from .precisions import FILES, Exported, Source, write_precisions
 from .speed import compare_speed
 
@@ -99,9 +98,7 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
     name = Path(options.destination).resolve().name
     runtime = place_runtime(options.runtime, folder)  # first: it may fail, and the rest takes longer
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
-    classes = [label for _, label in sorted(source.model.config.id2label.items())]
-    examples = choose_examples(source.images, source.rows, classes) if source.rows else ()
-    write_page(folder, Description(name, classes, exported, preprocessing_of(source.processor)), examples, runtime)
+    write_demo(source, folder, name, exported, runtime)
     return "\n".join(["browser", *map(in_words, exported)])
 
 

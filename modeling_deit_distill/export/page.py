@@ -18,8 +18,8 @@ from ..data.unlabelled import NO_FOLDER, FoundImages, RowImages
 from ..errors import InputError, one_line
 from ..files import read_json, write_json
 from .agreement import decoded
-from .photograph import Preprocessing
-from .precisions import Exported
+from .photograph import Preprocessing, preprocessing_of
+from .precisions import Exported, Source
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = ("index.html", "demo.js", "photograph.js", "pictures.js", "demo.css")
@@ -114,6 +114,21 @@ def write_page(
         "runtime": asdict(runtime),
     }
     write_json(folder / "demo.json", content)
+
+
+def write_demo(source: Source, folder: Path, title: str, exported: Sequence[Exported], runtime: Runtime = FROM_CDN):
+    """Write the page beside an export, with a few of the images that its decisions were compared on.
+
+    Args:
+        source: what was exported.
+        folder: the export's.
+        title: of the page.
+        exported: its files.
+        runtime: see [`place_runtime`].
+    """
+    classes = [label for _, label in sorted(source.model.config.id2label.items())]
+    examples = choose_examples(source.images, source.rows, classes) if source.rows else ()
+    write_page(folder, Description(title, classes, exported, preprocessing_of(source.processor)), examples, runtime)
 
 
 def choose_examples(

@@ -17,6 +17,7 @@ from ..export.agreement import MAX_IMAGES
 from ..export.browser import RECORD, write_browser
 from ..export.checkpoint import load_model
 from ..export.onnx import check_packages
+from ..export.page import write_demo
 from ..export.precisions import Source
 from ..files import crc32, write_json
 from ..output_folder import BROWSER, RUN_RECORD, read_json
@@ -52,7 +53,8 @@ def export_for_browsers(output_dir: str | Path, held_out: EvaluationDataset | No
     source = Source(*load_model(str(output_dir)), images, rows)
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as new:
-        write_browser(source, new, name_of(output_dir), leave_out=_warn)
+        name = name_of(output_dir)
+        write_demo(source, new, name, write_browser(source, new, name, leave_out=_warn))
         record = read_json(new / RECORD)
         write_json(new / RECORD, {**record, "weights": _weights(output_dir)})
     note_exports(output_dir, record["files"])

@@ -180,7 +180,9 @@ def _push(api, commit: Commit, destination: Destination, until: float | None) ->
     where = {"repo_id": destination.repo_id, "revision": commit.revision or destination.revision}
     if commit.is_demo:
         where = {"repo_id": demo_of(destination.repo_id), "repo_type": "space"}
-        create = functools.partial(api.create_repo, **where, space_sdk="static", exist_ok=True)
+        look = functools.partial(api.model_info, destination.repo_id)
+        private = with_retries(look, f"a look at {destination.repo_id!r}", until).private  # as the model is
+        create = functools.partial(api.create_repo, **where, space_sdk="static", private=private, exist_ok=True)
         with_retries(create, f"creation of the Space {where['repo_id']!r}", until)
     elif commit.revision is not None:
         _make_branch(api, destination.repo_id, commit.revision, until)

@@ -31,6 +31,8 @@ def test_a_run_pushes_a_branch_and_a_space(server, train, waits):
     assert card.data.sdk == "static" and card.data.models == ["me/colours"]
     assert card.data.custom_headers["cross-origin-embedder-policy"] == "require-corp"
     assert space["onnx/model.onnx"] == branch["onnx/model.onnx"]
+    assert {"index.html", "demo.js", "demo.css", "examples/1.jpg"} < space.keys()
+    assert not {"index.html", "demo.json", "examples/1.jpg"} & branch.keys()
 
     text = server.files("models", "me/colours")["README.md"].decode()
     assert "https://huggingface.co/spaces/me/colours-demo" in text and 'revision: "browser"' in text
@@ -56,6 +58,13 @@ def test_a_finished_run_is_exported_when_it_is_pushed_with_it(server, train, wai
     assert b'revision: "browser"' in server.files("models", "me/colours")["README.md"]
 
 
+@pytest.mark.slow
+def test_the_space_of_a_private_model_is_private(server, train, waits, written):
+    train(push_demo="true", hub_private_repo="true")
+    assert server.repositories["models", "me/colours"].private
+    assert server.repositories["spaces", "me/colours-demo"].private
+
+
 @pytest.fixture
 def written(monkeypatch):
     """Exports that are written without a model; how often."""
@@ -66,6 +75,7 @@ def written(monkeypatch):
         (folder / "export.json").write_text('{"files": []}')
 
     monkeypatch.setattr(browser, "write_browser", write)
+    monkeypatch.setattr(browser, "write_demo", lambda source, folder, name, exported: None)
     return calls
 
 
