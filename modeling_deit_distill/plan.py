@@ -37,7 +37,13 @@ from .teachers.description import describe_teacher
 from .teachers.labelling import is_full, planned_views
 from .teachers.store import TeacherStore, check_store_folder, create_store, is_store
 from .teachers.teacher import Teacher, check_teacher, load_teacher
-from .teachers.training import TRAINING_RECORD, find_or_train_teacher, holds_teacher, training_record
+from .teachers.training import (
+    TRAINING_RECORD,
+    TeacherTraining,
+    find_or_train_teacher,
+    holds_teacher,
+    training_record,
+)
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint, means_the_last
 from .training.layers import check_layers
@@ -154,10 +160,9 @@ class Plan:
         if not self.distils or not is_store(self.args.teacher_store):
             return None
         store = TeacherStore(self.args.teacher_store)
-        kept, image_size = store.fingerprint, self.config.image_size
-        store.check(agreement.of_views(self.args, self.views, self.data, kept))
-        named = (self.model_args, self.args, self.teacher_config, self.data, image_size)
-        store.check(agreement.of_named_teacher(*named, kept))
+        store.check(agreement.of_views(self.args, self.views, self.data, store.fingerprint))
+        if self.teacher_config is not None:
+            store.check(agreement.of_named_teacher(self.teachers_training, store.fingerprint))
         return store
 
     @cached_property
@@ -174,15 +179,14 @@ class Plan:
         """
         if not (self.needs_teacher and self.model_args.train_teacher and self.teacher_config is not None):
             return False
-        directory, image_size = Path(self.args.output_dir, TEACHER), self.config.image_size
+        directory, training = Path(self.args.output_dir, TEACHER), self.teachers_training
 
         def is_missing() -> bool:
             """Look into the output folder, on the main process."""
-            about = (self.teacher_config, self.data, self.model_args, self.args, image_size)
             if self.store is not None:  # of answers that are not complete
                 kept = self.store.fingerprint.get("teacher_training")
-                self.store.check({"teacher_training": training_record(*about, kept)})
-            record = training_record(*about, read_json(directory / TRAINING_RECORD))
+                self.store.check({"teacher_training": training_record(training, kept)})
+            record = training_record(training, read_json(directory / TRAINING_RECORD))
             return not holds_teacher(directory, record, self.args)
 
         return as_the_main_process(self.args, is_missing)
@@ -263,11 +267,15 @@ class Plan:
         self.store = self._store_of(teacher)
         return teacher
 
-    def teachers_training(self) -> tuple:
-        """What [`find_or_train_teacher`] takes."""
-        crop_pct = self.data_args.crop_pct or DEFAULT_CROP_PCT
-        settings = (self.model_args, self.args, self.config.image_size, crop_pct, self.held_out.rows)
-        return (self.teacher_config, self.data, *settings)
+    @property
+    def teachers_training(self) -> TeacherTraining:
+        """What the training of the run's own teacher depends on."""
+        return TeacherTraining(self.teacher_config, self.data, self.model_args, self.args, self.config.image_size)
+
+    @property
+    def teachers_evaluation(self) -> tuple[float, datasets.Dataset]:
+        """How the teacher is judged while it trains: `crop_pct`, and the rows that are held out."""
+        return self.data_args.crop_pct or DEFAULT_CROP_PCT, self.held_out.rows
 
     def teacher_in(self, folder: Path | None) -> Teacher:
         """The teacher that was trained into a folder, or the one that is named; on the CPU.
@@ -302,7 +310,7 @@ class Plan:
     def _load_teacher(self) -> Teacher:
         if not self.model_args.train_teacher:
             return self.teacher_in(None)
-        folder = find_or_train_teacher(*self.teachers_training())
+        folder = find_or_train_teacher(self.teachers_training, *self.teachers_evaluation)
         self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
         return self.teacher_in(folder)
 

@@ -13,7 +13,7 @@ from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
 from .classes import read_label_map, teacher_classes
 from .teacher import InputView, Teacher, own_view, weights_checksum
-from .training import RECORDED_LATER, record_difference, training_record
+from .training import RECORDED_LATER, TeacherTraining, record_difference, training_record
 
 _PASS = "pass --{field} {theirs}"
 # In the remedies, {theirs} is the store's value and {teacher} the name of its teacher.
@@ -80,31 +80,28 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None, kept: Mapp
     return agreed
 
 
-def of_named_teacher(
-    model_args, args, teacher_config, data: ImageData, student_image_size: int, kept: Mapping
-) -> dict[str, object]:
+def of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, object]:
     """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
 
-    `teacher_config` is from `description.describe_teacher`; None if the run names no teacher. `kept`:
-    see [`of_views`].
+    Args:
+        training: of the teacher; where none is trained, what it says of the one that is named.
+        kept: see [`of_views`].
     """
-    if teacher_config is None:
-        return {}
+    model_args = training.model_args
     given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
     agreed = {name: value for name, value in given.items() if value is not None}
     if model_args.train_teacher:
-        known = kept.get("teacher_training")
-        record = training_record(teacher_config, data, model_args, args, student_image_size, known)
+        record = training_record(training, kept.get("teacher_training"))
         # A full store needs no teacher: seed and batch are the student's alone. If one is trained, the plan looks.
         record = {name: value for name, value in record.items() if name not in RECORDED_LATER}
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
-    view = own_view(name_or_path, InputView(student_image_size), model_args.trust_remote_code)
+    view = own_view(name_or_path, InputView(training.student_image_size), model_args.trust_remote_code)
     return agreed | {
         "teacher_weights": weights_checksum(name_or_path),
         "teacher_mean": list(view.mean),
         "teacher_std": list(view.std),
-        "label_map": teacher_classes(teacher_config, data.class_names, label_map),
+        "label_map": teacher_classes(training.config, training.data.class_names, label_map),
     }
 
 

@@ -81,30 +81,52 @@ SHARED_ARGUMENTS = (
 )
 
 
-def find_or_train_teacher(
-    config: PreTrainedConfig,
-    data: ImageData,
-    model_args: ModelArguments,
-    args: DistillationTrainingArguments,
-    student_image_size: int,
-    crop_pct: float,
-    held_out: Dataset,
-) -> Path:
+@dataclasses.dataclass(frozen=True)
+class TeacherTraining:
+    """The training of a teacher on a run's own data.
+
+    Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's.
+
+    Attributes:
+        config: of the teacher, from `description.describe_teacher`.
+        data: of the run.
+        model_args, args: of the run.
+        student_image_size: pixels; a new teacher is trained at it unless another size is given, a fine-tuned one at
+            its own.
+    """
+
+    config: PreTrainedConfig
+    data: ImageData
+    model_args: ModelArguments
+    args: DistillationTrainingArguments
+    student_image_size: int
+
+    @property
+    def image_size(self) -> int:
+        """A new teacher is trained at the size at which it will be asked."""
+        is_new = self.model_args.teacher_name_or_path is None
+        return (is_new and self.model_args.teacher_image_size) or self.student_image_size
+
+
+def find_or_train_teacher(training: TeacherTraining, crop_pct: float, held_out: Dataset) -> Path:
     """Train the teacher on the run's data unless `<output_dir>/teacher` holds it already; return that folder.
 
     Where the folder holds a teacher of another training, `overwrite_output_dir` trains this one in its place.
 
-    Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's. A new teacher
-    is trained at `student_image_size` pixels unless another size is given, a fine-tuned one at its own. After each
-    epoch it is evaluated on the `held_out` rows, which changes nothing in its training unless this may stop early.
+    After each epoch it is evaluated, which changes nothing in its training unless this may stop early.
+
+    Args:
+        training: what it depends on.
+        crop_pct: of the evaluation.
+        held_out: rows to evaluate on.
 
     Raises:
         InputError: the folder holds a teacher of another training, or the training ended in NaN.
         LocalInputError: the disk is full.
     """
-    directory = Path(args.output_dir, TEACHER)
+    args, directory = training.args, Path(training.args.output_dir, TEACHER)
     found = read_json(directory / TRAINING_RECORD)
-    record = training_record(config, data, model_args, args, student_image_size, found)
+    record = training_record(training, found)
     is_held = holds_teacher(directory, record, args)
     unknown = [name for name in RECORDED_LATER if name not in found]
     if is_held:
@@ -115,12 +137,12 @@ def find_or_train_teacher(
         say(args, f"{_another_training(directory, found, record)}: another is trained in its place")
     partial, replaced = directory.with_name(PARTIAL_TEACHER), directory.with_name(directory.name + ".replaced")
     checkpoint = checkpoint_to_go_on_from(partial, record, args)
-    trainer = teacher_trainer(config, data, model_args, args, student_image_size, crop_pct, held_out, partial)
+    trainer = teacher_trainer(training, crop_pct, held_out, partial)
     show(trainer, "1 of 2: teacher", {"held out": "eval_accuracy"}, args.output_dir)
     trainer.train_from(checkpoint, record)
     if trainer.state.global_step < trainer.state.max_steps:
         say(args, f"the teacher's training stopped early: {best_in_words(trainer)}")
-    learning_rate = model_args.teacher_learning_rate
+    learning_rate = training.model_args.teacher_learning_rate
     remedy = f"try a lower --teacher_learning_rate (now {learning_rate:g}), or bf16 instead of fp16"
     check_finite_weights(trainer.model.state_dict().items(), "the teacher's training", remedy)
     with disk_errors_explained(directory.parent, "the teacher"):
@@ -129,7 +151,7 @@ def find_or_train_teacher(
         if args.process_index == 0:
             for checkpoint in list_checkpoints(partial):  # the best, of a training that may stop early
                 shutil.rmtree(checkpoint)
-            write_json(partial / TRAINING_RECORD, {**record, "dataset": data.fingerprint()})
+            write_json(partial / TRAINING_RECORD, {**record, "dataset": training.data.fingerprint()})
             shutil.rmtree(replaced, ignore_errors=True)
             if directory.exists():
                 directory.rename(replaced)
@@ -140,27 +162,12 @@ def find_or_train_teacher(
     return directory
 
 
-def teacher_trainer(
-    config: PreTrainedConfig,
-    data: ImageData,
-    model_args: ModelArguments,
-    args: DistillationTrainingArguments,
-    student_image_size: int,
-    crop_pct: float,
-    held_out: Dataset,
-    output_dir: Path,
-) -> Trainer:
+def teacher_trainer(training: TeacherTraining, crop_pct: float, held_out: Dataset, output_dir: Path) -> Trainer:
     """The trainer of a teacher, before its training; arguments as in [`find_or_train_teacher`]."""
-    set_seed(args.seed)
-    model, view = _untrained(config, model_args, trained_image_size(model_args, student_image_size))
+    set_seed(training.args.seed)
+    model, view = _untrained(training.config, training.model_args, training.image_size)
     processor = evaluation_processor(view.image_size, crop_pct, view.mean, view.std)
-    return _TeacherTrainer(model, processor, data, held_out, output_dir, args, model_args)
-
-
-def trained_image_size(model_args: ModelArguments, student_image_size: int) -> int:
-    """A new teacher is trained at the size at which it will be asked."""
-    is_new = model_args.teacher_name_or_path is None
-    return (is_new and model_args.teacher_image_size) or student_image_size
+    return _TeacherTrainer(model, processor, training, held_out, output_dir)
 
 
 def holds_teacher(directory: Path, record: dict[str, object], args: DistillationTrainingArguments) -> bool:
@@ -188,21 +195,15 @@ def holds_teacher(directory: Path, record: dict[str, object], args: Distillation
     return False
 
 
-def training_record(
-    config: PreTrainedConfig,
-    data: ImageData,
-    model_args: ModelArguments,
-    args: DistillationTrainingArguments,
-    student_image_size: int,
-    kept: Mapping[str, object] | None = None,
-) -> dict[str, object]:
-    """What the training of a teacher depends on, as it is kept beside it; arguments as in [`find_or_train_teacher`].
+def training_record(training: TeacherTraining, kept: Mapping[str, object] | None = None) -> dict[str, object]:
+    """What the training of a teacher depends on, as it is kept beside it.
 
     A store of its answers keeps it too, see `agreement`. `kept` is the record that it is compared with, if any: it may
     know its data as earlier versions did, see [`ImageData.fingerprint`].
     """
     # What changes with the library's version or with saving.
     passing = {"transformers_version", "architectures", "dtype", "_name_or_path", "label2id", "torch_dtype"}
+    config, data, model_args, args = training.config, training.data, training.model_args, training.args
     fields = json.loads(config.to_json_string(use_diff=False))
     patience = args.early_stopping_patience
     values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
@@ -211,7 +212,7 @@ def training_record(
         "dataset": data.fingerprint((kept or {}).get("dataset")),
         "teacher": model_args.teacher_name_or_path or config.model_type,
         "config": {key: value for key, value in sorted(fields.items()) if key not in passing},
-        "image_size": trained_image_size(model_args, student_image_size),
+        "image_size": training.image_size,
         "num_train_epochs": model_args.teacher_num_train_epochs,
         "learning_rate": model_args.teacher_learning_rate,
         **{name: getattr(args, name) for name in RECORDED_LATER},
@@ -271,9 +272,8 @@ def _untrained(config: PreTrainedConfig, model_args: ModelArguments, image_size:
 class _TeacherTrainer(Trainer):
     """Trains a classifier on labels, on views augmented on the device as the student's are."""
 
-    def __init__(
-        self, model, processor, data: ImageData, held_out: Dataset, output_dir: Path, args, model_args: ModelArguments
-    ):
+    def __init__(self, model, processor, training: TeacherTraining, held_out: Dataset, output_dir: Path):
+        data, model_args, args = training.data, training.model_args, training.args
         self.labels = labels_to_balance(args, data.train)
         weights = class_weights(args.class_weights, data.class_names, data.train)
         self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)

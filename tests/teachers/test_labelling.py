@@ -17,7 +17,7 @@ from modeling_deit_distill.teachers.labelling import (
 )
 from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
 from modeling_deit_distill.teachers.teacher import load_teacher
-from modeling_deit_distill.teachers.training import training_record
+from modeling_deit_distill.teachers.training import TeacherTraining, training_record
 
 # The examples of a property share its fixtures; each makes anew what it changes.
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -31,7 +31,7 @@ def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
     new = run_of(*words, "--teacher_config_name", "resnet", teacher=None)
     fine_tuned = run_of(*words, teacher="mine")
     for run, image_size in ((new, 24), (fine_tuned, 16)):
-        record = training_record(run.describe(), run.data, run.arguments.model, run.args, student_image_size=16)
+        record = training_record(TeacherTraining(run.describe(), run.data, run.arguments.model, run.args, 16))
         assert record["image_size"] == image_size
 
 

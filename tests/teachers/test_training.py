@@ -22,7 +22,7 @@ from modeling_deit_distill.signals import Interrupted
 from modeling_deit_distill.teachers import training
 from modeling_deit_distill.teachers.description import describe_teacher
 from modeling_deit_distill.teachers.teacher import InputView, decisions_of, load_teacher
-from modeling_deit_distill.teachers.training import RECORDED_LATER, find_or_train_teacher
+from modeling_deit_distill.teachers.training import RECORDED_LATER, TeacherTraining, find_or_train_teacher
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def train(tmp_path, data, image_size=16, asked=None, **changes):
     fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
     model_args = ModelArguments(**{"teacher_config_name": "resnet", "teacher_config_overrides": SMALL, **fields})
     config = describe_teacher(model_args, args, data.class_names)
-    return find_or_train_teacher(config, data, model_args, args, image_size, 1.0, data.validation)
+    return find_or_train_teacher(TeacherTraining(config, data, model_args, args, image_size), 1.0, data.validation)
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +373,7 @@ def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     schedule = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 0.0}
     model_args = ModelArguments(teacher_name_or_path=str(source), train_teacher=True, **schedule)
     config = describe_teacher(model_args, args, digits.class_names)
-    folder = find_or_train_teacher(config, digits, model_args, args, 16, 1.0, digits.validation)
+    folder = find_or_train_teacher(TeacherTraining(config, digits, model_args, args, 16), 1.0, digits.validation)
     tuned = AutoModelForImageClassification.from_pretrained(folder)
     assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
     weight = "resnet.embedder.embedder.convolution.weight"
