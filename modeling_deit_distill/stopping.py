@@ -84,10 +84,13 @@ class StopAtSignal(TrainerCallback):
             return
         checkpoint = checkpoint_folder(args.output_dir, state.global_step)
         if args.process_index == 0:
-            leave_word(args, self._agreed, checkpoint)
+            leave_word(args, self._agreed, None if args.save_only_model else checkpoint)
         if args.world_size > 1:
             # A launcher that sees one process end would stop the others.
             torch.distributed.barrier()
+        if args.save_only_model:
+            remedy = f"no training goes on from it, but one starts from its weights: model_name_or_path {checkpoint}"
+            raise Interrupted(self._agreed, f"{checkpoint} holds the model alone (save_only_model)", remedy)
         raise Interrupted(self._agreed, f"{checkpoint} is whole", "resume_from_checkpoint goes on from it")
 
     def _note(self, number: int):

@@ -14,10 +14,12 @@ from transformers import TrainingArguments
 from ..errors import InputError
 from ..output_folder import (
     INTERRUPTED,
+    MODEL_ALONE,
     PARTIAL_TEACHER,
     RESULTS,
     STATE,
     TEACHER,
+    damage,
     last_complete,
     list_checkpoints,
     read_json,
@@ -80,6 +82,9 @@ def _explained(args, number: int, command_line: list[str], earlier: dict[Path, i
             return Interrupted(number, kept)
     elif checkpoint is not None:
         kept = f"{checkpoint} is whole"
+    elif alone := _of_the_model_alone(args.output_dir):
+        remedy = f"start from its weights with --model_name_or_path {shlex.quote(str(alone))} and another --output_dir"
+        return Interrupted(number, f"{alone} holds the model alone (save_only_model)", remedy)
     elif teachers is not None:
         kept = f"{teachers} of the teacher is whole"
     elif is_replacing:
@@ -88,6 +93,12 @@ def _explained(args, number: int, command_line: list[str], earlier: dict[Path, i
         kept = "no checkpoint was made yet"
         kept += ", the teacher is trained" if Path(args.output_dir, TEACHER).is_dir() else ""
     return Interrupted(number, kept, f"go on with {_command(args, command_line, starts_again=is_replacing)}")
+
+
+def _of_the_model_alone(output_dir: str) -> Path | None:
+    """The last checkpoint of those without the optimiser's state."""
+    found = (path for path in reversed(list_checkpoints(output_dir)) if damage(path, contents=False) == MODEL_ALONE)
+    return next(found, None)
 
 
 def _command(args: TrainingArguments, command_line: list[str], starts_again: bool) -> str:

@@ -58,10 +58,22 @@ def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
     assert sum("eval_loss" in entry for entry in run.state.log_history) == evaluations
 
 
+def test_of_the_model_alone_nobody_is_told_to_go_on(tmp_path):
+    run = views_trainer(
+        tmp_path, rows(26), **{**SAVING, "max_steps": 8, "save_only_model": True, "save_strategy": "no"}
+    )
+    run.add_callback(SignalAt(1))
+    with pytest.raises(Interrupted, match="checkpoint-2 holds the model alone .*: model_name_or_path .*checkpoint-2$"):
+        run.train()
+    assert json.loads((tmp_path / "interrupted.json").read_text())["checkpoint"] is None
+    said = interrupted_at_once(run_args(tmp_path))
+    assert "alone (save_only_model); start from its weights with --model_name_or_path" in said
+
+
 def run_args(folder, **changes):
     """What a run's arguments say of its output folder."""
     settings = {"process_index": 0, "world_size": 1, "dry_run": False, "overwrite_output_dir": False}
-    settings |= {"push_to_hub": False, "resume_from_checkpoint": None}
+    settings |= {"push_to_hub": False, "do_predict": False, "resume_from_checkpoint": None}
     return SimpleNamespace(output_dir=str(folder), **{**settings, **changes})
 
 
