@@ -33,7 +33,7 @@ def check_folders_apart(data_args: DataArguments, args: DistillationTrainingArgu
             if folder and place and os.path.isdir(folder) and _is_within(place, folder):
                 raise InputError(
                     f"{written} {place!r} and {images} {folder!r} {_how(place, folder)}, so the next run would take "
-                    f"what this one writes for a class; choose a {written} outside of it"
+                    f"what this one writes for a class; choose another {written} outside of it"
                 )
 
 

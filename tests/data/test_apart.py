@@ -54,7 +54,7 @@ def test_a_run_does_not_write_among_its_images(here, tmp_path, output_dir, image
     with pytest.raises(InputError, match=f"^output_dir '{output_dir}' and {images} 'photos/train' "):
         check(output_dir, **{images: "photos/train"})
     with pytest.raises(
-        InputError, match=f"^teacher_store '{output_dir}' and {images} .*choose a teacher_store outside"
+        InputError, match=f"^teacher_store '{output_dir}' and {images} .*choose another teacher_store outside"
     ):
         check(teacher_store=output_dir, **{images: "photos/train"})
     arguments = SimpleNamespace(output_dir=output_dir, teacher_store=None, do_train=True)

@@ -161,3 +161,22 @@ def test_what_cannot_be_streamed(tmp_path):
 def test_a_stream_of_saved_rows(saved):
     data = load_image_data(saved(rows([0, 1], ["a", "b"]), test=rows([0, 1], ["a", "b"])), streaming=True)
     assert some(StreamingViewDataset(data.train, SETTINGS, 4), 1)[0]["labels"].shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "words"),
+    [
+        ([[0, 1], [1]], [[0, 1], [1]], "label"),  # several labels for each image
+        ([{"a": 0}, {"a": 1}], [{"a": 0}, {"a": 1}], "label"),
+        ([0, None], [0, 1], "the stream has an image without a label"),
+        (["a", None], ["a", "b"], "the stream has an image without a label"),
+        ([0, 1], [0, None], "split 'validation' has images without a label"),
+        (["a", "b"], ["a", None], "split 'validation' has images without a label"),
+    ],
+)
+def test_labels_that_are_not_one_for_each_image_are_one_line(tmp_path, train, validation, words):
+    for split, labels in (("train", train), ("validation", validation)):
+        rows([0, 1]).remove_columns("label").add_column("label", labels).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(InputError, match=words) as caught:
+        some(StreamingViewDataset(load_image_data(str(tmp_path), streaming=True).train, SETTINGS, 2), 2)
+    assert "\n" not in str(caught.value)
