@@ -9,7 +9,7 @@ HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
     "import-linter>=2.0",
-    "playwright>=1.49",
+    "playwright>=1.55",  # earlier ones wait by `eval`, which the page forbids
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.14",

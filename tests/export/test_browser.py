@@ -144,7 +144,7 @@ def test_an_example_is_answered_beside_its_true_class(page):
 
 
 def test_the_camera_gives_a_photo(page):
-    page.page.get_by_role("button", name="Use the camera").click()
+    page.page.get_by_role("button", name="Camera").click()
     page.page.wait_for_function("() => document.getElementById('video').videoWidth > 0")
     with page.answered() as outputs:
         page.page.get_by_role("button", name="Take the picture").click()

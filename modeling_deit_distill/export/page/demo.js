@@ -69,7 +69,7 @@ async function loadModel() {
   // The first answer takes longer than all others: an empty picture has it.
   const began = performance.now();
   await run({ data: new Float32Array(3 * 64 * 64), width: 64, height: 64 });
-  element("first-time").textContent = `${rounded(performance.now() - began)} ms, after loading, of an empty picture`;
+  element("first-time").textContent = `${rounded(performance.now() - began)} ms, of an empty picture`;
 }
 
 async function download({ file, bytes }) {
@@ -116,8 +116,8 @@ async function answer() {
   const outputs = await run(asInput(photograph));
   const milliseconds = performance.now() - began;
   showAnswer(outputs);
-  const reading = `${rounded(photograph.milliseconds)} ms to read the photo`;
-  element("time").textContent = `${rounded(milliseconds)} ms, after ${reading}`;
+  element("details").scrollIntoView({ block: "nearest" }); // on a phone it lies below
+  element("time").textContent = `${rounded(milliseconds)} ms, reading the photo ${rounded(photograph.milliseconds)} ms`;
   say("");
   document.dispatchEvent(new CustomEvent("answered", { detail: outputs }));
 }
@@ -179,21 +179,24 @@ function barOf([name, probability]) {
 }
 
 function showPictures({ data, dims: [, tokens, rows, columns] }) {
-  const part = seenPart(photograph.canvas, settings);
+  const part = seenPart(photograph.canvas, settings), { width, height } = photograph.original;
   drawPhoto(element("photo"), photograph.canvas, part);
-  const { width, height } = photograph.original;
   element("photo").ariaLabel = `The photo, ${width} × ${height} pixels; the part that the model sees is framed`;
-  const figures = Array.from({ length: tokens }, (_, token) => {
-    const map = data.subarray(token * rows * columns, (token + 1) * rows * columns), canvas = made("canvas", "");
-    const brightest = map.indexOf(Math.max(...map)), row = Math.floor(brightest / columns);
-    canvas.role = "img";
-    canvas.ariaLabel = `Attention of the ${TOKENS[token]}, highest in row ${row + 1} of ${rows}, column ${brightest % columns + 1} of ${columns}`;
+  const figures = TOKENS.slice(0, tokens).map((name, token) => {
+    const canvas = made("canvas", ""), map = data.subarray(token * rows * columns, (token + 1) * rows * columns);
     drawMap(canvas, photograph.canvas, part, map, rows, columns);
-    const figure = made("figure", "");
-    figure.append(canvas, made("figcaption", `Where the ${TOKENS[token]} looks`));
-    return figure;
+    return figureOf(canvas, name, map.indexOf(Math.max(...map)), rows, columns);
   });
   element("pictures").replaceChildren(element("photo").parentElement, ...figures);
+}
+
+function figureOf(canvas, name, brightest, rows, columns) {
+  const row = `row ${Math.floor(brightest / columns) + 1} of ${rows}`, column = `column ${brightest % columns + 1} of ${columns}`;
+  canvas.role = "img";
+  canvas.ariaLabel = `Attention of the ${name}, highest in ${row}, ${column}`;
+  const figure = made("figure", "");
+  figure.append(canvas, made("figcaption", `Where the ${name} looks`));
+  return figure;
 }
 
 function listModels() {
