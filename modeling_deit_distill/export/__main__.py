@@ -98,8 +98,9 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
     name = Path(options.destination).resolve().name
     runtime = place_runtime(options.runtime, folder)  # first: it may fail, and the rest takes longer
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
-    write_demo(source, folder, name, exported, runtime)
-    return "\n".join(["browser", *map(in_words, exported)])
+    examples = write_demo(source, folder, name, exported, runtime)
+    shown = f"with {examples} of the images as examples; onnxruntime-web {runtime.version} from {runtime.folder}"
+    return "\n".join(["browser", *map(in_words, exported), f"  index.html: the page, {shown}"])
 
 
 def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> str:

@@ -116,7 +116,9 @@ def write_page(
     write_json(folder / "demo.json", content)
 
 
-def write_demo(source: Source, folder: Path, title: str, exported: Sequence[Exported], runtime: Runtime = FROM_CDN):
+def write_demo(
+    source: Source, folder: Path, title: str, exported: Sequence[Exported], runtime: Runtime = FROM_CDN
+) -> int:
     """Write the page beside an export, with a few of the images that its decisions were compared on.
 
     Args:
@@ -125,10 +127,14 @@ def write_demo(source: Source, folder: Path, title: str, exported: Sequence[Expo
         title: of the page.
         exported: its files.
         runtime: see [`place_runtime`].
+
+    Returns:
+        How many images are shown.
     """
     classes = [label for _, label in sorted(source.model.config.id2label.items())]
     examples = choose_examples(source.images, source.rows, classes) if source.rows else ()
     write_page(folder, Description(title, classes, exported, preprocessing_of(source.processor)), examples, runtime)
+    return len(examples)
 
 
 def choose_examples(

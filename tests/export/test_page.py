@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from helpers.exports import ANIMALS
 from helpers.images import rows
 
 from modeling_deit_distill.data.unlabelled import RowImages, find_images
@@ -205,3 +206,14 @@ def test_examples_are_spread_and_know_the_class_of_their_folder(tmp_path):
 def test_examples_of_a_dataset_have_their_class():
     images = RowImages(rows([0, 1, 1], ["cat", "dog"]))
     assert [label for _, label in choose_examples(images, [0, 2], ["cat", "dog"])] == ["cat", "dog"]
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page_with_examples(layout):
+    folder, printed = layout()
+    content = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    assert content["title"] == "animals" and content["classes"] == list(ANIMALS.values())
+    assert [each["precision"] for each in content["models"]] == ["fp32", "fp16", "int8"]
+    assert (content["resize"], content["crop"]) == (36, [32, 32])
+    assert len(content["examples"]) == 6 and content["runtime"]["folder"] == CDN
+    assert "index.html: the page, with 6 of the images as examples; onnxruntime-web 1.30.0 from " + CDN in printed
