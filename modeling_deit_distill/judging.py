@@ -10,7 +10,7 @@ from .data.datasets import collate
 from .data.sources import ImageData
 from .errors import InputError
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .output_folder import RUN_RECORD, read_json
+from .output_folder import RUN_RECORD, read_run_file
 from .precision import precision_in_words
 from .report import ACCURACY_NAMES, aligned, figures_of_classes, say, summary_table
 from .student import what_is_kept
@@ -85,7 +85,7 @@ def other_images(name: str, num_images: int, source: str) -> str | None:
     Raises:
         InputError: a record that cannot be read.
     """
-    facts = read_json(Path(name, RUN_RECORD)).get("facts")
+    facts = read_run_file(Path(name, RUN_RECORD)).get("facts")
     held_out = facts.get("held out") if isinstance(facts, dict) else None
     if not held_out or str(held_out).split()[0] == f"{num_images:,}":
         return None

@@ -61,8 +61,8 @@ MODEL_ALONE = "it holds the model alone (save_only_model), so that no training c
 NOT_LISTED = (MANIFEST, "training_args.bin")
 
 
-def read_json(path: Path) -> dict:
-    """The content of a file, or {} if there is none.
+def read_run_file(path: Path) -> dict:
+    """The JSON that a run wrote, or {} if there is none; what anybody wrote is read by `files.read_json`.
 
     Raises:
         InputError: no JSON, or no names with values.
@@ -100,13 +100,13 @@ def check_contents(output_dir: str | Path, is_cleared: bool):
                 "--output_dir"
             )
         if path.suffix == ".json" and (path.name in others or not is_cleared):
-            read_json(path)
+            read_run_file(path)
 
 
 def results_of(output_dir: str | Path) -> dict | None:
     """The results of a finished run; None if the folder holds none."""
     path = Path(output_dir, RESULTS)
-    return read_json(path) if path.exists() else None
+    return read_run_file(path) if path.exists() else None
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
@@ -174,12 +174,12 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | 
 
 def agreed_in(checkpoint: Path) -> dict[str, object]:
     """What a whole checkpoint says that a run must have in common with it; {} for one of an earlier version."""
-    return read_json(checkpoint / MANIFEST).get("facts", {})
+    return read_run_file(checkpoint / MANIFEST).get("facts", {})
 
 
 def best_in(checkpoint: Path) -> str | None:
     """The name of the best checkpoint of a run when a whole one was saved; None without one, or if nobody knows."""
-    return read_json(checkpoint / MANIFEST).get("best")
+    return read_run_file(checkpoint / MANIFEST).get("best")
 
 
 def damage(checkpoint: Path, contents: bool = True) -> str | None:

@@ -27,7 +27,7 @@ from .hints import run_hints
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import IMAGES, TEACHER, check_contents, read_json
+from .output_folder import IMAGES, TEACHER, check_contents, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -186,7 +186,7 @@ class Plan:
             if self.store is not None:  # of answers that are not complete
                 kept = self.store.fingerprint.get("teacher_training")
                 self.store.check({"teacher_training": training_record(training, kept)})
-            record = training_record(training, read_json(directory / TRAINING_RECORD))
+            record = training_record(training, read_run_file(directory / TRAINING_RECORD))
             return not holds_teacher(directory, record, self.args)
 
         return as_the_main_process(self.args, is_missing)
@@ -305,7 +305,7 @@ class Plan:
         # Not by the checkpoint where it is the last: looking for it says that the run is resumed.
         is_ours = means_the_last(self.args.resume_from_checkpoint) or self.checkpoint is None
         folder = self.args.output_dir if is_ours else Path(self.checkpoint).parent
-        return as_the_main_process(self.args, lambda: read_json(Path(folder, IMAGES)))
+        return as_the_main_process(self.args, lambda: read_run_file(Path(folder, IMAGES)))
 
     def _load_teacher(self) -> Teacher:
         if not self.model_args.train_teacher:

@@ -20,7 +20,7 @@ from ..export.onnx import check_packages
 from ..export.page import write_demo
 from ..export.precisions import Source
 from ..files import crc32, write_json
-from ..output_folder import BROWSER, RUN_RECORD, read_json
+from ..output_folder import BROWSER, RUN_RECORD, read_run_file
 from .record import note_exports
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def export_for_browsers(output_dir: str | Path, held_out: EvaluationDataset | No
     with new_folder(folder) as new:
         name = name_of(output_dir)
         write_demo(source, new, name, write_browser(source, new, name, leave_out=_warn))
-        record = read_json(new / RECORD)
+        record = read_run_file(new / RECORD)
         write_json(new / RECORD, {**record, "weights": _weights(output_dir)})
     note_exports(output_dir, record["files"])
     return folder
@@ -64,14 +64,14 @@ def export_for_browsers(output_dir: str | Path, held_out: EvaluationDataset | No
 def browser_export_of(output_dir: str | Path) -> Path:
     """The folder of a run's export for browsers; made, without images, unless one of its weights is there."""
     folder = Path(output_dir, BROWSER)
-    if read_json(folder / RECORD).get("weights") == _weights(output_dir):
+    if read_run_file(folder / RECORD).get("weights") == _weights(output_dir):
         return folder
     return export_for_browsers(output_dir)
 
 
 def name_of(output_dir: str | Path) -> str:
     """The model's name on the Hub, or that of its folder."""
-    return read_json(Path(output_dir, RUN_RECORD)).get("name") or Path(output_dir).resolve().name
+    return read_run_file(Path(output_dir, RUN_RECORD)).get("name") or Path(output_dir).resolve().name
 
 
 def write_space_card(folder: Path, model: str):

@@ -16,7 +16,7 @@ from ..arguments import COPIES, DistillationTrainingArguments
 from ..conversion.reading import timm_repository
 from ..errors import InputError
 from ..files import without_folders, write_json
-from ..output_folder import RUN_RECORD, STATE, read_json
+from ..output_folder import RUN_RECORD, STATE, read_run_file
 from ..recipes import said_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
@@ -70,14 +70,14 @@ TOLD_OF_A_PART = ("command", "finished", "versions", "hardware")
 def note_part(output_dir: str | Path, results: dict[str, object]):
     """Note what a finished run was, before it is extended: under `parts`, the first part first."""
     path = Path(output_dir, RUN_RECORD)
-    record, state = read_json(path), read_json(Path(output_dir, STATE))
+    record, state = read_run_file(path), read_run_file(Path(output_dir, STATE))
     part = {name: record[name] for name in TOLD_OF_A_PART if name in record}
     part |= {"length": (record.get("facts") or {}).get("length"), "steps": state.get("global_step"), "results": results}
     write_json(path, {**record, "parts": [*record.get("parts", []), part]})
 
 
 def _earlier_parts(args: DistillationTrainingArguments) -> dict[str, list]:
-    parts = read_json(Path(args.output_dir, RUN_RECORD)).get("parts") if args.resume_from_checkpoint else None
+    parts = read_run_file(Path(args.output_dir, RUN_RECORD)).get("parts") if args.resume_from_checkpoint else None
     return {"parts": parts} if parts else {}
 
 
@@ -93,7 +93,7 @@ def note_repository(output_dir: str | Path, name: str, copies: Collection[str] =
         revision: the branch that the model goes to, if not the main one.
     """
     path = Path(output_dir, RUN_RECORD)
-    record = read_json(path) or {"versions": versions()}
+    record = read_run_file(path) or {"versions": versions()}
     had = {copy for copy in COPIES if record.get(copy) and record.get("name") == name}
     noted = {copy: copy in had or copy in copies for copy in COPIES}
     write_json(path, {**record, "name": name, **noted, "revision": revision})
@@ -102,7 +102,7 @@ def note_repository(output_dir: str | Path, name: str, copies: Collection[str] =
 def note_exports(output_dir: str | Path, files: list[dict]):
     """Note the files of an export for browsers, as its `export.json` has them."""
     path = Path(output_dir, RUN_RECORD)
-    write_json(path, {**read_json(path), "exports": files})
+    write_json(path, {**read_run_file(path), "exports": files})
 
 
 def note_words(output_dir: str | Path, words: dict[str, object]):
@@ -119,13 +119,13 @@ def note_words(output_dir: str | Path, words: dict[str, object]):
     if "dataset_args" in said:
         raise InputError("dataset_args has no place in our card; leave it out, and say it in dataset")
     path = Path(output_dir, RUN_RECORD)
-    record = read_json(path) or {"versions": versions()}
+    record = read_run_file(path) or {"versions": versions()}
     write_json(path, {**record, "card": {**record.get("card", {}), **said}})
 
 
 def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]:
     """What a command says otherwise than the run in a folder did, by name; what is about pushing does not count."""
-    earlier = read_json(Path(output_dir, RUN_RECORD)).get("recipe")
+    earlier = read_run_file(Path(output_dir, RUN_RECORD)).get("recipe")
     if earlier is None:
         return []
     now = _said(arguments)

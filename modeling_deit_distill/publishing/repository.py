@@ -19,7 +19,7 @@ from ..conversion.saving import save_native
 from ..export.browser import LAYOUT, write_browser_card
 from ..files import write_json
 from ..hub import HubUnavailable, hub_client, with_retries
-from ..output_folder import CARD, MANIFEST, PICTURES, PUBLISHED, RUN_RECORD, STATE, read_json
+from ..output_folder import CARD, MANIFEST, PICTURES, PUBLISHED, RUN_RECORD, STATE, read_run_file
 from .browser import browser_export_of, name_of, write_space_card
 from .card import write_card_and_curves
 from .places import demo_of
@@ -272,7 +272,7 @@ def _link(source, target):
 
 def _hide_folder(state: Path) -> bool:
     """Whether a `trainer_state.json` named a folder of this machine; now it does not."""
-    content = read_json(state)
+    content = read_run_file(state)
     if content.get("best_model_checkpoint") is None:
         return False
     write_json(state, {**content, "best_model_checkpoint": None})  # a new file: it may be a link to the checkpoint's

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..analysis import Measured
 from ..errors import InputError, one_line
-from ..output_folder import DECISIONS, RESULTS, RUN_RECORD, STATE, TOKENS, read_json
+from ..output_folder import DECISIONS, RESULTS, RUN_RECORD, STATE, TOKENS, read_run_file
 from .comparison import Outcome
 from .pictures import distinct_names
 
@@ -100,7 +100,7 @@ def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
         raise InputError(f"config.json in {str(folder)!r} does not describe a model: {one_line(error)}") from error
     if config.model_type != "deit_distill":
         raise InputError(f"{str(folder)!r} holds a {config.model_type!r} model; the card is of a 'deit_distill' one")
-    state, results = read_json(folder / STATE), results or read_json(folder / RESULTS)
+    state, results = read_run_file(folder / STATE), results or read_run_file(folder / RESULTS)
     log = state.get("log_history", [])
     last_evaluation = next((entry for entry in reversed(log) if "eval_accuracy" in entry), {})
     return Run(
@@ -109,16 +109,16 @@ def read_run(folder: Path, results: dict[str, float] | None = None) -> Run:
         results or last_evaluation,
         state,
         _read_decisions(folder / DECISIONS, len(config.id2label)),
-        read_json(folder / RUN_RECORD),
-        read_json(folder / "preprocessor_config.json"),
-        read_json(folder / TOKENS),
+        read_run_file(folder / RUN_RECORD),
+        read_run_file(folder / "preprocessor_config.json"),
+        read_run_file(folder / TOKENS),
         is_finished=bool(results),
     )
 
 
 def _read_decisions(path: Path, num_classes: int) -> dict[str, np.ndarray]:
     """Class indices (images,) by name; {} without the file, or without images."""
-    decisions = {name: np.asarray(indices) for name, indices in read_json(path).items() if name in DECISION_NAMES}
+    decisions = {name: np.asarray(indices) for name, indices in read_run_file(path).items() if name in DECISION_NAMES}
     if not any(len(indices) for indices in decisions.values()):
         return {}
     lengths = {name: len(indices) for name, indices in decisions.items()}

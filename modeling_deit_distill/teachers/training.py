@@ -45,7 +45,7 @@ from ..output_folder import (
     is_checkpoint,
     last_complete,
     list_checkpoints,
-    read_json,
+    read_run_file,
     step_of,
 )
 from ..report import say
@@ -125,7 +125,7 @@ def find_or_train_teacher(training: TeacherTraining, crop_pct: float, held_out: 
         LocalInputError: the disk is full.
     """
     args, directory = training.args, Path(training.args.output_dir, TEACHER)
-    found = read_json(directory / TRAINING_RECORD)
+    found = read_run_file(directory / TRAINING_RECORD)
     record = training_record(training, found)
     is_held = holds_teacher(directory, record, args)
     unknown = [name for name in RECORDED_LATER if name not in found]
@@ -177,7 +177,7 @@ def holds_teacher(directory: Path, record: dict[str, object], args: Distillation
         InputError: it holds a teacher of another training, which nobody said to overwrite, or something else.
     """
     if (directory / TRAINING_RECORD).exists():
-        found = read_json(directory / TRAINING_RECORD)
+        found = read_run_file(directory / TRAINING_RECORD)
         if record_difference(found, record) is None:
             return True
         if args.overwrite_output_dir or _is_being_replaced(directory, record):
@@ -416,7 +416,7 @@ def _stopping_settings(args) -> dict[str, object]:
 
 
 def _has_stopped_early(checkpoint: Path) -> bool:
-    callbacks = read_json(checkpoint / STATE).get("stateful_callbacks", {})
+    callbacks = read_run_file(checkpoint / STATE).get("stateful_callbacks", {})
     stopping = callbacks.get(EarlyStoppingCallback.__name__)
     if stopping is None:
         return False

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..arguments import DistillationTrainingArguments
 from ..errors import InputError
-from ..output_folder import RESULTS, STATE, last_complete, read_json
+from ..output_folder import RESULTS, STATE, last_complete, read_run_file
 from ..report import counted, say
 from .checkpoints import as_the_main_process, means_the_last
 from .early_stopping import has_stopped
@@ -24,7 +24,7 @@ def is_extended(args: DistillationTrainingArguments) -> bool:
 
 
 def _is_extended(args: DistillationTrainingArguments) -> bool:
-    state = read_json(Path(args.output_dir, STATE))
+    state = read_run_file(Path(args.output_dir, STATE))
     if not Path(args.output_dir, RESULTS).exists() or not state.get("max_steps") or not state.get("global_step"):
         return False
     if not is_longer(state, args):

@@ -22,7 +22,7 @@ from ..output_folder import (
     damage,
     last_complete,
     list_checkpoints,
-    read_json,
+    read_run_file,
 )
 from ..recipes import without_arguments
 from ..signals import ENDING, Interrupted, Leave, handling
@@ -117,7 +117,7 @@ def _signal_of_another(args: TrainingArguments) -> int | None:
     """The signal that another process of this run left word of."""
     if args.world_size == 1:
         return None
-    name = read_json(Path(args.output_dir, INTERRUPTED)).get("signal")
+    name = read_run_file(Path(args.output_dir, INTERRUPTED)).get("signal")
     return next((number for number in ENDING if number.name == name), None)
 
 
