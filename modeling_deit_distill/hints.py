@@ -1,11 +1,15 @@
 """Hints before a run that will go poorly: what makes it so, and what to do. Nothing is refused for it."""
 
 import math
+import os
 
+import torch
 from datasets import Dataset
 
 from .configuration_deit_distill import DeiTDistillConfig, as_pair
 from .data.loaders import planned_steps, steps_per_epoch
+from .hardware import THREADS_VARIABLE, num_cores
+from .launcher import is_of_accelerate
 from .report import count_as_said
 from .training.schedule import short_of_the_peak
 
@@ -26,7 +30,19 @@ def run_hints(plan) -> dict[str, str]:
         found["few images"] = of_few_images(num_images) if is_photographs and plan.start is None else None
         found["batch"] = of_batch(args.effective_batch_size, num_images)
     found["warm-up"] = of_warmup(args, num_images)
+    found["threads"] = of_threads(args)
     return {name: words for name, words in found.items() if words}
+
+
+def of_threads(args) -> str | None:
+    """Cores that a CPU's single process leaves alone because a launcher told it so."""
+    threads, cores = torch.get_num_threads(), num_cores()
+    if args.device.type != "cpu" or args.world_size > 1 or THREADS_VARIABLE not in os.environ or threads >= cores:
+        return None
+    words = f"{THREADS_VARIABLE} leaves this run {threads} of {cores} cores; "
+    if is_of_accelerate():
+        return f"{words}all of them: accelerate launch --quiet --num_cpu_threads_per_process {cores} train_deit.py ..."
+    return f"{words}all of them: {THREADS_VARIABLE}={cores}"
 
 
 def of_few_images(num_images: int) -> str | None:

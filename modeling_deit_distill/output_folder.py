@@ -145,7 +145,9 @@ def begin_checkpoint(checkpoint: Path):
     write_json(checkpoint / MANIFEST, {})
 
 
-def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | None = None):
+def commit_checkpoint(
+    checkpoint: Path, agreed: dict[str, object], best: Path | None = None, hardware: dict[str, str] | None = None
+):
     """Make a folder a checkpoint: flush every file, then list them with sizes and checksums in `complete.json`.
 
     CRC-32 is no protection from somebody who changes files on purpose; loading without code is (`weights_only`).
@@ -154,6 +156,7 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | 
         checkpoint: its folder, in which all other files are written.
         agreed: what a run that goes on from it must have in common with this one.
         best: the best checkpoint of the run so far, if there is one.
+        hardware: what each part of the run was computed on, see `hardware.hardware_by_step`.
     """
     paths = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     files = {
@@ -163,10 +166,8 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | 
     }
     for path in (*paths, *(path for path in checkpoint.rglob("*") if path.is_dir())):
         flush(path)
-    write_json(
-        checkpoint / MANIFEST,
-        {"format": 1, "facts": agreed, "best": None if best is None else best.name, "files": files},
-    )
+    manifest = {"format": 1, "facts": agreed, "best": None if best is None else best.name, "files": files}
+    write_json(checkpoint / MANIFEST, {**manifest, "hardware": hardware or {}})
     for path in (checkpoint / MANIFEST, checkpoint, checkpoint.parent):
         flush(path)
     shutil.rmtree(checkpoint.with_name(f"{REPLACED}{checkpoint.name}"), ignore_errors=True)
@@ -175,6 +176,11 @@ def commit_checkpoint(checkpoint: Path, agreed: dict[str, object], best: Path | 
 def agreed_in(checkpoint: Path) -> dict[str, object]:
     """What a whole checkpoint says that a run must have in common with it; {} for one of an earlier version."""
     return read_run_file(checkpoint / MANIFEST).get("facts", {})
+
+
+def hardware_in(checkpoint: Path | str | None) -> dict[str, str]:
+    """What each part of a run up to a whole checkpoint was computed on; {} of an earlier version, or without one."""
+    return {} if checkpoint is None else read_json(Path(checkpoint, MANIFEST)).get("hardware", {})
 
 
 def best_in(checkpoint: Path) -> str | None:

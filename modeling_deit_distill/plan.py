@@ -23,6 +23,7 @@ from .data.views import AugmentationSettings
 from .errors import InputError
 from .export.onnx import check_packages
 from .files import write_json
+from .hardware import hardware_going_on
 from .hints import run_hints
 from .judging import judged_model
 from .machines import check_shared_folders
@@ -31,7 +32,7 @@ from .output_folder import IMAGES, TEACHER, check_contents, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
-from .summary import summary
+from .summary import data_in_words, summary
 from .teachers import agreement
 from .teachers.description import describe_teacher
 from .teachers.labelling import is_full, planned_views
@@ -95,6 +96,11 @@ class Plan:
         return find_checkpoint(self.args)
 
     @cached_property
+    def hardware(self) -> dict[str, str]:
+        """What each part of the run is computed on, by the step before its first."""
+        return hardware_going_on(self.checkpoint, self.args)
+
+    @cached_property
     def start(self) -> PretrainedStudent | None:
         """What the student starts from; None for a new one."""
         return load_start(self.model_args)
@@ -118,9 +124,13 @@ class Plan:
         def look() -> list[int]:
             """Decode them, on the main process."""
             limits = (args.on_bad_image, args.max_bad_image_fraction, not args.disable_tqdm)
-            if self.args.do_train and not self.data_args.streaming:
-                try_sample(self.data.train, *limits)
-            return try_held_out(self.data.validation, *limits)
+            try:
+                if self.args.do_train and not self.data_args.streaming:
+                    try_sample(self.data.train, *limits)
+                return try_held_out(self.data.validation, *limits)
+            except InputError:  # the summary does not come any more
+                say(args, "What was read", summary_table(data_in_words(self.data)))
+                raise
 
         return as_the_main_process(args, look)
 

@@ -18,6 +18,7 @@ from .data.inspection import readable
 from .data.loaders import planned_steps, steps_per_epoch
 from .data.sources import ImageData
 from .data.views import ViewSampler
+from .hardware import device_in_words
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
 from .report import counted
@@ -42,12 +43,8 @@ def summary(plan) -> dict[str, str]:
     if args.base_learning_rate is not None:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
     num_images = len(data.train) if isinstance(data.train, Dataset) else None
-    names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
     return {
-        "data": f"{data.source}: {'a stream of' if num_images is None else f'{num_images:,}'} images",
-        "held out": f"{len(data.validation):,} images, {data.validation_source}",
-        "classes": f"{len(data.class_names)}: {names}",
-        **({"skipped": data.skipped} if data.skipped else {}),
+        **data_in_words(data),
         **held_out_in_words(data, plan.bad_held_out),
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
@@ -70,8 +67,20 @@ def summary(plan) -> dict[str, str]:
         "length": length_in_words(args, num_images),
         **early_stopping_in_words(args, plan.trains_teacher),
         "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
-        "device": str(args.device),
+        "device": device_in_words(args),
         "output": str(args.output_dir),
+    }
+
+
+def data_in_words(data: ImageData) -> dict[str, str]:
+    """Which images there are, how many, and what was not read."""
+    number = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
+    names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
+    return {
+        "data": f"{data.source}: {number} images",
+        "held out": f"{len(data.validation):,} images, {data.validation_source}",
+        "classes": f"{len(data.class_names)}: {names}",
+        **({"skipped": data.skipped} if data.skipped else {}),
     }
 
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.images import rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,8 @@ def arguments(epochs=2.0, max_steps=-1, warmup_epochs=0.0, warmup_steps=0):
         warmup_epochs=warmup_epochs,
         effective_batch_size=10,
         get_warmup_steps=lambda num_steps: warmup_steps,
+        device=torch.device("cpu"),
+        world_size=2,
     )
 
 

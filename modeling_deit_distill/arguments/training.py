@@ -163,7 +163,8 @@ class DistillationTrainingArguments(TrainingArguments):
         default="warn", help="What to do about an image that cannot be read."
     )
     max_bad_image_fraction: Fraction = HfArg(
-        default=0.01, help="Stop where more than this share of the training images cannot be read."
+        default=0.01,
+        help="Stop where more than this share of the training or held-out images, and more than 5, cannot be read.",
     )
 
     max_nonfinite_steps: Count = HfArg(

@@ -1,5 +1,7 @@
 """Images that cannot be read, and why: each is named once, and too many end the run."""
 
+import math
+import os
 from collections.abc import Callable
 
 from datasets import Dataset
@@ -10,6 +12,10 @@ from .decoding import BadImageError, decode_pixels
 
 logger = logging.get_logger(__name__)
 STREAM_TRIAL = 1000  # images of a stream before it is judged by its bad ones
+ALWAYS_ALLOWED = 5  # a share of a small set would be less than an image
+ROUNDING = 1e-9  # of a share that is written as a decimal number
+NUM_NAMED = 10  # images that an error names
+_said: set[str] = set()  # in this process: the teacher's training meets the same images as the student's
 
 
 class BadImages:
@@ -18,7 +24,7 @@ class BadImages:
     Args:
         rows: the training split of [`ImageData`]; None for a stream, which has no length.
         on_bad_image: `"warn"`, or `"error"` to stop at the first.
-        max_fraction: of the rows; with more than that (and more than one) unreadable, the run stops.
+        max_fraction: of the rows; with more than that, and more than `ALWAYS_ALLOWED`, unreadable, the run stops.
         num_processes: each of which sees its share of the rows.
         kind, consequence: words for a message: which images they are, and what is done about a bad one.
         decode: what could not decode them.
@@ -52,22 +58,42 @@ class BadImages:
             InputError: at the first with `on_bad_image="error"`, or when there are too many.
         """
         self.num_shown += num_shown
-        for row in bad:
-            if row in self.seen:
-                continue
-            self.seen.add(row)
-            message = row
-            if self.rows is not None:
-                why = why_bad(self.rows, row, self.decode)
-                message = f"{self.kind}{describe_row(self.rows, row)} is a bad image: {why}"
-            if self.on_bad_image == "error":
-                raise LocalInputError(f"{message}; mend or remove it, or set on_bad_image to warn")
-            logger.warning(f"{message}; {self.consequence}")
-        if len(self.seen) > max(self.max_fraction * self._num_judged(), 1):
-            raise LocalInputError(
-                f"{len(self.seen)} {self.kind}images are bad, more than max_bad_image_fraction {self.max_fraction:g} "
-                "allows; mend the dataset, or allow more"
-            )
+        new = [row for row in dict.fromkeys(bad) if row not in self.seen]
+        self.seen.update(new)
+        messages = [self._message(row) for row in new]
+        if messages and self.on_bad_image == "error":
+            raise LocalInputError(f"{messages[0]}; mend it or move it away, or give --on_bad_image warn")
+        if len(self.seen) > max(self.max_fraction * self._num_judged() + ROUNDING, ALWAYS_ALLOWED):
+            raise LocalInputError(self._too_many())
+        for message in messages:
+            words = f"{message}; {self.consequence}"
+            if words not in _said:
+                logger.warning(words)
+            _said.add(words)
+
+    def _message(self, row: int | str) -> str:
+        """What is wrong with an image; of a stream the row says so itself."""
+        if self.rows is None:
+            return row
+        return f"{self.kind}{describe_row(self.rows, row)} is a bad image: {why_bad(self.rows, row, self.decode)}"
+
+    def _too_many(self) -> str:
+        number = len(self.seen)
+        named = [str(row) if self.rows is None else describe_row(self.rows, row) for row in sorted(self.seen)]
+        more = f", and {number - NUM_NAMED:,} others" if number > NUM_NAMED else ""
+        return (
+            f"{number:,} {self.kind}images cannot be read, more than {ALWAYS_ALLOWED} and than "
+            f"--max_bad_image_fraction {self.max_fraction:g} of {self._num_judged():,.0f}: "
+            f"{', '.join(named[:NUM_NAMED])}{more}; move these away, or give --max_bad_image_fraction "
+            f"{self._share_to_allow():g}"
+        )
+
+    def _share_to_allow(self) -> float:
+        """The share that would have allowed what was seen so far, and as many of what was not; one digit of it."""
+        seen_of = min(self.num_shown, self._num_judged()) or self._num_judged()
+        share = max(len(self.seen) / max(seen_of, len(self.seen)), math.nextafter(self.max_fraction, 1))
+        digit = 10.0 ** math.floor(math.log10(share))
+        return min(math.ceil(share / digit - ROUNDING) * digit, 1.0)
 
     def _num_judged(self) -> float:
         """How many images the unreadable ones are a part of. A process sees others of the rows in each epoch."""
@@ -77,9 +103,11 @@ class BadImages:
 
 
 def describe_row(rows: Dataset, row: int) -> str:
-    """A row in words: its number and, where it has one, its file."""
-    image = rows[int(row)]["image"]
-    return f"row {row}" + (f" ({image['path']})" if image and image["path"] else "")
+    """A row in words: its file, or its number and the name that its file had in the data."""
+    path = (rows[int(row)]["image"] or {}).get("path")
+    if path and os.path.dirname(path):
+        return path
+    return f"row {row}" + (f" ({path})" if path else "")
 
 
 def why_bad(rows: Dataset, row: int, decode: Callable = decode_pixels) -> str:

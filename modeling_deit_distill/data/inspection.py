@@ -55,7 +55,7 @@ def try_sample(rows: Dataset, on_bad_image: str = "warn", max_fraction: float = 
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))
     bad, notes = looked_at(rows.select(chosen), _pixels_and_notes, "training images" if show else None)
     _warn_of_assumptions(rows, {int(chosen[row]): note for row, note in notes.items()}, f"{len(chosen)} images tried")
-    BadImages(rows, on_bad_image, max_fraction).note(chosen[bad].tolist())
+    BadImages(rows, on_bad_image, max_fraction).note(chosen[bad].tolist(), num_shown=len(chosen))
 
 
 def readable(rows: Dataset, bad: list[int]) -> Dataset:

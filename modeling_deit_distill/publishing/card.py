@@ -22,6 +22,7 @@ from ..configuration_deit_distill import as_pair
 from ..conversion.weight_names import why_not_native
 from ..export.browser import js_options
 from ..files import written_whole
+from ..hardware import parts_in_words
 from ..hub import check_license
 from ..output_folder import CARD, CONFUSION, CURVES, DECISIONS, MISTAKES, PREDICTIONS
 from ..report import ACCURACY_NAMES, duration
@@ -335,8 +336,9 @@ def summary_table(run: Run) -> str | None:
     """What the run said of itself, and what it took."""
     summary = {name: value for name, value in run.summary.items() if name != "output"}  # a folder of somebody's machine
     runtime, bad_images, asked = (run.measured(k) for k in ("train_runtime", "bad_images", "teacher_views_asked"))
+    parts = run.record.get("hardware_by_step")
     added = {
-        "hardware": run.record.get("hardware"),
+        "hardware": parts_in_words(parts) if parts else run.record.get("hardware"),
         "training time": None if runtime is None else duration(runtime),
         "views the teacher was asked about": f"{asked:,.0f}" if asked else None,
         "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",

@@ -16,8 +16,9 @@ from ..arguments import COPIES, DistillationTrainingArguments
 from ..conversion.reading import timm_repository
 from ..errors import InputError
 from ..files import without_folders, write_json
+from ..hardware import hardware
 from ..output_folder import RUN_RECORD, STATE, read_run_file
-from ..recipes import said_arguments, without_tokens
+from ..recipes import said_arguments, without_arguments, without_tokens
 
 # Arguments that change nothing about what a run makes.
 NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "license")
@@ -39,14 +40,17 @@ def write_run_record(plan, name: str | None = None) -> Path:
     shown = {folder: without_folders(folder) for folder in folders if folder is not None}
     shown |= {path: _shown(key, path) for key in (*DATA_FOLDERS, *DATA_TABLES) if (path := getattr(data_args, key))}
     source = data_args.train_dir or data_args.train_csv or data_args.dataset_name
-    dataset = hub_id(data_args.dataset_name)
+    dataset, parts = hub_id(data_args.dataset_name), _earlier_parts(args)
+    # It goes on where an interrupted run was; only an extension is another command.
+    words = plan.command_line if parts else without_arguments(plan.command_line, {"resume_from_checkpoint"})
     record = {
         "name": name or Path(args.output_dir).resolve().name,
         "facts": {key: _renamed(shown, text) for key, text in summary.items() if key not in ("device", "output")},
-        "command": command(plan.command_line, args),
-        "recipe": _said(plan.command_line),
+        "command": command(words, args),
+        "recipe": _said(words),
         "versions": versions(),
         "hardware": hardware(args),
+        "hardware_by_step": plan.hardware,
         "finished": date.today().isoformat(),
         "base_model": base_model(model_args.model_name_or_path),
         "teacher": hub_id(model_args.teacher_name_or_path) if plan.distils else None,
@@ -58,7 +62,7 @@ def write_run_record(plan, name: str | None = None) -> Path:
         **{copy: copy in args.copies for copy in COPIES},
         "revision": args.hub_revision if args.push_to_hub else None,
         **({"card": {"license": args.license}} if args.license else {}),
-        **_earlier_parts(args),
+        **parts,
     }
     return write_json(Path(args.output_dir, RUN_RECORD), record)
 
@@ -134,8 +138,10 @@ def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]
 
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
-    """The command that does it again, tokens and folders of this machine left out."""
+    """The command that does it again, as many threads included; tokens and folders of this machine are left out."""
     processes = f" --num_processes {args.world_size}" if args.world_size > 1 else ""
+    threads = torch.get_num_threads() if args.device.type == "cpu" else 1  # the launcher's default
+    processes += f" --num_cpu_threads_per_process {threads}" if threads > 1 else ""
     words = without_tokens(arguments)
     shown = (_without_folder(key, word) for key, word in zip(["", *words], words, strict=False))
     return f"accelerate launch --quiet{processes} train_deit.py {shlex.join(shown)}"
@@ -148,13 +154,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(ImportError):  # run from its folder, without being installed
             found[name] = version(name)
     return found
-
-
-def hardware(args: DistillationTrainingArguments) -> str:
-    """The devices in words."""
-    if args.device.type == "cuda":
-        return f"{args.world_size} × {torch.cuda.get_device_name(args.device)}"
-    return f"CPU ({platform.machine()}), {args.world_size} process(es) of {torch.get_num_threads()} thread(s)"
 
 
 def hub_id(name_or_path: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from ..hardware import hardware_going_on
 from ..output_folder import (
     agreed_in,
     checkpoint_folder,
@@ -29,10 +30,12 @@ class CommitCheckpoints(TrainerCallback):
     """
 
     def __init__(self, record: dict[str, object]):
-        self._record = record
+        self._record, self._hardware = record, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The best so far lies in this folder, though it may have moved."""
+        """The best so far lies in this folder, though it may have moved; the machine may be another."""
+        resumed = checkpoint_folder(args.output_dir, state.global_step) if state.global_step else None
+        self._hardware = hardware_going_on(resumed, args)
         if state.best_global_step and state.best_model_checkpoint:
             state.best_model_checkpoint = str(checkpoint_folder(args.output_dir, state.best_global_step))
 
@@ -41,7 +44,7 @@ class CommitCheckpoints(TrainerCallback):
         PartialState().wait_for_everyone()  # each process has written its share
         if args.should_save:
             checkpoint = checkpoint_folder(args.output_dir, state.global_step)
-            commit_checkpoint(checkpoint, self._record)
+            commit_checkpoint(checkpoint, self._record, hardware=self._hardware)
             best = state.best_model_checkpoint
             remove_old_checkpoints(args.output_dir, 1, {checkpoint, Path(best) if best else checkpoint})
 

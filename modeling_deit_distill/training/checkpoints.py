@@ -21,6 +21,7 @@ from ..arguments import DistillationTrainingArguments
 from ..data.views import with_current_names
 from ..errors import InputError, one_line
 from ..files import write_json
+from ..hardware import hardware_going_on
 from ..output_folder import (
     STATE,
     agreed_in,
@@ -125,6 +126,7 @@ class Checkpoints(TrainerCallback):
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
         self._has_stopped = False  # early
         self._agreed: dict[str, object] = {}
+        self._hardware: dict[str, str] = {}
         self._earlier: set[Path] = set()  # of a training that this one does not go on from
 
     def open(self, wanted: str | bool | None, args, dataset: Dataset, model, is_sharded: bool) -> str | None:
@@ -148,6 +150,7 @@ class Checkpoints(TrainerCallback):
         self._has_stopped = False
         self._agreed = agreement(args, dataset, model.config)
         if not wanted:
+            self._hardware = hardware_going_on(None, args)
             self._note_earlier(args)
             return None
         checkpoint = _resolve(wanted, args.output_dir)
@@ -156,6 +159,7 @@ class Checkpoints(TrainerCallback):
         state = json.loads((checkpoint / STATE).read_text())
         self.resumed, self._resumed_step = checkpoint, state["global_step"]
         self._planned_steps = state.get("max_steps")
+        self._hardware = hardware_going_on(checkpoint, args)
         self._note_earlier(args)
         self._has_stopped = has_stopped(state.get("log_history", []), args)
         return str(checkpoint)
@@ -227,7 +231,7 @@ class Checkpoints(TrainerCallback):
         write_json(checkpoint / STATE, {**json.loads((checkpoint / STATE).read_text()), "best_model_checkpoint": None})
         if not (checkpoint / "config.json").exists():  # FSDP's shards come without
             model.config.save_pretrained(checkpoint)
-        commit_checkpoint(checkpoint, self._agreed, _best(state))
+        commit_checkpoint(checkpoint, self._agreed, _best(state), self._hardware)
         self._earlier.discard(checkpoint)
         remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint}, self._earlier)
 

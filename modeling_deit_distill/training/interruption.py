@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from ..launcher import launching
 from ..output_folder import (
     INTERRUPTED,
     MODEL_ALONE,
@@ -109,8 +110,7 @@ def _command(args: TrainingArguments, command_line: list[str], starts_again: boo
         # A recipe may say otherwise, and the command line goes over it.
         words += ["--overwrite_output_dir", "false"] if args.overwrite_output_dir else []
         words += ["--resume_from_checkpoint", "true"]
-    launcher = "python" if args.world_size == 1 else "the same launcher and"
-    return f"{launcher} train_deit.py {shlex.join(words)}"
+    return f"{launching(args)} {shlex.join(words)}"
 
 
 def _signal_of_another(args: TrainingArguments) -> int | None:

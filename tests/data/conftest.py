@@ -5,9 +5,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from helpers.views import SETTINGS, by_position, loader, photos
 
-from modeling_deit_distill.data.datasets import (
-    ViewDataset,
-)
+from modeling_deit_distill.data import bad_images
+from modeling_deit_distill.data.datasets import ViewDataset
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +30,9 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def warnings(caplog):
-    """`warnings()`: what was logged as a warning so far."""
+def warnings(caplog, monkeypatch):
+    """`warnings()`: what was logged as a warning so far; none was said before."""
+    monkeypatch.setattr(bad_images, "_said", set())
     return lambda: [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 

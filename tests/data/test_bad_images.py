@@ -11,10 +11,12 @@ from helpers.images import encode, grey, undecoded, with_bad_rows
 from helpers.odd_images import BOMB, BROKEN, JPEGS, LOSSLESS, PHOTO
 from helpers.refusals import complaint
 from helpers.views import PLAIN, SETTINGS, by_position
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.data.bad_images import BadImages
+from modeling_deit_distill.data.bad_images import BadImages, describe_row
 from modeling_deit_distill.data.datasets import (
     MAX_REPLACEMENTS,
     ViewDataset,
@@ -54,21 +56,58 @@ def test_the_first_bad_image_stops_the_run_if_it_is_told_so(warnings):
     data = with_bad_rows(9, {3: b""})
     BadImages(data).note([3])
     message = complaint(BadImages(data, on_bad_image="error"), [3])
-    assert message.startswith("row 3 (3.png) is a bad image: the file is empty") and "on_bad_image" in message
+    assert message == (
+        "row 3 (3.png) is a bad image: the file is empty; mend it or move it away, or give --on_bad_image warn"
+    )
     assert warnings()[0].startswith("row 3 (3.png) is a bad image: the file is empty")  # the same words
     assert len(warnings()) == 1
 
 
 def test_more_than_the_fraction_stops_the_run():
-    data = with_bad_rows(10, dict.fromkeys(range(10), b""))
-    # of ten rows; one is always allowed
-    for max_fraction, num_processes, allowed in [(0.3, 1, 3), (0.0, 1, 1), (0.01, 1, 1), (0.4, 2, 2), (0.4, 100, 1)]:
+    data = with_bad_rows(20, dict.fromkeys(range(20), b""))
+    # of twenty rows; five are always allowed
+    for max_fraction, num_processes, allowed in [(0.3, 1, 6), (0.0, 1, 5), (0.01, 1, 5), (0.7, 2, 7), (0.4, 100, 5)]:
         bad_images = BadImages(data, max_fraction=max_fraction, num_processes=num_processes)
         bad_images.note(list(range(allowed)))
         bad_images.note([0, 0])
         message = complaint(bad_images, [allowed])
         assert "max_bad_image_fraction" in message and f"{max_fraction:g}" in message
         assert message.startswith(f"{allowed + 1} "), (max_fraction, num_processes)
+
+
+def test_the_error_names_each_file_and_what_it_names_works(warnings):
+    data = with_bad_rows(300, dict.fromkeys(range(6), b""))
+    assert complaint(BadImages(data), list(range(6))) == (
+        "6 images cannot be read, more than 5 and than --max_bad_image_fraction 0.01 of 300: row 0 (0.png), "
+        "row 1 (1.png), row 2 (2.png), row 3 (3.png), row 4 (4.png), row 5 (5.png); move these away, or give "
+        "--max_bad_image_fraction 0.02"
+    )
+    assert warnings() == []  # nothing is shown in their place
+    many = with_bad_rows(300, dict.fromkeys(range(20), b""))
+    assert "row 9 (9.png), and 10 others; move" in complaint(BadImages(many), list(range(20)))
+    bad_images = BadImages(many)  # of a sample of 40, so half of all
+    with pytest.raises(InputError, match="--max_bad_image_fraction 0.5$"):
+        bad_images.note(list(range(20)), num_shown=40)
+
+
+@given(st.integers(6, 60), st.integers(0, 40), st.floats(0, 0.1))
+def test_the_share_that_the_error_names_is_enough(number, others, max_fraction):
+    data = with_bad_rows(number + others, dict.fromkeys(range(number), b""))
+    limited = BadImages(data, max_fraction=max_fraction)
+    message = complaint(limited, list(range(number)))
+    BadImages(data, max_fraction=float(message.rpartition(" ")[2])).note(list(range(number)))
+
+
+def test_an_image_is_named_once_whoever_meets_it(warnings):
+    data = with_bad_rows(9, {3: b""})
+    for _ in ("a sample", "the teacher's training", "the student's"):
+        BadImages(data).note([3])
+    assert len(warnings()) == 1
+
+
+def test_a_file_is_called_by_its_path(tmp_path):
+    data = undecoded([{"bytes": None, "path": str(tmp_path / "cat" / "1.png")}, {"bytes": b"", "path": "2.png"}])
+    assert [describe_row(data, row) for row in (0, 1)] == [str(tmp_path / "cat" / "1.png"), "row 1 (2.png)"]
 
 
 def test_any_share_may_be_bad_if_it_is_allowed():
@@ -140,7 +179,7 @@ def test_damaged_files_do_not_stop_an_epoch_and_are_all_named(damaged_folder, wa
     assert {Path(data.train[row]["image"]["path"]).name for row in bad_images.seen} == names
     assert len(warnings()) == len(names)
     for name in names:
-        assert sum(f"/{name})" in message for message in warnings()) == 1
+        assert sum(f"/{name} is" in message for message in warnings()) == 1
 
 
 def test_a_damaged_folder_has_a_fingerprint_as_long_as_its_files_are_there(damaged_folder):
@@ -159,4 +198,5 @@ def test_bad_images_of_all_epochs_are_judged_by_all_images_that_a_process_saw(wa
     bad_images = BadImages(with_bad_rows(100, bad), max_fraction=0.04, num_processes=4)
     for row in range(4):  # each epoch a process sees other 25 images, one in 25 of them bad
         bad_images.note([row], num_shown=25)
-    assert "2 images are bad" in complaint(BadImages(bad_images.rows, "warn", 0.04, num_processes=4), [0, 1])
+    more = BadImages(with_bad_rows(100, dict.fromkeys(range(6), b"")), max_fraction=0.05, num_processes=4)
+    assert "6 images cannot be read" in complaint(more, list(range(6)))

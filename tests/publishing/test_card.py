@@ -338,6 +338,12 @@ def test_two_sets_of_answers_make_no_table_of_disagreement(run):
 # Training
 
 
+def test_the_hardware_of_each_part_of_a_resumed_run(run):
+    parts = {"0": "one thread", "12": "two threads"}
+    trained = section(card_of(run(run={**RECORD, "hardware_by_step": parts})).text, "How it was trained")
+    assert "| hardware | one thread; from step 12 on two threads |" in trained
+
+
 def test_how_it_was_trained(run):
     trained = section(card_of(run()).text, "How it was trained")
     assert "starting from [facebook/deit-tiny](https://huggingface.co/facebook/deit-tiny)" in trained

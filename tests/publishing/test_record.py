@@ -51,6 +51,17 @@ def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
     assert record["dataset"] == {"name": "photos", "id": None, "split": "4 images, a tenth of photos"}
 
 
+def test_the_command_goes_without_resuming_and_with_as_many_threads(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    words = ["--train_dir", photos, "--distillation_type", "none", "--resume_from_checkpoint", "true", "--seed", "3"]
+    (tmp_path / "run").mkdir()
+    record = written(tmp_path, *words)
+    start = "accelerate launch --quiet --num_cpu_threads_per_process 2 train_deit.py --use_cpu true"
+    assert record["command"].startswith(start) and "resume" not in json.dumps([record["command"], record["recipe"]])
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"parts": [{"steps": 4}]}))  # an extension
+    assert "--resume_from_checkpoint true" in written(tmp_path, *words)["command"]
+
+
 def test_an_expression_is_no_path(tmp_path, photos):
     record = written(tmp_path, "--train_dir", photos, "--distillation_type", "none", "--group_by", ".*/(a+)")
     assert record["recipe"]["group_by"] == ".*/(a+)"

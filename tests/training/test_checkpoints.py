@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling_deit_distill import InputError
+from modeling_deit_distill import InputError, report
 from modeling_deit_distill.output_folder import (
     begin_checkpoint,
     best_in,
@@ -185,6 +185,17 @@ def test_another_length_is_said(trained, tmp_path, caplog):
         run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
         assert (words.format(steps) in caplog.text) == is_said
         caplog.clear()
+
+
+def test_another_number_of_threads_is_said_once_and_kept(trained, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(report, "_said", set())
+    for threads, said in ((torch.get_num_threads(), 0), (7, 1)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        run = views_trainer(tmp_path / str(threads), rows(26), **SAVING)
+        run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+        assert caplog.text.count("this one goes on on CPU") == said
+        parts = json.loads((tmp_path / str(threads) / "checkpoint-4" / "complete.json").read_text())["hardware"]
+        assert list(parts) == ["0", "2"][: 1 + said] and f"of {threads} thread(s)" in list(parts.values())[-1]
 
 
 def test_epochs_of_warm_up_are_the_same_though_the_trainer_counts_them_in_steps(tmp_path):

@@ -5,6 +5,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import rows, views_trainer
 from transformers import TrainerCallback
@@ -72,7 +73,13 @@ def test_of_the_model_alone_nobody_is_told_to_go_on(tmp_path):
 
 def run_args(folder, **changes):
     """What a run's arguments say of its output folder."""
-    settings = {"process_index": 0, "world_size": 1, "dry_run": False, "overwrite_output_dir": False}
+    settings = {
+        "process_index": 0,
+        "device": torch.device("cpu"),
+        "world_size": 1,
+        "dry_run": False,
+        "overwrite_output_dir": False,
+    }
     settings |= {"push_to_hub": False, "do_predict": False, "resume_from_checkpoint": None}
     return SimpleNamespace(output_dir=str(folder), **{**settings, **changes})
 
@@ -89,7 +96,7 @@ def test_a_signal_outside_training_ends_at_once_and_names_the_last_checkpoint(tm
     args = run_args(folder)
     before = signal.getsignal(signal.SIGTERM)
     said = interrupted_at_once(args, "recipe.yaml", "--seed", "3", "--hub_token", "hf_secret")
-    go_on = "go on with python train_deit.py recipe.yaml --seed 3 --resume_from_checkpoint true"
+    go_on = "go on with OMP_NUM_THREADS=1 python train_deit.py recipe.yaml --seed 3 --resume_from_checkpoint true"
     assert said == f"interrupted by SIGTERM: no checkpoint was made yet; {go_on}"
     kept = json.loads((folder / "interrupted.json").read_text())
     assert kept == {"signal": "SIGTERM", "global_step": None, "checkpoint": None}
@@ -104,7 +111,7 @@ def test_a_signal_outside_training_ends_at_once_and_names_the_last_checkpoint(tm
     assert interrupted_at_once(args) == f"interrupted by SIGTERM: the run in {folder} is finished"
     args.push_to_hub = True
     assert interrupted_at_once(args).endswith(
-        "is finished; go on with python train_deit.py --resume_from_checkpoint true"
+        "is finished; go on with OMP_NUM_THREADS=1 python train_deit.py --resume_from_checkpoint true"
     )
 
 
@@ -112,8 +119,8 @@ def test_a_signal_before_an_earlier_run_is_replaced_does_not_go_on_from_that_one
     checkpoint(tmp_path, 7)
     args, words = run_args(tmp_path, overwrite_output_dir=True), ["--overwrite_output_dir", "--seed", "3"]
     said = interrupted_at_once(args, *words)
-    assert said.endswith("nothing of this run is kept yet, and the earlier one is as it was; go on with python "
-                         "train_deit.py --overwrite_output_dir --seed 3")  # fmt: skip
+    assert "nothing of this run is kept yet, and the earlier one is as it was; go on with " in said
+    assert said.endswith("python train_deit.py --overwrite_output_dir --seed 3")
     with pytest.raises(Interrupted) as interrupted, ending_in_order(args, words):
         checkpoint(tmp_path, 7)
         signal.raise_signal(signal.SIGHUP)

@@ -23,13 +23,14 @@ def resumed(folder, bad_images, *counts):
 
 
 def test_the_bad_images_of_all_processes_are_judged_by_the_images_of_all(tmp_path):
-    bad_images = BadImages(with_bad_rows(100, dict.fromkeys(range(5), b"")), max_fraction=0.04, num_processes=4)
+    bad_images = BadImages(with_bad_rows(100, dict.fromkeys(range(8), b"")), max_fraction=0.07, num_processes=4)
     each = [{"bad_rows": [row], "images_shown": 25.0} for row in range(4)]
+    each[0]["bad_rows"] += [4, 5, 6]
     progress = resumed(tmp_path, bad_images, *each)
-    bad_images.note([], num_shown=4)  # 4 of 100, as many as are allowed, though a process's share is 25
-    assert progress._count() == {"teacher_views": 20, "bad_rows": [0, 1, 2, 3], "images_shown": 104.0}
-    with pytest.raises(InputError, match="5 images are bad, more than max_bad_image_fraction 0.04"):
-        bad_images.note([4], num_shown=4)
+    bad_images.note([], num_shown=4)  # 7 of 100, as many as are allowed, though a process's share is 25
+    assert progress._count() == {"teacher_views": 20, "bad_rows": [*range(7)], "images_shown": 104.0}
+    with pytest.raises(InputError, match="8 images cannot be read, .* --max_bad_image_fraction 0.07 of 100: "):
+        bad_images.note([7], num_shown=4)
 
 
 def test_the_images_of_a_stream_are_counted_on(tmp_path):

@@ -1,0 +1,49 @@
+"""What a run computes on, in words."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from modeling_deit_distill import hardware, hints
+from modeling_deit_distill.hardware import change_in_words, device_in_words, hardware_by_step, parts_in_words
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for module in (hardware, hints):
+        monkeypatch.setattr(module, "num_cores", lambda: 2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("ACCELERATE_DYNAMO_USE_FULLGRAPH", raising=False)
+
+
+def test_the_summary_tells_threads_and_cores(two_cores, monkeypatch):
+    assert device_in_words(SimpleNamespace(device=CPU, world_size=1)) == "cpu, 1 of 2 cores (OMP_NUM_THREADS)"
+    assert "1 of 2 cores in each process" in device_in_words(SimpleNamespace(device=CPU, world_size=2))
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert device_in_words(SimpleNamespace(device=CPU, world_size=1)) == "cpu, 1 of 2 cores"
+    assert device_in_words(SimpleNamespace(device=torch.device("cuda:0"), world_size=1)) == "cuda:0"
+
+
+def test_a_hint_where_cores_are_left_alone(two_cores, monkeypatch):
+    args = SimpleNamespace(device=CPU, world_size=1)
+    assert hints.of_threads(args) == "OMP_NUM_THREADS leaves this run 1 of 2 cores; all of them: OMP_NUM_THREADS=2"
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_FULLGRAPH", "False")
+    assert "accelerate launch --quiet --num_cpu_threads_per_process 2 train_deit.py" in hints.of_threads(args)
+    assert hints.of_threads(SimpleNamespace(device=CPU, world_size=2)) is None
+    assert hints.of_threads(SimpleNamespace(device=torch.device("cuda"), world_size=1)) is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert hints.of_threads(args) is None
+
+
+def test_the_parts_of_a_run_and_their_hardware():
+    begun = hardware_by_step({}, 0, "one thread")
+    assert begun == {"0": "one thread"} and hardware_by_step(begun, 12, "one thread") == begun
+    parts = hardware_by_step(begun, 1200, "two threads")
+    assert parts_in_words(parts) == "one thread; from step 1,200 on two threads"
+    assert change_in_words({}, "one thread") is change_in_words(begun, "one thread") is None
+    assert change_in_words(begun, "two threads").startswith("the checkpoint is of a run on one thread, this one goes")
+    assert change_in_words(parts, "two threads") is None
