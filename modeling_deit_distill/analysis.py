@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 # Images of one forward with all attentions, which are large: 24 blocks of 12 heads and 578² pairs are 190 MB an image.
 IMAGES_AT_ONCE = 8
+FEW_IN_ALL = 50  # with fewer held-out images little can be said of a model
 
 
 class ClassFigures(NamedTuple):

@@ -58,13 +58,17 @@ def summary_table(summary: Mapping[str, object]) -> str:
     return "\n".join(f"  {printable(name):<{width}}  {printable(str(value))}" for name, value in summary.items())
 
 
-def how_to_use(output_dir: str) -> str:
-    """What to do with a finished model, in two lines."""
-    folder = shlex.quote(str(output_dir))
-    return (
-        f"Use it:     python -m modeling_deit_distill.predict {folder} FOLDER_OR_FILES --output predictions.csv\n"
-        f'In Python:  pipeline("image-classification", model={str(output_dir)!r}, trust_remote_code=True)'
-    )
+def how_to_use(output_dir: str, teacher: str | None = None) -> str:
+    """What to do with a finished model, in two lines; or with the `teacher` where that is the one to keep, in three."""
+    command = "python -m modeling_deit_distill.predict {} FOLDER_OR_FILES --output predictions.csv"
+    own, others = (command.format(shlex.quote(str(name))) for name in (output_dir, teacher))
+    call = 'pipeline("image-classification", model={!r}{})'
+    if teacher is not None:
+        words = {"Use the teacher:": others, "Or the student:": own, "In Python:": call.format(teacher, "")}
+    else:
+        words = {"Use it:": own, "In Python:": call.format(str(output_dir), ", trust_remote_code=True")}
+    width = max(map(len, words))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in words.items())
 
 
 def aligned(rows: list[list[str]]) -> str:

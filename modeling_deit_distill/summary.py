@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .analysis import wilson_interval
+from .analysis import FEW_IN_ALL, wilson_interval
 from .arguments import DistillationTrainingArguments
 from .data.class_weights import BALANCED
 from .data.columns import label_column
@@ -29,8 +29,7 @@ from .training.layers import layers_in_words
 from .training.objective import weights_of_classes
 from .training.schedule import schedule_in_words
 
-# Below these the summary says how little the held-out images can tell.
-FEW_OF_A_CLASS, FEW_IN_ALL = 10, 50
+FEW_OF_A_CLASS = 10  # below it the summary says how little the held-out images of a class can tell
 
 
 def summary(plan) -> dict[str, str]:

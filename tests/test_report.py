@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_deit_distill.report import aligned, duration, summary_table
+from modeling_deit_distill.report import aligned, duration, how_to_use, summary_table
 
 
 def test_duration():
@@ -20,6 +20,16 @@ def test_duration():
         (90_000, "25 h 00 min"),
     ):
         assert duration(seconds) == text
+
+
+def test_the_teacher_that_is_to_be_kept_comes_first():
+    assert how_to_use("my out").startswith(
+        "Use it:     python -m modeling_deit_distill.predict 'my out' FOLDER_OR_FILES "
+    )
+    first, second, third = how_to_use("out", "out/teacher").splitlines()
+    assert first.startswith("Use the teacher:  python -m modeling_deit_distill.predict out/teacher FOLDER_OR_FILES ")
+    assert second.startswith("Or the student:   python -m modeling_deit_distill.predict out FOLDER_OR_FILES ")
+    assert third == """In Python:        pipeline("image-classification", model='out/teacher')"""
 
 
 @given(st.floats(0, 10**6))

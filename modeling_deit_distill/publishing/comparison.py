@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..analysis import Measured, Paired, measure_decisions, paired_difference
+from ..analysis import FEW_IN_ALL, Measured, Paired, measure_decisions, paired_difference
 from ..data.image_files import shown
 from ..report import FINAL_WEIGHTS, aligned, duration
 
@@ -109,11 +109,37 @@ def verdict(outcome: Outcome) -> str | None:
     """
     if not outcome.decisions:
         return None
+    if _are_too_few(outcome):
+        return _too_few_in_words(outcome)
     said = []
     if "teacher" in outcome.judged:
         said += [_which_to_keep(outcome), *_other_way_round(outcome)]
     first, *rest = [*said, *_against_the_largest_class(outcome)]
     return " ".join([first, *(sentence[0].upper() + sentence[1:] for sentence in rest)])
+
+
+def kept(outcome: Outcome) -> str | None:
+    """Which the verdict says to keep, `"student"` or `"teacher"`; None where it says neither."""
+    if "teacher" not in outcome.judged or _are_too_few(outcome) or len(_doubtful(outcome)) == 2:
+        return None
+    pair = outcome.compared("student", "teacher")
+    if pair.p_value < SURE:
+        return "student" if pair.num_first > pair.num_second else "teacher"
+    better = [name for place, name in enumerate(("student", "teacher")) if _advantages(outcome, place)]
+    return better[0] if len(better) == 1 else None
+
+
+def _are_too_few(outcome: Outcome) -> bool:
+    """Whether the held-out images are few, and do not tell the student from the teacher, or from the largest class."""
+    other = "teacher" if "teacher" in outcome.judged else "largest"
+    return len(outcome.decisions["labels"]) < FEW_IN_ALL and outcome.compared("student", other).p_value >= SURE
+
+
+def _too_few_in_words(outcome: Outcome) -> str:
+    number, judged = len(outcome.decisions["labels"]), outcome.judged
+    names = {"student": "the student", "teacher": "the teacher", "largest": f"always {_first([outcome.largest])}"}
+    right = [f"{names[name]} is right on {round(each.accuracy * number):,}" for name, each in judged.items()]
+    return f"too few held-out images ({number:,}) to say: {_and([', '.join(right[:-1]), right[-1]])}; hold out more."
 
 
 def results_table(outcome: Outcome) -> str:
@@ -168,9 +194,11 @@ def _which_to_keep(outcome: Outcome) -> str:
         f"{_percent(judged['teacher'].accuracy)} ({_p(pair)}, McNemar's test)"
     )
     pros = {"student": _advantages(outcome, 0), "teacher": _advantages(outcome, 1)}
+    if len(_doubtful(outcome)) == 2:
+        return f"keep neither as it is: {shares}."
     if pair.p_value >= SURE:
-        better = [name for name in pros if pros[name]]
-        choice = f" Keep the {better[0]}: it is {_and(pros[better[0]])}." if len(better) == 1 else _sentence(pros)
+        better = kept(outcome)
+        choice = f" Keep the {better}: it is {_and(pros[better])}." if better else _sentence(pros)
         return f"too close to tell: {shares}; the difference is within the uncertainty of {number:,} images.{choice}"
     if pair.num_first > pair.num_second:
         return f"keep the student: {shares}.{_sentence(pros)}"
@@ -210,16 +238,21 @@ def _other_way_round(outcome: Outcome) -> Iterator[str]:
 def _against_the_largest_class(outcome: Outcome) -> Iterator[str]:
     """Who is not known to be better than always answering the largest class; without a teacher also that one is."""
     always = f"always answering {_first([outcome.largest])} ({_percent(outcome.judged['largest'].accuracy)})"
-    pairs = {name: outcome.compared(name, "largest") for name in outcome.judged if name != "largest"}
-    doubtful = [name for name, pair in pairs.items() if pair.p_value >= SURE or pair.num_first < pair.num_second]
+    doubtful = _doubtful(outcome)
     if len(doubtful) == 2:
         yield f"neither is known to be better than {always}."
     elif doubtful:
         yield f"the {doubtful[0]} is not known to be better than {always}."
-    elif "teacher" not in pairs:
+    elif "teacher" not in outcome.judged:
         share, number = _percent(outcome.judged["student"].accuracy), len(outcome.decisions["labels"])
-        known = f"it is right on {share} of {number:,} images ({_p(pairs['student'])})"
+        known = f"it is right on {share} of {number:,} images ({_p(outcome.compared('student', 'largest'))})"
         yield f"the student is better than {always}: {known}."
+
+
+def _doubtful(outcome: Outcome) -> list[str]:
+    """Who is not known to be better than always answering the largest class."""
+    pairs = {name: outcome.compared(name, "largest") for name in outcome.judged if name != "largest"}
+    return [name for name, pair in pairs.items() if pair.p_value >= SURE or pair.num_first < pair.num_second]
 
 
 def _first(names: Sequence[str]) -> str:

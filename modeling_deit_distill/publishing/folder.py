@@ -14,6 +14,7 @@ from ..output_folder import (
     BROWSER,
     PUBLISHED,
     RESULTS,
+    TEACHER,
     disk_errors_explained,
     list_checkpoints,
     remove_checkpoint,
@@ -22,7 +23,7 @@ from ..output_folder import (
 from ..report import how_to_use, say
 from .browser import export_for_browsers
 from .card import write_model_card
-from .comparison import Outcome, results_table
+from .comparison import Outcome, kept, results_table
 from .cost import measure_costs
 from .inside import look_inside
 from .pushes import Pushes
@@ -109,8 +110,13 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
 
 def _table_of(output_dir: str, results: dict[str, float]) -> str:
     """The results of a run for the screen, and how to use it; where its other files cannot be read, also why."""
+    teacher = None
     try:
-        text = results_table(read_run(Path(output_dir), results).outcome)
+        run = read_run(Path(output_dir), results)
+        text = results_table(run.outcome)
+        if kept(run.outcome) == "teacher":
+            trained = Path(output_dir, TEACHER)
+            teacher = str(trained) if trained.is_dir() else run.record.get("teacher")
     except InputError as error:
         text = f"{results_table(Outcome(results))}\n{error}"
-    return f"{text}\n\n{how_to_use(output_dir)}"
+    return f"{text}\n\n{how_to_use(output_dir, teacher)}"

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_deit_distill.publishing.comparison import Outcome, comparison, never_answered, results_table, verdict
+from modeling_deit_distill.publishing.comparison import (
+    Outcome,
+    comparison,
+    kept,
+    never_answered,
+    results_table,
+    verdict,
+)
 
 NAMES = ["ant", "bee", "cat"]
 SMALL_TEACHER = {
@@ -101,7 +108,34 @@ def test_balanced_accuracy_that_orders_them_otherwise_is_told():
 
 def test_two_that_have_learned_nothing_of_use_are_told_together():
     words = verdict(outcome_of(student=50, teacher=52))
+    assert words.startswith(
+        "keep neither as it is: the student is right on 50.00 % of 100 held-out images, the teacher"
+    )
     assert words.endswith("Neither is known to be better than always answering ant (50.00 %).")
+    assert kept(outcome_of(student=50, teacher=52)) is None
+
+
+def test_few_images_are_too_few_to_say_anything():
+    labels = np.repeat([0, 1, 2], [5, 4, 4])
+    student, teacher = np.array([0] * 5 + [1, 1, 0, 0] + [2, 0, 0, 0]), np.array([0] * 5 + [1, 1, 1, 0] + [2, 2, 0, 0])
+    outcome = Outcome(SMALL_TEACHER, {"labels": labels, "fused": student, "teacher": teacher}, NAMES)
+    assert verdict(outcome) == (
+        "too few held-out images (13) to say: the student is right on 8, the teacher is right on 10 and always ant is "
+        "right on 5; hold out more."
+    )
+    assert kept(outcome) is None
+    alone = Outcome({}, {"labels": labels, "fused": student}, NAMES)
+    assert verdict(alone).startswith("too few held-out images (13) to say: the student is right on 8 and always ant")
+    sure = Outcome({}, {"labels": labels, "fused": student * 0, "teacher": labels}, NAMES)  # eight alone: p = 0.0078
+    assert verdict(sure).startswith("keep the teacher: ") and kept(sure) == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "which"), [(60, 90, "teacher"), (95, 70, "student"), (94, 95, "teacher")]
+)
+def test_who_is_kept_is_who_the_verdict_says(student, teacher, which):
+    outcome = outcome_of(student, teacher)
+    assert kept(outcome) == which and f"eep the {which}" in verdict(outcome)
 
 
 def test_without_a_teacher_the_largest_class_is_the_measure():
