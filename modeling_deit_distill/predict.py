@@ -24,13 +24,14 @@ from .analysis import Measured, measure_decisions
 from .classifiers import Classifier, TorchClassifier, load_any_classifier
 from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
+from .data.listing import are_listed
 from .data.loaders import available_cores
 from .data.unlabelled import NO_FOLDER, FoundImages, RowImages, find_images
 from .errors import InputError, one_line, printable_lines
 from .files import written_whole
 from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .output_folder import ANSWERS
+from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_json
 from .report import aligned, figures_of_classes, say, summary_table
 from .screen import keep_progress_bars_off
 from .script import run_script
@@ -59,13 +60,15 @@ def main(arguments: list[str]):
     images = find_images(options.files)
     classifier = load_any_classifier(options.model, options.device, options.precision)
     truth = None if options.no_measure else find_truth(classifier.class_names, images)
-    print(summary_table(what_will_run(classifier, images, truth)), flush=True)
+    num_known = 0 if truth is None else number_known(options.model, images, truth)
+    print(summary_table(what_will_run(classifier, images, truth, num_known)), flush=True)
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
     outcome = write_predictions(classifier, images, options.output, truth, **settings)
     table = classes_table(outcome, classifier.class_names)
     print(printable_lines(f"\n{options.output}: {len(images):,} rows\n\n{table}"))
     if truth is not None and (results := measured(outcome, truth)) is not None:
-        print(printable_lines(f"\n{measured_in_words(results, classifier.class_names)}"))
+        number = np.count_nonzero(truth.labels != NOTHING)
+        print(printable_lines(f"\n{measured_in_words(results, classifier.class_names, number)}"))
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -298,8 +301,18 @@ def predict_held_out(plan, model: DeiTDistillForImageClassification | None = Non
     say(args, f"{output} has the answers on {_images(len(images))}")
 
 
-def what_will_run(classifier: Classifier, images: FoundImages, truth: Truth | None) -> dict[str, str]:
-    """Model, images and what will be measured, in words."""
+def number_known(model: str, images: FoundImages, truth: Truth) -> int:
+    """How many of the images to measure on the model was made from, as far as `images.json` of its run tells."""
+    folder = Path(model)
+    is_of_run = folder.name == TEACHER or folder.name.startswith(CHECKPOINT_PREFIX)
+    listing = read_json(Path(folder.parent if is_of_run else folder, IMAGES))
+    return sum(are_listed(map(images.name, np.flatnonzero(truth.labels != NOTHING).tolist()), listing))
+
+
+def what_will_run(
+    classifier: Classifier, images: FoundImages, truth: Truth | None, num_known: int = 0
+) -> dict[str, str]:
+    """Model, images and what will be measured, in words; `num_known` is [`number_known`]."""
     about = f"{len(classifier.class_names):,} classes, {classifier.precision}, on {classifier.device}"
     words = {"model": f"{classifier.name}: {about}", "images": f"{len(images):,}"}
     if images.skipped.counts:
@@ -308,16 +321,21 @@ def what_will_run(classifier: Classifier, images: FoundImages, truth: Truth | No
         return words
     number, parts = np.count_nonzero(truth.labels != NOTHING), []
     if truth.folders:
+        known = ""
+        if num_known > number / 2:
+            known = f", {num_known:,} of which the model was made from, so the figures say nothing of new images"
         parts.append(
-            f"{_images(number)}, in {len(truth.folders):,} folder(s) called as classes of the model (--no_measure "
-            "leaves this out)"
+            f"{_images(number)}{known}, in {len(truth.folders):,} folder(s) called as classes of the model "
+            "(--no_measure leaves this out)"
         )
     if truth.others:
         listed = [f"{shown(name)} ({count:,})" for name, count in truth.others.items()]
         more = f" and {len(listed) - MAX_LISTED:,} more" if len(listed) > MAX_LISTED else ""
-        parts.append(f"not measured: folders that are no class of the model, {', '.join(listed[:MAX_LISTED])}{more}")
+        which = f"called as no class of the model: {', '.join(listed[:MAX_LISTED])}{more}"
+        others = _images(sum(truth.others.values()))
+        parts.append(f"but not {others} in folders {which}" if parts else f"nothing, all folders are {which}")
     if number and (loose := np.count_nonzero(images.folders == NO_FOLDER)):
-        parts.append(f"not measured: {_images(loose)} in no folder")
+        parts.append(f"but not {_images(loose)} in no folder")
     return {**words, "measured": "; ".join(parts)}
 
 
@@ -348,12 +366,14 @@ def measured(outcome: Outcome, truth: Truth) -> Measured | None:
     return measure_decisions(truth.labels[rows], outcome.decisions[rows], len(outcome.confidence))
 
 
-def measured_in_words(results: Measured, class_names: list[str]) -> str:
-    """The figures as tables for a terminal."""
+def measured_in_words(results: Measured, class_names: list[str], num_images: int) -> str:
+    """The figures as tables for a terminal; `num_images` counts those that cannot be read too."""
     names = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
     totals = aligned([[name, f"{100 * getattr(results, key):.2f} %"] for key, name in names.items()])
     number = sum(each.num_images for each in results.classes)
     title = f"Measured on {_images(number)} by the names of the folders"
+    if number < num_images:
+        title += f"; {num_images - number:,} of the {num_images:,} cannot be read"
     return "\n\n".join([title, totals, figures_of_classes(results, class_names)])
 
 

@@ -1,8 +1,10 @@
 """`predict`: one row a file, the answers of the model asked directly, and figures by hand."""
 
 import csv
+import json
 import re
 import runpy
+import shutil
 import sys
 
 import numpy as np
@@ -17,6 +19,7 @@ from modeling_deit_distill.analysis import ClassFigures
 from modeling_deit_distill.classifiers import load_any_classifier
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.image_files import Skipped
+from modeling_deit_distill.data.listing import are_listed
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.unlabelled import find_images
 from modeling_deit_distill.predict import (
@@ -137,10 +140,45 @@ def test_folders_that_are_no_class_are_named(student, photos, tmp_path, capsys):
     assert [row["label"] for row in rows] == ["red", "", "", ""]
     printed = capsys.readouterr().out
     assert "measured  1 image, in 1 folder(s) called as classes of the model" in printed
-    assert "not measured: folders that are no class of the model, day (1), night (1)" in printed
-    assert "not measured: 1 image in no folder" in printed and "Measured on 1 image by" in printed
+    assert "but not 2 images in folders called as no class of the model: day (1), night (1)" in printed
+    assert "but not 1 image in no folder" in printed and "Measured on 1 image by" in printed
     header, _ = predicted(tmp_path / "other", student, tmp_path / "mixed" / "day", tmp_path / "mixed" / "night")
     assert header == [*HEADER, "error"]
+    for name in ("Red", "day"):
+        shutil.rmtree(tmp_path / "mixed" / name)
+    capsys.readouterr()
+    predicted(tmp_path / "third", student, tmp_path / "mixed", "--num_workers", 0)
+    assert "measured  nothing, all folders are called as no class of the model: night (1)" in capsys.readouterr().out
+
+
+def test_images_that_the_model_was_made_from_are_told_apart(student, photos, save_photos, tmp_path, capsys):
+    model = shutil.copytree(student, tmp_path / "run")
+    data = load_image_data(train_dir=str(photos), validation_fraction=0.2)
+    (model / "images.json").write_text(json.dumps(data.listing))  # by name, as some runs know them
+    said = "measured  15 images, 15 of which the model was made from, so the figures say nothing of new images, in 3"
+    predicted(tmp_path / "first", model, photos, "--num_workers", 0)
+    assert said in capsys.readouterr().out
+    data.keep_fingerprint()
+    (model / "images.json").write_text(json.dumps(data.listing))
+    predicted(tmp_path / "second", shutil.copytree(student, model / "teacher"), photos, "--num_workers", 0)
+    assert said in capsys.readouterr().out
+    for name in COLOURS:  # other images under the same names
+        for place in range(5):
+            path = tmp_path / "photos" / name / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (9, 9), (place, 1, 2)).save(path)
+    predicted(tmp_path / "third", model, tmp_path / "photos", "--num_workers", 0)
+    assert "of which the model" not in capsys.readouterr().out
+
+
+def test_held_out_images_of_a_folder_of_their_own_are_new(photos, tmp_path):
+    held_out = tmp_path / "held_out"
+    for name in COLOURS:
+        (held_out / name).mkdir(parents=True)
+        PIL.Image.new("RGB", (9, 9), COLOURS[name]).save(held_out / name / "0.png")
+    data = load_image_data(train_dir=str(photos), validation_dir=str(held_out))
+    data.keep_fingerprint()
+    assert are_listed([str(held_out / "red" / "0.png"), str(photos / "red" / "0.png")], data.listing) == [False, True]
 
 
 def test_figures_by_hand(photos):
@@ -165,7 +203,11 @@ def test_of_very_many_classes_the_worst_are_listed():
     labels = np.arange(60)
     decisions = np.where(labels < 7, 59, labels)
     results = measured(Outcome(decisions, np.zeros(61)), Truth(labels, {}, {}))
-    lines = measured_in_words(results, [f"class {index}" for index in range(61)]).splitlines()
+    names = [f"class {index}" for index in range(61)]
+    assert measured_in_words(results, names, 63).startswith(
+        "Measured on 60 images by the names of the folders; 3 of the 63 cannot be read\n"
+    )
+    lines = measured_in_words(results, names, 60).splitlines()
     assert lines[0] == "Measured on 60 images by the names of the folders"
     assert lines[6].split() == ["class", "precision", "recall", "F1", "images"]
     assert lines[7].split() == ["class", "0", "–", "0.0", "%", "0.0", "%", "1"]

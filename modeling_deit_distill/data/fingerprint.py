@@ -47,6 +47,11 @@ def image_checksums(rows: Dataset) -> np.ndarray:
     return checksums
 
 
+def file_checksums(path: str) -> set[int]:
+    """What [`image_checksums`] may say of a file: whether all its bytes count depends on its row there."""
+    return {_file_checksum(path, is_sampled) for is_sampled in (False, True)} - {GONE}
+
+
 def sampled_rows(number: int) -> np.ndarray:
     """Evenly spaced rows of so many, (up to 256,)."""
     return np.linspace(0, number - 1, min(SAMPLED_ROWS, number)).astype(int)

@@ -5,12 +5,16 @@ and its resumption becomes an image that cannot be read, as a broken one is.
 """
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
 from transformers.utils import logging
 
 from .columns import image_paths
 from .cutting import GROUP, relative_paths
+from .fingerprint import file_checksums
 
 logger = logging.get_logger(__name__)
 NUM_NAMED = 5
@@ -46,6 +50,24 @@ def aligned(rows: Dataset, known: dict[str, object] | None) -> Dataset:
     place |= {name: len(rows) + number for number, name in enumerate(names)}
     lost = Dataset.from_dict({"image": images, "label": labels}, features=rows.features)
     return concatenate_datasets([rows, lost]).select([place[name] for name in known["names"]])
+
+
+def are_listed(paths: Iterable[str], listing: dict[str, object]) -> list[bool]:
+    """Which files are images of the training split of a run's `images.json`, the part that it held out included.
+
+    They are known by their content where the listing has checksums, else by their names.
+    """
+    splits = [each for each in listing.values() if isinstance(each, dict) and "names" in each]
+    if not splits:
+        return [False for _ in paths]
+    train, *others = splits
+    if "checksums" in listing:
+        checksums = np.frombuffer(bytes.fromhex(listing["checksums"]["images"]), ">u4").tolist()
+        known = set(checksums[: len(train["names"])] if others else checksums)
+        return [not known.isdisjoint(file_checksums(path)) for path in paths]
+    names = set(train["names"])
+    depths = {name.count("/") + 1 for name in names}
+    return [any("/".join(Path(path).parts[-depth:]) in names for depth in depths) for path in paths]
 
 
 def _classes(rows: Dataset) -> list[str] | None:

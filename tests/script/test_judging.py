@@ -106,8 +106,9 @@ def test_main_returns_the_results_and_do_predict_writes_the_answers(run, photos,
     assert results == json.loads((folder / "all_results.json").read_text())
     assert not (folder / "predictions.csv").exists()  # it was the earlier run's
     printed = capsys.readouterr().out
-    assert f"Use it:     python -m modeling_deit_distill.predict {folder} FOLDER_OR_FILES" in printed
-    assert f'pipeline("image-classification", model={str(folder)!r}, trust_remote_code=True)' in printed
+    # After one step the teacher is the one to keep.
+    assert f"Use the teacher:  python -m modeling_deit_distill.predict {folder / 'teacher'} FOLDER_OR_FILES" in printed
+    assert f"Or the student:   python -m modeling_deit_distill.predict {folder} FOLDER_OR_FILES" in printed
 
 
 def test_a_run_predicts_after_its_training(run, photos, tmp_path):
