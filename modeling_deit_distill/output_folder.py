@@ -180,7 +180,7 @@ def agreed_in(checkpoint: Path) -> dict[str, object]:
 
 def hardware_in(checkpoint: Path | str | None) -> dict[str, str]:
     """What each part of a run up to a whole checkpoint was computed on; {} of an earlier version, or without one."""
-    return {} if checkpoint is None else read_json(Path(checkpoint, MANIFEST)).get("hardware", {})
+    return {} if checkpoint is None else read_run_file(Path(checkpoint, MANIFEST)).get("hardware", {})
 
 
 def best_in(checkpoint: Path) -> str | None:

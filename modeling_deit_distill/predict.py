@@ -31,7 +31,7 @@ from .errors import InputError, one_line, printable_lines
 from .files import written_whole
 from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_json
+from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_run_file
 from .report import aligned, figures_of_classes, say, summary_table
 from .screen import keep_progress_bars_off
 from .script import run_script
@@ -305,7 +305,7 @@ def number_known(model: str, images: FoundImages, truth: Truth) -> int:
     """How many of the images to measure on the model was made from, as far as `images.json` of its run tells."""
     folder = Path(model)
     is_of_run = folder.name == TEACHER or folder.name.startswith(CHECKPOINT_PREFIX)
-    listing = read_json(Path(folder.parent if is_of_run else folder, IMAGES))
+    listing = read_run_file(Path(folder.parent if is_of_run else folder, IMAGES))
     return sum(are_listed(map(images.name, np.flatnonzero(truth.labels != NOTHING).tolist()), listing))
 
 

@@ -394,7 +394,7 @@ def _find_checkpoint(args: DistillationTrainingArguments) -> str | None:
         say(args, f"passing over {checkpoint}: {words}")
     if found is None:
         what = "no complete checkpoint" if passed_over else "no checkpoint"
-        say(args, f"{what} in {args.output_dir} yet: starting from the beginning")
+        say(args, f"{what} of the student in {args.output_dir} yet: its training starts from the beginning")
         return None
     say(args, f"resuming from {found}")
     return str(found)

@@ -102,7 +102,10 @@ def test_the_last_whole_one_is_found_by_its_step_and_the_others_are_named(tmp_pa
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
     assert find_checkpoint(args) is None
-    assert f"no complete checkpoint in {tmp_path} yet: starting from the beginning" in capsys.readouterr().out
+    assert (
+        f"no complete checkpoint of the student in {tmp_path} yet: its training starts from the beginning"
+        in capsys.readouterr().out
+    )
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-11")
     with pytest.raises(InputError, match="checkpoint-11' is no complete checkpoint: optimizer.pt has 1 bytes"):
         find_checkpoint(args)

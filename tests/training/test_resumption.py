@@ -107,7 +107,7 @@ def whole(forked, words, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     done = forked.run(words(folder))
     assert done.codes == [0], done.printed
-    assert f"no checkpoint in {folder} yet: starting from the beginning" in done.printed
+    assert f"no checkpoint of the student in {folder} yet: its training starts from the beginning" in done.printed
     return folder, done.calls
 
 
