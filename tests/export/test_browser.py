@@ -18,7 +18,15 @@ from modeling_deit_distill.analysis import attention_maps
 from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.export.browser import write_browser
-from modeling_deit_distill.export.page import FROM_CDN, PACKAGE, RUNTIME_FILES, Description, place_runtime, write_page
+from modeling_deit_distill.export.page import (
+    FROM_CDN,
+    PACKAGE,
+    RUNTIME_FILES,
+    Description,
+    place_runtime,
+    write_demo,
+    write_page,
+)
 from modeling_deit_distill.export.photograph import preprocessing_of
 from modeling_deit_distill.export.precisions import Source
 
@@ -103,7 +111,7 @@ def in_python(source, encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
     pixel_values = source.processor(decode_image({"bytes": encoded, "path": None}), return_tensors="pt")["pixel_values"]
     source.model.set_attn_implementation("eager")
     output = source.model(pixel_values, output_attentions=True)
-    maps = attention_maps(output.attentions, (4, 4), 2)[0]
+    maps = attention_maps(output.attentions, (4, 4), 1 + source.model.config.use_distillation_token)[0]
     return output.logits[0].softmax(dim=0).numpy(), maps.numpy()
 
 
@@ -378,3 +386,51 @@ def test_text_has_contrast_and_fits_a_phone(new_page, vendored, source, scheme):
         assert demo.page.evaluate("() => document.documentElement.scrollWidth") <= 320
         assert demo.page.screenshot(full_page=True)
         assert demo.problems == []
+
+
+def test_a_model_without_the_distillation_token(new_page, tiny_model, tmp_path):
+    model = tiny_model(id2label=ANIMALS, num_hidden_layers=1, use_distillation_token=False, fusion="cls")
+    source = Source(model, evaluation_processor(32))
+    exported = write_browser(source, tmp_path, "animals", ("fp32",))
+    write_demo(source, tmp_path, "animals", exported, place_runtime(str(RUNTIME), tmp_path))
+    demo = new_page()
+    with serve(tmp_path) as address:
+        demo.open(address)
+        check_still_answers(demo, source)
+        assert demo.page.locator("#pictures canvas").count() == 2
+        assert "Distillation" not in demo.text("heads")
+
+
+def test_what_is_drawn(page):
+    part = "async (settings) => (await import('./pictures.js')).seenPart({ width: 400, height: 300 }, settings)"
+    # 300 rows become 36 and 400 columns 48, of which the middle 32 are cut: 8.33 pixels to one.
+    seen = {"x": 8 * 400 / 48, "y": 2 * 300 / 36, "width": 32 * 400 / 48, "height": 32 * 300 / 36}
+    assert page.page.evaluate(part, {"resize": 36, "crop": [32, 32]}) == pytest.approx(seen)
+    whole = {"x": 0, "y": 0, "width": 400, "height": 300}
+    assert page.page.evaluate(part, {"resize": [32, 48], "crop": None}) == whole
+    colour = page.page.evaluate("""async () => {
+        const photo = new OffscreenCanvas(64, 64), canvas = document.createElement("canvas");
+        Object.assign(photo.getContext("2d"), { fillStyle: "white" }).fillRect(0, 0, 64, 64);
+        const part = { x: 0, y: 0, width: 64, height: 64 };
+        (await import("./pictures.js")).drawMap(canvas, photo, part, new Float32Array(16).fill(1 / 16), 4, 4);
+        return [...canvas.getContext("2d").getImageData(99, 99, 1, 1).data];
+    }""")
+    # An even share is a third of full brightness, (121, 28, 107) in inferno: 60 % of it over 40 % of white.
+    assert colour == pytest.approx([175, 119, 166, 255], abs=1)
+
+
+def test_large_photos_are_halved_as_long_as_enough_is_left(page):
+    read = """async ([width, height, edge]) => {
+        const { readPhotograph } = await import("./photograph.js"), canvas = new OffscreenCanvas(width, height);
+        canvas.getContext("2d").fillRect(0, 0, width, height);
+        const photo = await readPhotograph(await canvas.convertToBlob(), edge);
+        return [photo.canvas.width, photo.canvas.height, photo.original.width, photo.original.height];
+    }"""
+    for given, size in {
+        (2000, 2000, 256): (2000, 2000),  # 4 megapixels
+        (3001, 2001, 256): (1500, 1000),
+        (5002, 4000, 256): (1250, 1000),  # twice, as half would be 5 megapixels
+        (3000, 2000, 400): (3000, 2000),  # half would leave 1000 of at least 1200
+        (8200, 2000, 400): (4100, 1000),  # above 16 megapixels
+    }.items():
+        assert page.page.evaluate(read, list(given)) == [*size, *given[:2]], given
