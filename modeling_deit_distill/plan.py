@@ -5,6 +5,7 @@ asked for, and once.
 """
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from .hints import run_hints
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import IMAGES, TEACHER, check_contents, read_run_file
+from .output_folder import IMAGES, OWN_STORE, TEACHER, check_contents, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -63,6 +64,8 @@ class Plan:
         InputError: what the arguments ask for cannot be. Each attribute raises what is wrong with it when it is made.
     """
 
+    _keeps_own_store = False
+
     def __init__(self, arguments: Arguments, command_line: list[str]):
         self.model_args, self.data_args, self.args = arguments
         self.command_line = command_line
@@ -75,6 +78,9 @@ class Plan:
                 "--do_train false to judge a finished model"
             )
         _check_streaming(arguments)
+        self._keeps_own_store = bool(self.args.view_epochs) and self.distils and self.args.teacher_store is None
+        if self._keeps_own_store:
+            self.args.teacher_store = str(Path(self.args.output_dir, OWN_STORE))
         check_folders_apart(self.data_args, self.args)
         check_shared_folders(self.model_args, self.args)
 
@@ -169,6 +175,19 @@ class Plan:
         """The store of the teacher's answers, if there is one; it fits what will run."""
         if not self.distils or not is_store(self.args.teacher_store):
             return None
+        try:
+            return self._fitting_store()
+        except InputError:
+            if self._replaces_own_store:
+                return None
+            raise
+
+    @property
+    def _replaces_own_store(self) -> bool:
+        """Whether the answers in the output folder, of an earlier run, may go."""
+        return self._keeps_own_store and self.args.overwrite_output_dir and not self.args.resume_from_checkpoint
+
+    def _fitting_store(self) -> TeacherStore:
         store = TeacherStore(self.args.teacher_store)
         store.check(agreement.of_views(self.args, self.views, self.data, store.fingerprint))
         if self.teacher_config is not None:
@@ -330,6 +349,9 @@ class Plan:
             return None
         agreed, name_or_path, store = agreement.of_teacher(teacher), teacher.model.name_or_path, self.store
         if store is None:
+            if self._replaces_own_store:
+                own = self.args.teacher_store
+                as_the_main_process(self.args, lambda: shutil.rmtree(own, ignore_errors=True))
             path = Path(name_or_path, TRAINING_RECORD)
             agreed = {
                 **agreement.of_views(self.args, self.views, self.data),
@@ -366,6 +388,8 @@ def _check_streaming(arguments: Arguments):
         raise InputError("streaming: code_compatible changes the learning rate by epochs, a stream has none; drop one")
     if args.warmup_epochs > 0:
         raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
+    if args.view_epochs:
+        raise InputError("streaming: view_epochs repeats views by position, which a stream has not; drop one")
     if args.balanced_views:
         raise InputError("streaming: balanced_views needs to know the class of every image before; drop one")
     if args.teacher_store:

@@ -55,6 +55,7 @@ def summary(plan) -> dict[str, str]:
         ),
         "parameters": f"{num_parameters:,}",
         "distillation": distillation_in_words(args),
+        **rounds_in_words(plan),
         **balance_in_words(plan),
         **store_in_words(plan),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
@@ -176,6 +177,20 @@ def store_in_words(plan) -> dict[str, str]:
         known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
     known += f"; {store.damage()}" if store.damaged else ""
     return {"teacher's store": f"{args.teacher_store}, {known}"}
+
+
+def rounds_in_words(plan) -> dict[str, str]:
+    """After how many epochs the views come round, if they do, and what that spares the teacher."""
+    args = plan.args
+    if not args.view_epochs:
+        return {}
+    num_views = sum(planned_views(args, plan.views).values())
+    steps = planned_steps(len(plan.views), args.num_train_epochs, args, args.max_steps)
+    shown = steps * args.effective_batch_size
+    words = f"those of {counted(args.view_epochs, 'epoch')} come round in another order each time"
+    if plan.distils:
+        words += f"; the teacher is asked about {num_views:,} of {shown:,} views"
+    return {"views": words}
 
 
 def balance_in_words(plan) -> dict[str, str]:

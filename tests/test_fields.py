@@ -32,7 +32,7 @@ RANGES = {
     "at least 0": {
         *("learning_rate", "base_learning_rate", "warmup_learning_rate", "min_learning_rate", "teacher_learning_rate"),
         *("mixup_alpha", "cutmix_alpha", "warmup_epochs", "warmup_steps", "max_grad_norm", "weight_decay"),
-        *("data_seed", "eval_delay"),
+        *("data_seed", "eval_delay", "view_epochs"),
     },
     "at least -1 and at most 1000000": {"num_train_epochs"},
     "at least 0 and at most 1024": {"dataloader_num_workers"},

@@ -141,6 +141,11 @@ class DistillationTrainingArguments(TrainingArguments):
     repeated_augmentation: Count = HfArg(
         default=3, help="Views of each drawn image in an epoch, which sees that many fewer images."
     )
+    view_epochs: Natural = HfArg(
+        default=0,
+        help="Epochs after which the same views come round in another order, so that a teacher is asked about these "
+        "alone; without a teacher_store its answers are kept in output_dir/answers. 0 for new views in each epoch.",
+    )
     balanced_views: bool = HfArg(
         default=False, help="Draw each class equally often, whatever the number of its images; also for the teacher."
     )

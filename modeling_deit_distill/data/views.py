@@ -48,7 +48,7 @@ ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 CUTMIX_PROB = 0.5  # against mixup, where both are on
 
 # What the generator's counter tells apart beside the position.
-_VIEW, _PAIR, _REPLACEMENT, _ORDER, _CYCLE = range(5)
+_VIEW, _PAIR, _REPLACEMENT, _ORDER, _CYCLE, _ROUND = range(6)
 
 # Columns of a view's uniform draws; crops and erased boxes have ten attempts.
 _CROP_AREA, _CROP_RATIO, _CROP_PLACE = slice(0, 10), slice(10, 20), slice(20, 22)
@@ -142,6 +142,10 @@ class ViewSampler(Sampler[View]):
     mixed, positions 2k and 2k + 1, never show the same image, and a batch decodes an image once for all its views.
     So an epoch of 3 repeats sees a third of the images.
 
+    With `view_epochs` K, epochs K, K + 1, ... show the views of epochs 0, 1, ... again, the same crops, operations and
+    partners, in another order: blocks of 2 · `repeats` views are shuffled, so that neighbours still share an image and
+    pairs stay pairs. A [`View`] then names the epoch that it comes from, and so do a teacher's stored answers.
+
     Args:
         num_images: of the dataset.
         global_batch_size: views of an optimiser step over all processes.
@@ -149,6 +153,7 @@ class ViewSampler(Sampler[View]):
         seed: of the order.
         labels: (images,) class indices, to draw each class equally often, see [`balanced_order`]; the length of an
             epoch stays. None draws each image equally often.
+        view_epochs: after how many epochs the views come round; 0 for never.
 
     Raises:
         InputError: labels of fewer than two classes.
@@ -161,9 +166,11 @@ class ViewSampler(Sampler[View]):
         repeats: int = 3,
         seed: int = 0,
         labels: np.ndarray | None = None,
+        view_epochs: int = 0,
     ):
         self.num_images = num_images
         self.repeats = repeats
+        self.view_epochs = view_epochs
         self.seed = seed
         self.members = None if labels is None else members_of_classes(labels)
         self.epoch = 0
@@ -175,7 +182,8 @@ class ViewSampler(Sampler[View]):
         """The order of a run's views, of a [`ViewDataset`]."""
         check_pairs(dataset.settings, args.train_batch_size)
         labels = labels_to_balance(args, dataset.rows)
-        return cls(len(dataset), args.effective_batch_size, args.repeated_augmentation, dataset.seed, labels)
+        length, repeats = args.effective_batch_size, args.repeated_augmentation
+        return cls(len(dataset), length, repeats, dataset.seed, labels, args.view_epochs)
 
     def __len__(self) -> int:
         return self.length - self.start
@@ -185,14 +193,31 @@ class ViewSampler(Sampler[View]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[View]:
-        """Views from position `start` on; beginning in the middle of an epoch costs no more than at its start."""
+        """Views from place `start` on; beginning in the middle of an epoch costs no more than at its start."""
         plan = self.plan()
-        for position in range(self.start, self.length):
+        for position in self.positions()[self.start :].tolist():
             yield self.view(plan, position)
 
     def view(self, plan: np.ndarray, position: int) -> View:
         """The view at a position of the epoch whose [`plan`] is given."""
-        return View(int(plan[self._rank(position)]), self.epoch, position)
+        return View(int(plan[self._rank(position)]), self.epoch_of_views, position)
+
+    @property
+    def epoch_of_views(self) -> int:
+        """The epoch whose views are shown: that of the training, or the one that it repeats."""
+        return self.epoch % self.view_epochs if self.view_epochs else self.epoch
+
+    def positions(self) -> np.ndarray:
+        """The positions of the epoch's views in the order in which they are shown, (length,).
+
+        In the first round these are 0, 1, 2, ...; later the whole blocks are shuffled, and a last part of one stays.
+        """
+        positions, block = np.arange(self.length), 2 * self.repeats
+        if self.epoch_of_views != self.epoch:
+            number = self.length // block
+            order = _generator(self.seed, self.epoch, _ROUND, 0).permutation(number)
+            positions[: number * block] = positions[: number * block].reshape(number, block)[order].ravel()
+        return positions
 
     def plan(self) -> np.ndarray:
         """The drawn images of the epoch, as rows, in order; image of position p is `plan[2 * (p // 2R) + p % 2]`."""
@@ -200,9 +225,9 @@ class ViewSampler(Sampler[View]):
         if self.members is not None:
             # Of the dataset alone: at any batch size the epochs go on in the same places of each class.
             rounds_per_epoch = math.ceil(self._num_drawn(self.num_images) / len(self.members))
-            return balanced_order(self.members, num_drawn, rounds_per_epoch, self.seed, self.epoch)
+            return balanced_order(self.members, num_drawn, rounds_per_epoch, self.seed, self.epoch_of_views)
         order = np.arange(self.num_images, dtype=np.int32)
-        _generator(self.seed, self.epoch, _ORDER, 0).shuffle(order)
+        _generator(self.seed, self.epoch_of_views, _ORDER, 0).shuffle(order)
         return np.resize(order, num_drawn) if num_drawn > self.num_images else order[:num_drawn].copy()
 
     def _rank(self, position: int) -> int:

@@ -34,10 +34,13 @@ def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
 
 
 def planned_views(args: DistillationTrainingArguments, views: ViewDataset) -> dict[int, int]:
-    """How many views a run sees of each epoch."""
+    """How many different views a run sees of each epoch; with `view_epochs` of the first ones alone."""
     length = len(ViewSampler.from_arguments(args, views))
     total = planned_steps(len(views), args.num_train_epochs, args, args.max_steps) * args.effective_batch_size
-    return {epoch: min(length, total - epoch * length) for epoch in range(math.ceil(total / length))}
+    epochs = math.ceil(total / length)
+    if args.view_epochs:
+        epochs = min(epochs, args.view_epochs)
+    return {epoch: min(length, total - epoch * length) for epoch in range(epochs)}
 
 
 def is_full(args: DistillationTrainingArguments, views, store: TeacherStore | None) -> bool:

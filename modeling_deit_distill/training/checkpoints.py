@@ -53,6 +53,7 @@ AGREED_ARGUMENTS = (
     "seed",
     "repeated_augmentation",
     "balanced_views",
+    "view_epochs",
     "learning_rate",
     "weight_decay",
     "optim",
@@ -78,7 +79,7 @@ AGREED_ARGUMENTS = (
     "fp16",
 )
 # What checkpoints of earlier versions did without and do not mention.
-NOT_THERE_BEFORE = {"class_weights": None, "freeze_blocks": None, "layer_decay": None}
+NOT_THERE_BEFORE = {"class_weights": None, "freeze_blocks": None, "layer_decay": None, "view_epochs": 0}
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 

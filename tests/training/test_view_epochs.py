@@ -1,0 +1,189 @@
+"""Runs whose views come round: the teacher is asked about the first epochs alone, and the bits stay the same."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.forked_runs import ForkedRuns
+from helpers.pictures import draw_blank_pictures
+from transformers import ResNetConfig, ResNetForImageClassification
+
+import train_deit
+from modeling_deit_distill import InputError
+from modeling_deit_distill.training.checkpoints import check_fits
+
+COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+# Four steps an epoch of 32 views; the third and the fourth epoch show again what the first two did.
+RECIPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "drop_path_rate": 0.3,
+    "image_size": 16,
+    "patch_size": 4,
+    "allow_weak_teacher": "true",
+    "distillation_type": "hard",
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 4,
+    "view_epochs": 2,
+    "learning_rate": "1e-2",
+    "save_strategy": "steps",
+    "save_steps": 3,
+    "eval_strategy": "no",
+    "report_to": "none",
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+    "bf16": "false",
+}
+ASKED = 2 * 32
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(monkeypatch):
+    """Pictures of one colour in this process: drawing them takes longer than a short run."""
+    draw_blank_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher with random weights that knows the three colours."""
+    folder = tmp_path_factory.mktemp("teacher") / "resnet"
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    names = dict(enumerate(COLOURS))
+    config = ResNetConfig(**sizes, id2label=names, label2id={name: index for index, name in names.items()})
+    ResNetForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(save_photos, teacher):
+    """`words(folder, **changes)`: the command line."""
+    photos = save_photos(COLOURS, 16)
+
+    def make(folder, **changes) -> list[str]:
+        chosen = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": teacher}
+        chosen |= {"output_dir": folder, **changes}
+        return [word for key, value in chosen.items() for word in (f"--{key}", str(value)) if value is not None]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    runs = ForkedRuns(tmp_path_factory.mktemp("log"))
+    yield runs
+    runs.close()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_blank_pictures(monkeypatch)
+        train_deit.main(words(folder))
+    return folder
+
+
+def test_the_teacher_is_asked_about_the_first_epochs_alone(whole):
+    assert results(whole)["teacher_views_asked"] == ASKED
+    assert sorted(path.name for path in (whole / "answers").glob("epoch-*")) == ["epoch-00000.bin", "epoch-00001.bin"]
+
+
+def test_live_and_from_a_store_the_weights_are_the_same(words, whole, tmp_path):
+    train_deit.main(words(tmp_path / "writing", teacher_store=tmp_path / "store"))
+    assert weights(tmp_path / "writing") == weights(whole)
+    train_deit.main(words(tmp_path / "reading", teacher_store=tmp_path / "store", teacher_name_or_path=None))
+    assert weights(tmp_path / "reading") == weights(whole)
+    assert results(tmp_path / "reading")["teacher_views_asked"] == 0
+    # A store of these two epochs begins one of more.
+    train_deit.main(words(tmp_path / "more", teacher_store=tmp_path / "store", view_epochs=0))
+    assert results(tmp_path / "more")["teacher_views_asked"] == ASKED
+
+
+@pytest.mark.slow
+def test_other_views_give_other_weights_and_soft_answers_come_round_too(words, whole, tmp_path):
+    train_deit.main(words(tmp_path / "plain", view_epochs=0))
+    assert weights(tmp_path / "plain") != weights(whole)
+    assert results(tmp_path / "plain")["teacher_views_asked"] == 2 * ASKED
+    assert not (tmp_path / "plain" / "answers").exists()
+    train_deit.main(words(tmp_path / "soft", distillation_type="soft"))
+    assert results(tmp_path / "soft")["teacher_views_asked"] == ASKED
+
+
+@pytest.mark.slow
+def test_without_a_teacher_views_come_round_as_well(words, tmp_path):
+    train_deit.main(words(tmp_path / "none", distillation_type="none", teacher_name_or_path=None))
+    assert results(tmp_path / "none")["teacher_views_asked"] == 0
+    assert not (tmp_path / "none" / "answers").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_begun_anew_replaces_answers_about_other_views(words, whole, tmp_path):
+    shutil.copytree(whole / "answers", tmp_path / "run" / "answers")
+    with pytest.raises(InputError, match="horizontal_flip_prob"):
+        train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0))
+    train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0, overwrite_output_dir="true"))
+    assert results(tmp_path / "run")["teacher_views_asked"] == ASKED
+    train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0, overwrite_output_dir="true"))
+    assert results(tmp_path / "run")["teacher_views_asked"] == 0  # they fit
+
+
+def test_the_summary_says_what_the_teacher_is_spared(words, tmp_path, capsys):
+    train_deit.main(words(tmp_path / "dry", dry_run="true"))
+    said = capsys.readouterr().out
+    assert "views" in said and "of 2 epochs come round in another order each time" in said
+    assert f"the teacher is asked about {ASKED} of {2 * ASKED} views" in said
+    assert not (tmp_path / "dry").exists() or not (tmp_path / "dry" / "answers").exists()
+
+
+def test_a_checkpoint_of_other_rounds_is_refused(whole, words):
+    from modeling_deit_distill.plan import Plan
+    from modeling_deit_distill.training.checkpoints import agreement
+
+    plan = Plan.from_arguments(words(whole, view_epochs=3))
+    with pytest.raises(InputError, match="was made with view_epochs 2, this run has 3"):
+        check_fits(whole / "checkpoint-16", agreement(plan.args, plan.views, plan.config), plan.config)
+
+
+def test_a_stream_has_no_rounds(words, tmp_path):
+    with pytest.raises(InputError, match="streaming: view_epochs repeats views by position"):
+        train_deit.main(words(tmp_path / "run", streaming="true", max_steps=4, num_train_epochs=None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_killed_in_the_third_epoch_ends_with_the_same_bits(forked, words, whole, tmp_path, processes):
+    changes = {"resume_from_checkpoint": "true", "per_device_train_batch_size": 8 // processes}
+    done = forked.run(words(tmp_path / "whole", **changes), processes=processes)
+    assert done.codes == [0] * processes, done.printed
+    if processes == 1:
+        assert weights(tmp_path / "whole") == weights(whole)
+    assert results(tmp_path / "whole")["teacher_views_asked"] == ASKED
+
+    for part in range(9, 13):  # about the tenth of sixteen steps
+        folder, at = tmp_path / f"run{part}", done.calls["train"] * part // 16
+        killed = forked.run(words(folder, **changes), "SIGKILL", at, processes=processes)
+        assert killed.codes[0] == -9, killed.printed
+        last = max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
+        if 8 < last < 12:
+            break
+    assert 8 < last < 12
+    again = forked.run(words(folder, **changes), processes=processes)
+    assert again.codes == [0] * processes and "resuming from" in again.printed
+    # Two processes add up their gradients, and each draws its own paths to drop: their bits are their own.
+    assert weights(folder) == weights(tmp_path / "whole")
+    for name in ("epoch-00000.bin", "epoch-00001.bin"):
+        assert (folder / "answers" / name).read_bytes() == (whole / "answers" / name).read_bytes()
