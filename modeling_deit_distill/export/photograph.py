@@ -20,6 +20,8 @@ MODES = {PILImageResampling.BILINEAR: "linear", PILImageResampling.BICUBIC: "cub
 # a = -0.5.
 RESIZE = 'antialias = 1, cubic_coeff_a = -0.5, exclude_outside = 1, mode = "{mode}"'
 
+RESIZES = ("resize_width", "resize_height")  # the nodes, in order
+
 SHORTER_EDGE = """
     shorter = Min(height, width)
     height_times = Mul(height, size)
@@ -122,6 +124,9 @@ preprocessing (float[batch, {len(steps.mean)}, rows, columns] photograph)
     centred = Sub(cropped, mean)
     prepared = Div(centred, std)
 }}""")
+    # Named, so that a runtime without `antialias` can be told to keep them on the CPU.
+    for name, node in zip(RESIZES, (node for node in model.graph.node if node.op_type == "Resize"), strict=True):
+        node.name = name
     for name, array in _constants(steps).items():
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     checker.check_model(model, full_check=True)
