@@ -11,12 +11,27 @@ from .hardware import THREADS_VARIABLE
 # `accelerate launch` sets it for each process, and nothing else does.
 ACCELERATES_VARIABLE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"
 TORCHRUNS_VARIABLE = "TORCHELASTIC_RUN_ID"
-COMMAND_LINE = "/proc/{}/cmdline"  # of a process, on Linux
+
+
+def has_ended() -> bool:
+    """Whether a launcher started this process and is gone: it was ended alone, and passed nothing on."""
+    return (is_of_accelerate() or TORCHRUNS_VARIABLE in os.environ) and os.getppid() != _parent
 
 
 def is_of_accelerate() -> bool:
     """Whether `accelerate launch` started this process."""
     return ACCELERATES_VARIABLE in os.environ
+
+
+def _words_of(process: int) -> list[str]:
+    """The command line of a process; empty where the system does not tell it, as Linux does."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+_parent, _parents_words = os.getppid(), _words_of(os.getppid())  # now: a launcher may end before this process
 
 
 def launching(args: TrainingArguments, script: str = "train_deit.py") -> str:
@@ -54,12 +69,8 @@ def _names_threads(words: list[str]) -> bool:
 
 def _words_of_parent(script: str) -> list[str]:
     """The launcher's words before the script, without the folders of its programs; none where nobody tells them."""
-    try:
-        words = Path(COMMAND_LINE.format(os.getppid())).read_bytes().decode().rstrip("\0").split("\0")
-    except (OSError, UnicodeDecodeError):
-        return []
-    places = [place for place, word in enumerate(words) if Path(word).name == script]
-    words = words[: places[0]] if places else []
+    places = [place for place, word in enumerate(_parents_words) if Path(word).name == script]
+    words = _parents_words[: places[0]] if places else []
     names = [Path(word).name for word in words[:2]]
     if names[1:] in (["accelerate"], ["torchrun"]):  # an interpreter runs an installed script
         return [names[1], *words[2:]]

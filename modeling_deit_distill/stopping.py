@@ -12,8 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
+from . import launcher
 from .files import write_json
 from .output_folder import INTERRUPTED, checkpoint_folder, damage, step_of
+from .report import say
 from .signals import ENDING, Interrupted, Leave, handling, pass_on
 
 # On an accelerator, reading what the processes agreed on makes the host wait for the device.
@@ -67,6 +69,7 @@ class StopAtSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint; at the end of an epoch, `on_epoch_end` does, after what is due there."""
+        self._note_a_lost_launcher(args)
         every = 1 if args.device.type == "cpu" else STEPS_BETWEEN_VOTES
         if args.world_size == 1 or state.global_step % every == 0:
             self._agreed = self._vote(args)
@@ -95,6 +98,13 @@ class StopAtSignal(TrainerCallback):
 
     def _note(self, number: int):
         self._noted = number
+
+    def _note_a_lost_launcher(self, args):
+        """As a closed terminal; `nohup` keeps a run from both. Nobody would stop the run any more."""
+        hang_up = getattr(signal, "SIGHUP", signal.SIGTERM)
+        if not self._noted and launcher.has_ended() and signal.getsignal(hang_up) is not signal.SIG_IGN:
+            say(args, f"the launcher has ended: the run ends after this step, as after {hang_up.name}")
+            self._note(hang_up)
 
     def _vote(self, args: TrainingArguments) -> int:
         if args.world_size == 1:

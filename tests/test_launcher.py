@@ -54,7 +54,6 @@ def test_the_launchers_own_arguments_stay(monkeypatch):
     assert started(monkeypatch, ACCELERATE, 1, "2", words) == " ".join([*words, "train_deit.py"])
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the system tells no command line")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -65,12 +64,17 @@ def test_the_launchers_own_arguments_stay(monkeypatch):
         (["bash", "job.sh"], []),
     ],
 )
-def test_the_parents_words_are_read(tmp_path, monkeypatch, words, said):
-    (tmp_path / "cmdline").write_bytes("\0".join([*words, "code/train_deit.py", "recipe.yaml", ""]).encode())
-    monkeypatch.setattr(launcher, "COMMAND_LINE", str(tmp_path / "cmdline"))
+def test_the_launchers_words_are_those_before_the_script(monkeypatch, words, said):
+    monkeypatch.setattr(launcher, "_parents_words", [*words, "code/train_deit.py", "recipe.yaml"])
     assert launcher._words_of_parent("train_deit.py") == (words if said is None else said)
-    monkeypatch.setattr(launcher, "COMMAND_LINE", str(tmp_path / "missing"))
+    monkeypatch.setattr(launcher, "_parents_words", [])
     assert launcher._words_of_parent("train_deit.py") == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the system tells no command line")
+def test_a_processes_words_are_read():
+    assert "pytest" in " ".join(launcher._words_of(os.getppid())) + " ".join(launcher._words_of(os.getpid()))
+    assert launcher._words_of(-1) == []
 
 
 @pytest.mark.slow

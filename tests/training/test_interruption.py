@@ -1,5 +1,6 @@
 """Signals: in training they make a checkpoint and end the run, elsewhere they end it at once."""
 
+import contextlib
 import json
 import signal
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import rows, views_trainer
 from transformers import TrainerCallback
 
+from modeling_deit_distill import launcher
 from modeling_deit_distill.output_folder import damage
 from modeling_deit_distill.signals import Interrupted
 from modeling_deit_distill.training.interruption import ending_in_order
@@ -28,6 +30,17 @@ class SignalAt(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs):
         if state.global_step == self.step and self.in_evaluation:
             signal.raise_signal(signal.SIGTERM)
+
+
+class LauncherEndsAt(TrainerCallback):
+    """Another parent within a step."""
+
+    def __init__(self, step, monkeypatch):
+        self.step, self.monkeypatch = step, monkeypatch
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.monkeypatch.setattr(launcher, "_parent", -1)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +70,23 @@ def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
     assert json.loads((tmp_path / "interrupted.json").read_text()) == kept
     assert len(run.seen) == 4 * stopped
     assert sum("eval_loss" in entry for entry in run.state.log_history) == evaluations
+
+
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_launcher_that_is_gone_is_as_a_closed_terminal(tmp_path, monkeypatch, capsys, is_ignored):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_FULLGRAPH", "False")
+    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 3, "save_strategy": "no"})
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if is_ignored else None
+    run.add_callback(LauncherEndsAt(1, monkeypatch))
+    try:
+        with contextlib.nullcontext() if is_ignored else pytest.raises(Interrupted, match="by SIGHUP: .*checkpoint-2"):
+            run.train()
+    finally:
+        if is_ignored:
+            signal.signal(signal.SIGHUP, before)
+    said = "the launcher has ended: the run ends after this step, as after SIGHUP"
+    assert capsys.readouterr().out.count(said) == (not is_ignored)
+    assert run.state.global_step == (3 if is_ignored else 2)
 
 
 def test_of_the_model_alone_nobody_is_told_to_go_on(tmp_path):
