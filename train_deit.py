@@ -19,14 +19,14 @@ from modeling_deit_distill.predict import judge_finished, predict_held_out
 from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
 from modeling_deit_distill.publishing.repository import try_repository_of
 from modeling_deit_distill.report import say
-from modeling_deit_distill.screen import columns_of, keep_progress_bars_off, show
+from modeling_deit_distill.screen import columns_of, keep_libraries_quiet, show
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.training.extension import is_extended
 from modeling_deit_distill.training.interruption import ending_in_order
 
 
 def main(command_line: list[str]) -> dict[str, float]:
-    keep_progress_bars_off()
+    keep_libraries_quiet()
     plan = Plan.from_arguments(command_line)
     if not plan.args.do_train:
         return judge_finished(plan)

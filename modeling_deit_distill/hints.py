@@ -17,7 +17,7 @@ from .training.schedule import short_of_the_peak
 FEW_FROM_SCRATCH = 10_000
 # DeiT has 196 patches at 224 pixels and 576 at 384; attention grows with their square.
 USUAL_PATCHES, MANY_PATCHES = 196, 576
-FINETUNING = "accelerate launch --quiet train_deit.py examples/recipes/finetune_own_images.yaml"
+FINETUNING, FROM_SCRATCH = "examples/recipes/finetune_own_images.yaml", "examples/recipes/own_images.yaml"
 
 
 def run_hints(plan) -> dict[str, str]:
@@ -49,10 +49,7 @@ def of_few_images(num_images: int) -> str | None:
     """Too few images for a student that starts from scratch."""
     if num_images >= FEW_FROM_SCRATCH:
         return None
-    return (
-        f"{num_images:,} images are few to start from scratch, which is for those without a network; a published DeiT "
-        f"and teacher do better: {FINETUNING}, with the same data"
-    )
+    return f"{num_images:,} images are few to start from scratch; with a network {FINETUNING} does better"
 
 
 def of_patches(config: DeiTDistillConfig, is_new: bool) -> str | None:

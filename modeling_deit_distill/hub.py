@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, get_session, is_offline_mode
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -20,6 +21,9 @@ FIRST_WAIT = 1.0  # seconds; doubled after each try
 PASSING_STATUS = (408, 429)  # and all from 500 on
 # Seconds in which a request must connect, and after which one that neither sends nor receives a byte has failed.
 SILENCE = 60.0
+# What the client says of a try that failed, and of the next one.
+FAILED_TRY = re.compile(r"(?:'(?P<error>.*)'|(?P<status>HTTP Error \d+)) thrown while requesting \w+ (?P<url>\S+)")
+NEXT_TRY = re.compile(r"Retrying in .*\[Retry \d+/\d+\]")
 # Stands in the header of every request of ours.
 LIBRARY = "modeling_deit_distill"
 
@@ -91,6 +95,32 @@ def with_retries(request: Callable[[], Answer], action: str, until: float | None
                     time.sleep(wait)
     finally:
         _deadline.reset(before)
+
+
+def tell_retries_once():
+    """From here on the client's two lines for each try are one line of ours for each host."""
+    client = logging.getLogger("huggingface_hub.utils._http")
+    if not any(isinstance(each, _RetriesInOneLine) for each in client.filters):
+        client.addFilter(_RetriesInOneLine())
+
+
+class _RetriesInOneLine(logging.Filter):
+    def __init__(self):
+        super().__init__()
+        self._hosts: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line of the client is shown."""
+        message = record.getMessage()
+        failed = FAILED_TRY.match(" ".join(message.split()))
+        if failed is None:
+            return NEXT_TRY.match(message) is None
+        host = urlsplit(failed["url"]).netloc
+        if host not in self._hosts:
+            self._hosts.add(host)
+            why = one_line(ValueError(failed["error"] or failed["status"]))
+            logger.warning(f"{host} does not answer ({why}); it is asked up to 5 times more, for about half a minute")
+        return False
 
 
 def may_pass(error: BaseException | None) -> bool:

@@ -66,7 +66,8 @@ def locked(folder: Path, wait: Callable[[float], None] = time.sleep) -> Iterator
     Raises:
         InputError: another process holds it, or it cannot be written to.
     """
-    lock, is_new = FileLock(folder / LOCK, thread_local=False), not folder.exists()
+    lock = FileLock(folder / LOCK, thread_local=False)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_locked = _acquire(lock, folder)
@@ -88,9 +89,11 @@ def locked(folder: Path, wait: Callable[[float], None] = time.sleep) -> Iterator
     finally:
         ended.set()
         record.unlink(missing_ok=True)
-        if is_new and [path.name for path in folder.iterdir()] == [LOCK]:  # a run that was refused leaves nothing
+        if missing and [path.name for path in folder.iterdir()] == [LOCK]:  # a run that was refused leaves nothing
             (folder / LOCK).unlink()
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # somebody else put something there
+                for path in missing:
+                    path.rmdir()
         lock.release()
 
 

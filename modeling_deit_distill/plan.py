@@ -4,6 +4,7 @@
 asked for, and once.
 """
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -25,7 +26,8 @@ from .errors import InputError
 from .export.onnx import check_packages
 from .files import write_json
 from .hardware import hardware_going_on
-from .hints import run_hints
+from .hints import FROM_SCRATCH, run_hints
+from .hub import offline_remedy
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
@@ -109,7 +111,8 @@ class Plan:
     @cached_property
     def start(self) -> PretrainedStudent | None:
         """What the student starts from; None for a new one."""
-        return load_start(self.model_args)
+        with _naming_what_needs_no_network():
+            return load_start(self.model_args)
 
     @cached_property
     def config(self) -> DeiTDistillConfig:
@@ -168,7 +171,8 @@ class Plan:
     @cached_property
     def teacher_config(self) -> PreTrainedConfig | None:
         """The teacher's configuration; None without one, or where a store answers for a teacher that is not named."""
-        return describe_teacher(self.model_args, self.args, self.data.class_names)
+        with _naming_what_needs_no_network():
+            return describe_teacher(self.model_args, self.args, self.data.class_names)
 
     @cached_property
     def store(self) -> TeacherStore | None:
@@ -375,6 +379,16 @@ class Plan:
             f"{sum(missing.values()):,}, the first of epoch {min(missing)}{damage}, and {nobody} give "
             f"--teacher_name_or_path (the store was made with {theirs}), or train for fewer epochs"
         )
+
+
+@contextlib.contextmanager
+def _naming_what_needs_no_network():
+    try:
+        yield
+    except InputError as error:
+        if not offline_remedy(error):
+            raise
+        raise InputError(f"{error}; or train from scratch, which needs no network: {FROM_SCRATCH}") from error
 
 
 def _check_streaming(arguments: Arguments):

@@ -33,7 +33,7 @@ from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_run_file
 from .report import aligned, figures_of_classes, say, summary_table
-from .screen import keep_progress_bars_off
+from .screen import keep_libraries_quiet
 from .script import run_script
 from .teachers.classes import known_classes
 from .teachers.teacher import PRECISIONS
@@ -50,7 +50,7 @@ def main(arguments: list[str]):
     Raises:
         InputError: several processes, no model, no images, or a file that cannot be written.
     """
-    keep_progress_bars_off()
+    keep_libraries_quiet()
     options = parse_options(arguments)
     if (number := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # each process would write the same file
         raise InputError(

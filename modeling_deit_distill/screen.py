@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import IntervalStrategy, has_length
 
+from .hub import tell_retries_once
 from .output_folder import LOG, disk_errors_explained
 from .report import counted, duration
 
@@ -48,8 +49,12 @@ def hide(trainer: Trainer):
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
 
 
-def keep_progress_bars_off():
-    """No bars for what takes a moment ("Writing model shards"); outside a terminal none at all, of any library."""
+def keep_libraries_quiet():
+    """No bars for what takes a moment ("Writing model shards"); outside a terminal none at all, of any library.
+
+    What the Hub's client says of each try becomes one line.
+    """
+    tell_retries_once()
     transformers.utils.logging.disable_progress_bar()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

@@ -1,5 +1,6 @@
 """Tries again where that helps, one line where it does not."""
 
+import logging
 import math
 import re
 import time
@@ -23,6 +24,26 @@ from modeling_deit_distill.hub import (
     with_retries,
 )
 from modeling_deit_distill.teachers.teacher import find_config
+
+
+def test_the_clients_lines_about_retries_are_one_of_ours(caplog, monkeypatch):
+    client = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(client, "filters", [])
+    monkeypatch.setattr(client, "propagate", True)
+    for _ in range(2):
+        hub.tell_retries_once()
+    assert len(client.filters) == 1
+    with caplog.at_level(logging.WARNING):
+        for number in range(1, 6):
+            client.warning("'no such name' thrown while requesting HEAD https://hub.example/me/x/config.json")
+            client.warning(f"Retrying in {number}s [Retry {number}/5].")
+        client.warning("HTTP Error 503 thrown while requesting GET https://other.example/me/x")
+        client.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == [
+        "hub.example does not answer (no such name); it is asked up to 5 times more, for about half a minute",
+        "other.example does not answer (HTTP Error 503); it is asked up to 5 times more, for about half a minute",
+        "something else",
+    ]
 
 
 @pytest.fixture

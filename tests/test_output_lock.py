@@ -111,6 +111,15 @@ def test_a_record_of_another_machine_is_watched(tmp_path, capsys):
         pass
 
 
+def test_a_run_that_was_refused_leaves_no_folder_above_its_own(tmp_path):
+    with pytest.raises(InputError, match="refused"), locked(tmp_path / "outputs" / "photos", no_wait):
+        raise InputError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "outputs" / "photos", no_wait):
+        (tmp_path / "outputs" / "mine").touch()
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mine"]
+
+
 def test_a_disk_without_locks_goes_by_the_record_alone(tmp_path, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise OSError(output_lock.NO_LOCKS[0], "no locks available")

@@ -9,6 +9,7 @@ import torch
 from helpers.trainers import student
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill import student as student_module
 from modeling_deit_distill.output_folder import check_contents
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.teachers.store import check_store_folder
@@ -134,3 +135,14 @@ def test_what_is_overwritten_may_hold_anything(tmp_path):
     check_contents(tmp_path, is_cleared=True)
     with pytest.raises(InputError, match="holds a list"):
         check_contents(tmp_path, is_cleared=False)
+
+
+def test_without_a_network_the_recipe_that_needs_none_is_named(monkeypatch):
+    def unreached(name):
+        raise InputError(f"{name!r} cannot be read") from ConnectionError("no network")
+
+    monkeypatch.setattr(student_module, "load_checkpoint", unreached)
+    words = ["--dataset_name", "digits", "--distillation_type", "none", "--use_cpu", "true"]
+    plan = Plan.from_arguments([*words, "--model_name_or_path", "facebook/deit"])
+    with pytest.raises(InputError, match="cannot be read; .* no network: examples/recipes/own_images.yaml"):
+        _ = plan.start
