@@ -19,6 +19,14 @@ def label_column(rows: Dataset) -> np.ndarray:
     return in_order(rows, rows.data.column("label")).to_numpy().astype(np.int64, copy=False)
 
 
+def has_heic(rows: Dataset) -> bool:
+    """Whether the name of an image is that of a HEIC photo; False for a stream."""
+    if not isinstance(rows, Dataset):
+        return False
+    is_heic = pc.match_substring_regex(image_paths(rows).cast(pa.large_string()), r"(?i)\.(heic|heif|hif)$")
+    return bool(pc.any(is_heic).as_py())
+
+
 def image_paths(rows: Dataset, only_files: bool = False) -> pa.ChunkedArray:
     """The path of each image, null where there is none; with `only_files` also where its bytes are in the row."""
     column = rows.data.column("image")

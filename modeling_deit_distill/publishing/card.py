@@ -126,6 +126,7 @@ def content(run: Run) -> dict[str, object]:
     native, browser, demo = (bool(run.record.get(copy)) and run.is_finished for copy in COPIES)
     revision, settings = run.record.get("revision"), run.record.get("recipe")
     exports = run.record.get("exports") or []
+    place = run.record.get("path") or run.name
     as_written = {"sort_keys": False, "allow_unicode": True, "width": 1000}
     return {
         "title": _text(run.name.rsplit("/", 1)[-1]),
@@ -138,8 +139,9 @@ def content(run: Run) -> dict[str, object]:
         "how_confused": confusion_in_words(run.judged.confusion) if run.decisions else None,
         "two_heads": run.config.use_distillation_token,
         "tokens": tokens(run),
-        "name": json.dumps(run.name, ensure_ascii=False),
-        "shell_name": shlex.quote(run.name),
+        "name": json.dumps(place, ensure_ascii=False),
+        "shell_name": shlex.quote(place),
+        "heic": run.record.get("heic"),
         "revision": json.dumps(revision, ensure_ascii=False) if revision else None,
         "shell_revision": shlex.quote(revision) if revision else None,
         "native": native,

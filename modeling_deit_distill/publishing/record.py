@@ -14,6 +14,7 @@ import torch
 
 from ..arguments import COPIES, DistillationTrainingArguments
 from ..conversion.reading import timm_repository
+from ..data.columns import has_heic
 from ..errors import InputError
 from ..files import without_folders, write_json
 from ..hardware import hardware
@@ -45,6 +46,8 @@ def write_run_record(plan, name: str | None = None) -> Path:
     words = plan.command_line if parts else without_arguments(plan.command_line, {"resume_from_checkpoint"})
     record = {
         "name": name or Path(args.output_dir).resolve().name,
+        **({} if name else {"path": path_as_given(args.output_dir)}),
+        **({"heic": True} if any(map(has_heic, (plan.data.train, plan.data.validation))) else {}),
         "facts": {key: _renamed(shown, text) for key, text in summary.items() if key not in ("device", "output")},
         "command": command(words, args),
         "recipe": _said(words),
@@ -98,6 +101,7 @@ def note_repository(output_dir: str | Path, name: str, copies: Collection[str] =
     """
     path = Path(output_dir, RUN_RECORD)
     record = read_run_file(path) or {"versions": versions()}
+    record.pop("path", None)
     had = {copy for copy in COPIES if record.get(copy) and record.get("name") == name}
     noted = {copy: copy in had or copy in copies for copy in COPIES}
     write_json(path, {**record, "name": name, **noted, "revision": revision})
@@ -170,6 +174,13 @@ def base_model(name_or_path: str | None) -> str | None:
     return timm_repository(name_or_path)
 
 
+def path_as_given(folder: str) -> str:
+    """A relative path below the working folder as it was given, of any other the last part: nothing above is told."""
+    path = Path(folder)
+    is_below = not path.is_absolute() and path.parts and not {"..", "~"} & set(path.parts)
+    return path.as_posix() if is_below else Path(os.path.abspath(os.path.expanduser(folder))).name
+
+
 def path_in_set(path: str, is_table: bool = False) -> str:
     """A folder or file of data by its path from the set's root: `clothing/train` of `/anywhere/clothing/train`.
 
@@ -187,6 +198,8 @@ def _shown(key: str, value: str) -> str:
     """What is told of an argument: of a folder of this machine its last part, of data the path in their set."""
     if key == "group_by":  # a regular expression may look like a path
         return value
+    if key == "output_dir":
+        return path_as_given(value)
     if (
         key in DATA_TABLES
         or key in DATA_FOLDERS

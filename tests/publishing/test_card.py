@@ -340,6 +340,15 @@ def test_two_sets_of_answers_make_no_table_of_disagreement(run):
 # Training
 
 
+def test_a_run_that_is_not_pushed_is_used_where_it_lies_and_heic_photos_are_registered(run):
+    record = {**RECORD, "name": "photos", "path": "outputs/photos", "heic": True}
+    use = section(card_of(run(run=record)).text, "How to use it")
+    assert 'model="outputs/photos", trust_remote_code=True' in use and "conversion outputs/photos native_model" in use
+    first, *_ = blocks(use, "python")
+    assert first.index("import pillow_heif; pillow_heif.register_heif_opener()") < first.index("classify = ")
+    assert "pillow_heif" not in card_of(run()).text
+
+
 def test_the_hardware_of_each_part_of_a_resumed_run(run):
     parts = {"0": "one thread", "12": "two threads"}
     trained = section(card_of(run(run={**RECORD, "hardware_by_step": parts})).text, "How it was trained")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.images import undecoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from modeling_deit_distill.publishing.record import (
     command,
     hub_id,
     note_repository,
+    path_as_given,
     path_in_set,
     versions,
     write_run_record,
@@ -24,11 +26,12 @@ from modeling_deit_distill.recipes import parse_arguments
 FACTS = {"data": "{folder}: 12 images", "held out": "4 images, a tenth of {folder}", "device": "cpu", "output": "here"}
 
 
-def written(tmp_path, *words, name="me/model", summary=FACTS, store=None):
+def written(tmp_path, *words, name="me/model", summary=FACTS, store=None, train=None):
     """The record of a run with these arguments."""
     words = ["--use_cpu", "true", *words]
     plan = Plan(parse_arguments(words), words)
     plan.args.output_dir = str(tmp_path / "run")
+    plan.data = SimpleNamespace(train=train, validation=train)
     summary = {key: text.format(folder=tmp_path / "photos") for key, text in summary.items()}
     plan.summary, plan.store = lambda: summary, store
     return json.loads(write_run_record(plan, name).read_text())
@@ -60,6 +63,35 @@ def test_the_command_goes_without_resuming_and_with_as_many_threads(tmp_path, ph
     assert record["command"].startswith(start) and "resume" not in json.dumps([record["command"], record["recipe"]])
     (tmp_path / "run" / "run.json").write_text(json.dumps({"parts": [{"steps": 4}]}))  # an extension
     assert "--resume_from_checkpoint true" in written(tmp_path, *words)["command"]
+
+
+def test_the_folder_of_a_run_is_called_as_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for given_path, told in (
+        ("outputs/photos", "outputs/photos"),
+        ("./photos/", "photos"),
+        ("../photos", "photos"),
+        ("~/photos", "photos"),
+        (str(tmp_path / "photos"), "photos"),
+        (".", "work"),
+    ):
+        assert path_as_given(given_path) == told
+
+
+def test_a_run_that_is_not_pushed_is_loaded_from_its_path(tmp_path, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--train_dir", photos, "--distillation_type", "none", "--output_dir", "outputs/photos"]
+    record = written(tmp_path, *words, name=None)
+    assert record["path"] == "run" and "--output_dir outputs/photos" in record["command"]  # `run` is the test's own
+    assert "path" not in written(tmp_path, *words, name="me/photos")
+
+
+def test_heic_among_the_images_is_noted(tmp_path, photos):
+    words = ["--train_dir", photos, "--distillation_type", "none"]
+    for names, is_noted in ((["a/1.jpg", None], False), (["a/1.jpg", "a/2.HEIC", None], True)):
+        train = undecoded([{"bytes": b"", "path": name} for name in names])
+        assert ("heic" in written(tmp_path, *words, train=train)) == is_noted
 
 
 def test_an_expression_is_no_path(tmp_path, photos):
