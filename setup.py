@@ -5,6 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
+# Its runtime is compiled for one release of torch, which its own requirements do not say: 1.5 is for 2.14.
+EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14"]
 HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
@@ -47,7 +49,7 @@ setup(
         "filelock>=3.16",
         "matplotlib>=3.9",
     ],
-    extras_require={"heic": HEIC, "onnx": ONNX, "test": [*HEIC, *ONNX, *TEST]},
+    extras_require={"heic": HEIC, "onnx": ONNX, "executorch": EXECUTORCH, "test": [*HEIC, *ONNX, *TEST]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -7,7 +7,8 @@ written unless the files answer as PyTorch does.
   browser     onnx/ with a file for each precision, in the layout that transformers.js reads, and a page to try it
               (index.html). The files take photographs as they are: resize, crop and normalisation are part of them.
   onnx        model.onnx, which takes what the image processor makes, config.json and preprocessor_config.json
-  executorch  model.pte for phones, which takes what the image processor makes, and the same two
+  executorch  model.pte and model_quantized.pte (int8) for phones, which take what the image processor makes, and the
+              same two
 
 With --images the decisions of each file are compared with PyTorch's on up to 200 of them, and the page shows a few. A
 file that decides otherwise too often is refused.
@@ -25,6 +26,8 @@ from ..script import run_script
 from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
 from .browser import write_browser
 from .checkpoint import check_image_size, input_shape, load_model
+from .executorch import FILES as PROGRAMS
+from .executorch import write_executorch
 from .onnx import OPSET, answer_by_core, check_packages
 from .page import place_runtime, write_demo
 from .precisions import FILES, Exported, Source, write_precisions
@@ -39,7 +42,8 @@ def main(arguments: list[str]):
             there.
     """
     options = parse_options(arguments)
-    check_packages()
+    for name in options.formats:
+        check_packages(EXTRAS[name])
     with new_folder(options.destination) as folder:
         images, rows = chosen_images(options.images) if options.images else ((), ())
         source = Source(*load_model(options.checkpoint, options.image_size), images, rows, options.min_agreement)
@@ -66,7 +70,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("destination", metavar="DESTINATION")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["browser"], help="default: browser")
     parser.add_argument(
-        "--precisions", nargs="+", choices=FILES, help="of the ONNX files (browser: all three; onnx: fp32)"
+        "--precisions", nargs="+", choices=FILES, help="browser: all three; onnx: fp32; executorch: fp32 and int8"
     )
     parser.add_argument("--image_size", help="pixels, 384 or HEIGHTxWIDTH; the checkpoint's own unless given")
     parser.add_argument(
@@ -90,6 +94,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         raise InputError(f"--min_agreement is {options.min_agreement}; it must be from 0 to 1")
     check_image_size(options.image_size)
     options.formats = list(dict.fromkeys(options.formats))
+    if "executorch" in options.formats and not PROGRAMS.keys() >= set(options.precisions or ()):
+        raise InputError("--formats executorch has no fp16: leave it out of --precisions, or export the format alone")
     return options
 
 
@@ -111,6 +117,14 @@ def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> st
     lines = [f"onnx, opset {OPSET}, {shape} for each image", *map(in_words, exported)]
     answer = answer_by_core(folder / exported[0].file)
     return "\n".join([*lines, compare_speed(source.model, source.processor, answer, options.batch_size)])
+
+
+def export_executorch(source: Source, folder: Path, options: argparse.Namespace) -> str:
+    """Programs and what describes them; what came of it in words."""
+    exported = write_executorch(source, folder, tuple(options.precisions or PROGRAMS))
+    write_descriptions(source, folder)
+    title = f"executorch, XNNPACK, {(1, *input_shape(source.model.config))} for one image at a time"
+    return "\n".join([title, *map(in_words, exported)])
 
 
 def write_descriptions(source: Source, folder: Path):
@@ -135,7 +149,12 @@ def in_words(exported: Exported) -> str:
     return "\n".join(lines)
 
 
-FORMATS: dict[str, Callable[[Source, Path, argparse.Namespace], str]] = {"browser": export_browser, "onnx": export_onnx}
+FORMATS: dict[str, Callable[[Source, Path, argparse.Namespace], str]] = {
+    "browser": export_browser,
+    "onnx": export_onnx,
+    "executorch": export_executorch,
+}
+EXTRAS = {"browser": "onnx", "onnx": "onnx", "executorch": "executorch"}
 
 if __name__ == "__main__":
     run_script(main)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -20,6 +20,7 @@ from ..modeling_deit_distill import DeiTDistillForImageClassification, fuse_logi
 from .checkpoint import input_shape
 
 MODEL = "model.onnx"
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "executorch": ("executorch",)}
 # The first opset in which GELU is one operator. Opset 23 also has attention, but onnxruntime runs that no faster than
 # the products and the softmax it is made of, and only releases from 1.23 on read it.
 OPSET = 20
@@ -32,13 +33,13 @@ ROUNDING = 0.1
 BATCH_SIZES = {"fp32": (1, 2, 5), "fp16": (1, 2, 5), "int8": (16,)}
 
 
-def check_packages():
-    """Raise `InputError` where a package of the extra `onnx` is missing, before anything is read."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+def check_packages(extra: str = "onnx"):
+    """Raise `InputError` where a package of an extra, `onnx` or `executorch`, is missing, before anything is read."""
+    for name in PACKAGES[extra]:
         try:
             import_module(name)
         except ImportError as error:
-            raise InputError(f"exporting needs {name} ({one_line(error)}): pip install -e '.[onnx]'") from error
+            raise InputError(f"exporting needs {name} ({one_line(error)}): pip install -e '.[{extra}]'") from error
 
 
 class AllOutputs(nn.Module):
@@ -176,8 +177,17 @@ def answer_by_core(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @torch.inference_mode()
-def check_answers(model: DeiTDistillForImageClassification, session, precision: str = "fp32") -> dict[str, float]:
+def check_answers(
+    model: DeiTDistillForImageClassification,
+    answer: Callable[[np.ndarray], Sequence[np.ndarray]],
+    precision: str = "fp32",
+) -> dict[str, float]:
     """The largest absolute difference of each output from PyTorch's, on random images.
+
+    Args:
+        model: in PyTorch.
+        answer: the export, from `pixel_values` (batch, channels, height, width) to the outputs of [`output_names`].
+        precision: of the export.
 
     Raises:
         InputError: one is above `TOLERANCE` (fp32), logits differ on the average by more than `ROUNDING` of their
@@ -186,9 +196,9 @@ def check_answers(model: DeiTDistillForImageClassification, session, precision: 
     generator, largest = torch.Generator().manual_seed(0), dict.fromkeys(output_names(model), 0.0)
     for batch_size in BATCH_SIZES[precision]:
         pixel_values = torch.randn(batch_size, *input_shape(model.config), generator=generator)
-        answers = session.run(list(largest), {"pixel_values": pixel_values.numpy()})
-        for name, answer, expected in zip(largest, answers, AllOutputs(model)(pixel_values), strict=True):
-            difference = np.abs(answer - expected.numpy())
+        answers = answer(pixel_values.numpy())
+        for name, found, expected in zip(largest, answers, AllOutputs(model)(pixel_values), strict=True):
+            difference = np.abs(found - expected.numpy())
             _check_difference(name, difference, expected.std().item(), precision)
             largest[name] = max(largest[name], difference.max().item())
     return largest
@@ -198,7 +208,7 @@ def _check_difference(name: str, difference: np.ndarray, spread: float, precisio
     if precision == "fp32" and not difference.max() <= TOLERANCE:
         raise InputError(
             f"{name} of batch size {len(difference)} differ from PyTorch's by {difference.max():.1e}, more than "
-            f"{TOLERANCE:.0e}; nothing was written, try other versions of torch, onnxscript and onnxruntime"
+            f"{TOLERANCE:.0e}; nothing was written, try other versions of torch and of the packages that export"
         )
     share = difference.mean() / spread
     if precision != "fp32" and name != "attentions" and not share <= ROUNDING:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 from .agreement import MIN_AGREEMENT, Agreement, check_agreement, compare, decoded
 from .checkpoint import draw_images
-from .onnx import MODEL, OPSET, check_answers, open_session, quantize, to_half, write_onnx
+from .onnx import MODEL, OPSET, check_answers, open_session, output_names, quantize, to_half, write_onnx
 from .photograph import as_photograph, take_photographs
 
 # The names under which transformers.js looks for them.
@@ -33,7 +33,7 @@ class Exported:
         precision: `"fp32"`, `"fp16"` or `"int8"`.
         file: its path within the export's folder.
         megabytes: of 10^6 bytes.
-        milliseconds: median time from an image to the answer, onnxruntime on this CPU, one image at a time.
+        milliseconds: median time from an image to the answer on this CPU, one image at a time.
         agreement: with PyTorch on real images; None where none were given.
         differences: largest difference of each output from PyTorch's on random images.
         kept: layers that int8 left in fp32, by parts of their names.
@@ -121,10 +121,31 @@ def _attempt(source: Source, plain: Path, precision: str, takes_photographs: boo
         quantize(path, kept)
     elif precision == "fp16":
         to_half(path)
-    differences = check_answers(source.model, open_session(path), precision)
+    session, names = open_session(path), output_names(source.model)
+    differences = check_answers(
+        source.model, lambda pixel_values: session.run(names, {"pixel_values": pixel_values}), precision
+    )
     if takes_photographs:
         take_photographs(path, source.processor, OPSET)
-    answer = answering(path, None if takes_photographs else source.processor)
+    return measure(
+        source, path, precision, differences, answering(path, None if takes_photographs else source.processor), kept
+    )
+
+
+def measure(
+    source: Source,
+    path: Path,
+    precision: str,
+    differences: dict[str, float],
+    answer: Callable[[PIL.Image.Image], np.ndarray],
+    kept: tuple[str, ...] = (),
+) -> Exported:
+    """A file that was written with its size, its speed and, on real images, its agreement.
+
+    Args:
+        answer: the file, from an RGB image to logits (classes,).
+        source, path, precision, differences, kept: see [`Exported`].
+    """
     agreement = None
     if source.rows:
         images = (image for _, image in decoded(source.images, source.rows))

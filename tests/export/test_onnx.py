@@ -234,9 +234,5 @@ def test_half_precision_takes_and_gives_float32(exported, tmp_path):
 
 
 def test_answers_that_are_no_numbers_are_refused(tiny_model):
-    class Broken:
-        def run(self, names, feed):
-            return [np.full((len(feed["pixel_values"]), 5), np.nan, np.float32) for _ in names]
-
     with pytest.raises(InputError, match="by nan"):
-        script.check_answers(tiny_model(), Broken())
+        script.check_answers(tiny_model(), lambda pixel_values: [np.full((len(pixel_values), 5), np.nan)] * 4)
