@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
-# Its runtime is compiled for one release of torch, which its own requirements do not say: 1.5 is for 2.14.
-EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14"]
+# Its runtime is compiled against torch, which its own requirements do not say: 1.5.1 fails beside 2.11.
+EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14.1"]
 HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",

@@ -73,7 +73,7 @@ def _lowered(model, precision: str) -> bytes:
 
 
 def _rounded(graph: torch.fx.GraphModule, image: torch.Tensor) -> torch.fx.GraphModule:
-    """With scales of activations as they come: scales from calibration changed 4 of 200 decisions on digits, these none."""
+    """Activations are scaled as they come: scales from calibration changed 4 of 200 decisions on digits, these none."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -115,9 +115,10 @@ def open_executorch(path: str | Path) -> Callable[[np.ndarray | torch.Tensor], d
         try:
             rows = [[output.numpy() for output in method.execute([image[None]])] for image in images]
         except RuntimeError as error:
+            cause, _, _ = str(error).partition("\n")  # where in C++ follows
             raise InputError(
-                f"ExecuTorch does not run beside torch {torch.__version__} ({one_line(error)[:80]}); each of its "
-                "releases is compiled for one of torch: pip install --upgrade torch executorch"
+                f"executorch was compiled for another torch than {torch.__version__} ({cause}): "
+                "pip install --upgrade -e '.[executorch]'"
             ) from error
         return {name: np.concatenate(outputs) for name, outputs in zip(names, zip(*rows, strict=True), strict=True)}
 

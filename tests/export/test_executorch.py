@@ -108,6 +108,19 @@ def test_images_of_another_shape_are_refused(by_command):
 
 
 @pytest.mark.slow
+def test_a_torch_that_the_runtime_does_not_fit_is_named(by_command, monkeypatch):
+    answer = programs.open_executorch(by_command[0] / "model.pte")
+
+    def fail(method, inputs):
+        raise RuntimeError("tensor does not have a device\nframe #0")  # as 1.5.1 says beside torch 2.11
+
+    monkeypatch.setattr("executorch.runtime.Method.execute", fail)
+    message = r"another torch than .* \(tensor does not have a device\): pip install .*'\.\[executorch\]'"
+    with pytest.raises(InputError, match=message):
+        answer(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.slow
 def test_what_is_no_program_is_refused(by_command, tmp_path, capfd):
     (tmp_path / "text.pte").write_text("no program")
     for name in ("text.pte", "missing.pte"):
