@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoImageProcessor
+from transformers.utils import CONFIG_NAME
 
 from .conversion.checkpoint import build_model, holds_deit, load_checkpoint
 from .errors import InputError, one_line, printable
@@ -71,7 +72,7 @@ class OnnxClassifier:
     Args:
         name: the folder, which holds `model.onnx` or `onnx/model.onnx`, or a file in it. The model maps `pixel_values`
             (batch, 3, height, width) float32 to `logits` (batch, classes), and may have the outputs of two heads. One
-            that takes images of any size is given photographs as they are.
+            that takes images of any size, and whose processor resizes none, is given photographs as they are.
 
     Attributes:
         class_names, outputs: as of [`TorchClassifier`].
@@ -88,8 +89,10 @@ class OnnxClassifier:
     def __init__(self, name: str):
         self.name = name
         file = onnx_file(name)
-        folder = file.parent.parent if file.parent.name == "onnx" else file.parent
-        path = folder / "config.json"
+        # In the layout for browsers the files lie one folder below; but an export may itself be a folder called onnx.
+        is_below = file.parent.name == "onnx" and not (file.parent / CONFIG_NAME).is_file()
+        folder = file.parent.parent if is_below else file.parent
+        path = folder / CONFIG_NAME
         try:
             id2label = json.loads(path.read_text(encoding="utf-8"))["id2label"]
             self.class_names = [id2label[str(index)] for index in range(len(id2label))]
@@ -104,7 +107,8 @@ class OnnxClassifier:
         except Exception as error:  # onnxruntime has a dozen kinds without a common one
             raise InputError(f"model {name!r} cannot be loaded ({one_line(error)})") from error
         [taken] = self._session.get_inputs()
-        self.takes_photographs = isinstance(taken.shape[-1], str)
+        # Other exporters leave sizes open too, of models that take what an image processor makes.
+        self.takes_photographs = isinstance(taken.shape[-1], str) and not getattr(self.processor, "do_resize", True)
         if self.takes_photographs:
             self.processor = AsItIs()
         has = {output.name for output in self._session.get_outputs()}

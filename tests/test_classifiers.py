@@ -16,6 +16,8 @@ from modeling_deit_distill.conversion.checkpoint import load_checkpoint
 from modeling_deit_distill.conversion.saving import save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public
 from modeling_deit_distill.data.evaluation import evaluation_processor
+from modeling_deit_distill.export.browser import NOTHING_TO_DO
+from modeling_deit_distill.files import write_json
 
 NAMES = ["red", "blue", "green"]
 LABELS = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
@@ -143,6 +145,28 @@ def test_an_export_answers_image_by_image(exported):
             load_any_classifier(str(exported), **settings)
 
 
+def test_an_export_may_be_a_folder_called_onnx(exported, tmp_path):
+    """`--formats onnx browser` makes one."""
+    shutil.copytree(exported, tmp_path / "onnx")
+    for name in (tmp_path, tmp_path / "onnx", tmp_path / "onnx" / "model.onnx"):
+        assert load_any_classifier(str(name)).class_names == NAMES
+
+
+def test_open_sizes_alone_make_no_model_that_takes_photographs(exported, tmp_path):
+    """Other exporters leave height and width open too; the image processor says what is to be done."""
+    import onnx
+
+    shutil.copytree(exported, tmp_path / "open")
+    model = onnx.load(tmp_path / "open" / "model.onnx")
+    for place, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    onnx.save(model, tmp_path / "open" / "model.onnx")
+    classifier = load_any_classifier(str(tmp_path / "open"))
+    assert not classifier.takes_photographs
+    image = PIL.Image.new("RGB", (50, 40), (200, 100, 50))
+    assert classifier.processor(image, return_tensors="pt")["pixel_values"].shape == (1, 3, 32, 32)
+
+
 def test_a_folder_without_its_fp32_file_says_which_it_has(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "export")
     file = (tmp_path / "export" / "model.onnx").rename(tmp_path / "export" / "model_quantized.onnx")
@@ -160,6 +184,7 @@ def test_an_export_that_takes_photographs_is_given_them_as_they_are(exported, tm
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
     onnx.save(model, tmp_path / "export" / "onnx" / "model.onnx")
     (tmp_path / "export" / "model.onnx").unlink()
+    write_json(tmp_path / "export" / "preprocessor_config.json", NOTHING_TO_DO)
     classifier = load_any_classifier(str(tmp_path / "export"))
     assert classifier.takes_photographs and not load_any_classifier(str(exported)).takes_photographs
     image = PIL.Image.new("RGB", (5, 7), (1, 2, 3))
