@@ -2,12 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 from huggingface_hub import RepoCard
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..conversion.saving import new_folder
 from ..data.evaluation import EvaluationDataset
@@ -56,15 +56,15 @@ def export_for_browsers(output_dir: str | Path, held_out: EvaluationDataset | No
         name = name_of(output_dir)
         write_demo(source, new, name, write_browser(source, new, name, leave_out=_warn))
         record = read_run_file(new / RECORD)
-        write_json(new / RECORD, {**record, "weights": _weights(output_dir)})
+        write_json(new / RECORD, {**record, "made_from": _made_from(output_dir)})
     note_exports(output_dir, record["files"])
     return folder
 
 
 def browser_export_of(output_dir: str | Path) -> Path:
-    """The folder of a run's export for browsers; made, without images, unless one of its weights is there."""
+    """The folder of a run's export for browsers; made, without images, unless one of this very model is there."""
     folder = Path(output_dir, BROWSER)
-    if read_run_file(folder / RECORD).get("weights") == _weights(output_dir):
+    if read_run_file(folder / RECORD).get("made_from") == _made_from(output_dir):
         return folder
     return export_for_browsers(output_dir)
 
@@ -88,10 +88,10 @@ def write_space_card(folder: Path, model: str):
     RepoCard(f"---\n{head}---\n\n{words}\n").save(folder / "README.md")
 
 
-def _weights(output_dir: str | Path) -> dict[str, str]:
-    """What an export was made from."""
-    files: Sequence[Path] = sorted(Path(output_dir).glob("model*.safetensors"))
-    return {path.name: crc32(path) for path in files}
+def _made_from(output_dir: str | Path) -> dict[str, str]:
+    """What an export was made from: the weights, and what says which classes, fusion and image processor they have."""
+    described = [path for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME) if (path := Path(output_dir, name)).exists()]
+    return {path.name: crc32(path) for path in [*sorted(Path(output_dir).glob("model*.safetensors")), *described]}
 
 
 def _warn(error):

@@ -79,7 +79,7 @@ def written(monkeypatch):
     return calls
 
 
-def test_an_export_is_of_the_weights_that_are_there(finished, written):
+def test_an_export_is_of_the_model_that_is_there(finished, written):
     assert browser_export_of(finished) == finished / "browser"
     browser_export_of(finished)
     assert len(written) == 1
@@ -88,6 +88,10 @@ def test_an_export_is_of_the_weights_that_are_there(finished, written):
     shutil.copy(path, finished / "model-00001-of-00001.safetensors")
     browser_export_of(finished)
     assert len(written) == 2
+    config = json.loads((finished / "config.json").read_text())
+    (finished / "config.json").write_text(json.dumps({**config, "fusion": "cls"}))
+    browser_export_of(finished)  # it answers otherwise by now
+    assert len(written) == 3
 
 
 def test_missing_packages_are_named_before_training(server, train, tmp_path, monkeypatch):
