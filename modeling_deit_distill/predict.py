@@ -26,7 +26,7 @@ from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
 from .data.listing import are_listed
 from .data.loaders import available_cores
-from .data.unlabelled import NO_FOLDER, FoundImages, RowImages, find_images
+from .data.unlabelled import NO_FOLDER, UNREADABLE, FoundImages, RowImages, find_images
 from .errors import InputError, one_line, printable_lines
 from .files import written_whole
 from .judging import judge
@@ -39,7 +39,6 @@ from .teachers.classes import known_classes
 from .teachers.teacher import PRECISIONS
 
 NOTHING = -1  # in place of a class: no answer, or no truth
-UNREADABLE = "image{s} that cannot be read"
 MAX_WORKERS = 16
 MAX_LISTED = 20
 

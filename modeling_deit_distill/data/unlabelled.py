@@ -15,6 +15,7 @@ from .datasets import encoded_row
 from .folders import files_below
 from .image_files import EMPTY, NO_IMAGE, OTHER_SUFFIXES, SPECIAL, Skipped, as_text, shown, why_skipped
 
+UNREADABLE = "image{s} that cannot be read"
 REPEATED = "file{s} named more than once"
 NO_FOLDER = -1
 

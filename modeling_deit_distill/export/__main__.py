@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..conversion.saving import new_folder
-from ..errors import InputError
+from ..errors import InputError, printable_lines
 from ..files import write_json
 from ..script import run_script
 from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
@@ -53,6 +53,8 @@ def main(arguments: list[str]):
             into.mkdir(exist_ok=True)
             said.append(FORMATS[name](source, into, options))
     print("\n\n".join(said))
+    if options.images and images.skipped.counts:
+        print(printable_lines(f"\nnot compared: {images.skipped}"))
     if not options.images:
         print("decisions on real images were not compared; give --images FOLDER to do so")
 

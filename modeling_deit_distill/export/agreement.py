@@ -10,8 +10,8 @@ import torch
 from ..data.bad_images import BadImageError
 from ..data.decoding import decode_image
 from ..data.sources import load_image_data
-from ..data.unlabelled import RowImages, find_images
-from ..errors import InputError
+from ..data.unlabelled import UNREADABLE, FoundImages, RowImages, find_images
+from ..errors import InputError, one_line
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 
 # The word for the held-out images of the embedded default, and their share in its recipe.
@@ -43,18 +43,39 @@ class Agreement:
         return f"{self.equal:,} of {self.images:,} decisions are PyTorch's, probabilities within {self.largest:.4f}"
 
 
-def chosen_images(names: Sequence[str]) -> tuple[Sequence[dict | str], list[int]]:
+def chosen_images(names: Sequence[str]) -> tuple[FoundImages | RowImages, list[int]]:
     """Images by folders and files, or by the word `digits`; and which of them are looked at, evenly spaced.
 
+    Of these, images that cannot be read are left out and counted in `skipped`, as files that are no images are.
+
     Raises:
-        InputError: no images.
+        InputError: no images, or none that can be read.
     """
     if list(names) == [DIGITS]:
         images = RowImages(load_image_data(DIGITS, validation_fraction=DIGITS_FRACTION).validation)
     else:
         images = find_images(list(names))
     number = min(len(images), MAX_IMAGES)
-    return images, [index * len(images) // number for index in range(number)]
+    rows = _readable(images, [index * len(images) // number for index in range(number)])
+    if not rows:
+        raise InputError(f"--images: none of {number:,} can be read ({images.skipped}); give others")
+    return images, rows
+
+
+def _readable(images: FoundImages | RowImages, rows: Sequence[int]) -> list[int]:
+    """The rows that can be read; the others are added to `images.skipped`."""
+    readable = []
+    for row in rows:
+        try:
+            reason = encoded if isinstance(encoded := images[row], str) else None
+            if reason is None:
+                decode_image(encoded)
+                readable.append(row)
+        except BadImageError as error:
+            reason = one_line(error)
+        if reason is not None:
+            images.skipped.add(UNREADABLE, f"{images.name(row)} ({reason})")
+    return readable
 
 
 def decoded(images: Sequence[dict | str], rows: Sequence[int]) -> Iterator[tuple[int, PIL.Image.Image]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.data.unlabelled import find_images
 from modeling_deit_distill.export import precisions
 from modeling_deit_distill.export.agreement import Agreement, check_agreement, chosen_images, compare, decoded
 from modeling_deit_distill.export.precisions import KEPT, Source
@@ -47,11 +48,25 @@ def test_too_few_equal_decisions_are_refused_and_the_remedy_is_just_enough():
     check_agreement("model.onnx", Agreement(200, 193, 0.2), 0.96)
 
 
+def test_images_that_cannot_be_read_are_left_out_and_counted(tmp_path):
+    for index in (0, 2):
+        PIL.Image.new("RGB", (4, 4)).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.jpg").write_bytes(b"\xff\xd8broken")
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no image")
+    images, rows = chosen_images([str(tmp_path)])
+    assert [images.name(row)[-5:] for row in rows] == ["0.png", "2.png"]
+    assert images.skipped.counts == {"file{s} of no image format": 1, "image{s} that cannot be read": 2}
+    assert "1.jpg (" in str(images.skipped) and "3.png (empty file)" in str(images.skipped)
+
+
 def test_no_image_that_can_be_read_is_an_error(tmp_path):
     with pytest.raises(InputError, match="none of the images can be read.*--images"):
         compare(model, processor, {}, iter([]))
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8broken")
-    assert list(decoded(*chosen_images([str(tmp_path)]))) == []
+    with pytest.raises(InputError, match=r"--images: none of 1 can be read \(1 image that .*broken.jpg .*give others"):
+        chosen_images([str(tmp_path)])
+    assert list(decoded(find_images([str(tmp_path)]), [0])) == []
 
 
 def test_at_most_two_hundred_images_are_looked_at_evenly_spaced(tmp_path):
