@@ -52,6 +52,7 @@ class AllOutputs(nn.Module):
     def __init__(self, model: DeiTDistillForImageClassification):
         super().__init__()
         self.model = model
+        self.has_distillation_head = has_distillation_head(model)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Tensors in the order of [`output_names`], of `pixel_values` (batch, channels, height, width)."""
@@ -63,6 +64,7 @@ class AllOutputs(nn.Module):
             heads.append(model.distillation_classifier(tokens[:, 1]))
         logits = fuse_logits(heads[0], heads[1] if len(heads) > 1 else None, model.config.fusion)
         grid = embeddings.grid(embeddings.image_size)
+        heads = heads if self.has_distillation_head else heads[:1]
         return logits.clone(), *heads, attention_maps(encoded.attentions, grid, tokens.shape[1])
 
 
@@ -72,8 +74,16 @@ def output_names(model: DeiTDistillForImageClassification) -> list[str]:
     `attentions` (batch, tokens, grid height, grid width) say where class and distillation token look in the last block,
     see [`attention_maps`].
     """
-    heads = ["cls_logits", "distillation_logits"] if model.config.use_distillation_token else ["cls_logits"]
+    heads = ["cls_logits", "distillation_logits"] if has_distillation_head(model) else ["cls_logits"]
     return ["logits", *heads, "attentions"]
+
+
+def has_distillation_head(model: DeiTDistillForImageClassification) -> bool:
+    """Whether the distillation token has a head that answers.
+
+    That of transformers' `DeiTForImageClassification` has none: we read it as zeros.
+    """
+    return model.distillation_classifier is not None and bool(model.distillation_classifier.weight.any())
 
 
 def write_onnx(model: DeiTDistillForImageClassification, path: Path):
@@ -147,8 +157,8 @@ def to_half(path: Path):
     onnx.save(halved.model, path)
 
 
-def open_session(path: Path, threads: int | None = None):
-    """The file in onnxruntime on the CPU, with as many threads as PyTorch has, unless another number is given."""
+def open_session(path: Path | bytes, threads: int | None = None):
+    """A file, or its bytes, in onnxruntime on the CPU, with as many threads as PyTorch unless a number is given."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -210,9 +220,10 @@ def _check_difference(name: str, difference: np.ndarray, spread: float, precisio
             f"{name} of batch size {len(difference)} differ from PyTorch's by {difference.max():.1e}, more than "
             f"{TOLERANCE:.0e}; nothing was written, try other versions of torch and of the packages that export"
         )
-    share = difference.mean() / spread
-    if precision != "fp32" and name != "attentions" and not share <= ROUNDING:
+    # No quotient: a head of zeros has no spread.
+    if precision != "fp32" and name != "attentions" and not difference.mean() <= ROUNDING * spread:
         raise InputError(
-            f"{name} of the model rounded to {precision} differ from PyTorch's by {share:.0%} of their spread on the "
-            f"average, more than {ROUNDING:.0%}; nothing was written, leave {precision} out"
+            f"{name} of the model rounded to {precision} differ from PyTorch's by {difference.mean():.2g} on the "
+            f"average, more than {ROUNDING:.0%} of their spread ({spread:.2g}); nothing was written: leave {precision} "
+            "out by --precisions"
         )

@@ -236,3 +236,24 @@ def test_half_precision_takes_and_gives_float32(exported, tmp_path):
 def test_answers_that_are_no_numbers_are_refused(tiny_model):
     with pytest.raises(InputError, match="by nan"):
         script.check_answers(tiny_model(), lambda pixel_values: [np.full((len(pixel_values), 5), np.nan)] * 4)
+
+
+def test_a_head_of_zeros_is_no_head(tiny_model):
+    """transformers' `DeiTForImageClassification` has the distillation token without a head: we read it as zeros."""
+    model = tiny_model(num_labels=5, fusion="cls").eval()
+    assert script.output_names(model) == OUTPUTS
+    with torch.no_grad():
+        model.distillation_classifier.weight.zero_()
+    assert script.output_names(model) == ["logits", "cls_logits", "attentions"]
+    with torch.no_grad():
+        outputs = script.AllOutputs(model)(torch.randn(2, 3, 32, 32))
+    assert [list(output.shape) for output in outputs] == [[2, 5], [2, 5], [2, 2, 4, 4]]
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_logits_without_spread_are_compared_too(precision):
+    same, otherwise = np.zeros((2, 5)), np.full((2, 5), 0.1)
+    script._check_difference("logits", same, 0.0, precision)
+    with pytest.raises(InputError, match=f"rounded to {precision} .* by 0.1 on the average.*--precisions"):
+        script._check_difference("logits", otherwise, 0.0, precision)
