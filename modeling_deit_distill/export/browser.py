@@ -15,7 +15,8 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..errors import InputError
 from ..files import read_json, write_json
-from .onnx import output_names
+from .onnx import OPSET, output_names
+from .photograph import check_preprocessing
 from .precisions import FILES, Exported, Source, placed, write_precisions
 
 RECORD = "export.json"
@@ -56,8 +57,9 @@ def write_browser(
         leave_out: see [`write_precisions`].
 
     Raises:
-        InputError: see [`write_precisions`].
+        InputError: see [`write_precisions`] and [`check_preprocessing`].
     """
+    check_preprocessing(source.processor, OPSET)
     (folder / "onnx").mkdir()
     exported = write_precisions(source, folder / "onnx", precisions, True, leave_out)
     exported = placed(exported, "onnx")
@@ -100,7 +102,7 @@ def write_browser_card(folder: Path, name: str, revision: str | None = None):
         js_options=js_options(revision, {each["precision"] for each in record["files"]}),
         files=record["files"],
         outputs=record["outputs"],
-        python=PYTHON,
+        python=PYTHON.replace("FILE", record["files"][0]["file"]),
     )
     card.save(folder / "README.md")
 
@@ -113,6 +115,7 @@ def js_options(revision: str | None, precisions: set[str]) -> str | None:
     return f"{{ {', '.join(options)} }}" if options else None
 
 
+# FILE is the first of the files: fp32, unless only others were asked for.
 PYTHON = """\
 import json
 
@@ -120,7 +123,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession("onnx/model.onnx")
+session = onnxruntime.InferenceSession("FILE")
 image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
 pixel_values = np.asarray(image, np.float32).transpose(2, 0, 1)[None]  # any size, levels from 0 to 255
 [logits] = session.run(["logits"], {"pixel_values": pixel_values})

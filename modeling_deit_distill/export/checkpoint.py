@@ -15,6 +15,7 @@ from ..errors import InputError, one_line
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 
 logger = logging.get_logger(__name__)
+MAX_SIDE = 4096  # pixels; attention to the patches of more fits into no memory
 
 
 def load_model(source: str, image_size: str | None = None) -> tuple[DeiTDistillForImageClassification, object]:
@@ -56,7 +57,8 @@ def _own_processor(source: str, checkpoint: PretrainedStudent):
     if checkpoint.format in ("public", "timm"):
         return checkpoint.processor
     try:
-        return AutoImageProcessor.from_pretrained(os.path.dirname(source) if os.path.isfile(source) else source)
+        place = os.path.dirname(os.path.abspath(source)) if os.path.isfile(source) else source
+        return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError):
         shorter = checkpoint.processor.size["shortest_edge"]
         logger.warning(
@@ -70,10 +72,12 @@ def check_image_size(image_size: str | None):
     """Refuse what is no size, before anything is loaded.
 
     Raises:
-        InputError: neither pixels nor pixels by pixels.
+        InputError: neither pixels nor pixels by pixels, or more than `MAX_SIDE`.
     """
     if not re.fullmatch(r"[0-9]+(x[0-9]+)?", image_size or "0"):
         raise InputError(f"--image_size is {image_size}; give pixels as 384, or as 384x512 (height, width)")
+    if image_size is not None and max(map(int, image_size.split("x"))) > MAX_SIDE:
+        raise InputError(f"--image_size is {image_size}; give at most {MAX_SIDE:,} pixels a side")
 
 
 def _sides(image_size: str) -> int | tuple[int, int]:

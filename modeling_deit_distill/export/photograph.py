@@ -13,12 +13,15 @@ import PIL.Image
 from transformers.image_utils import PILImageResampling
 
 from ..errors import InputError
+from .onnx import open_session
 
 # Pillow's filters under ONNX's names.
 MODES = {PILImageResampling.BILINEAR: "linear", PILImageResampling.BICUBIC: "cubic"}
 # `exclude_outside`: at the border the weights of missing pixels go to the others, as in Pillow. Pillow's bicubic has
-# a = -0.5.
+# a = -0.5, and rounds halves up, which are frequent where a bilinear resize doubles a side; ONNX's Round goes to even.
 RESIZE = 'antialias = 1, cubic_coeff_a = -0.5, exclude_outside = 1, mode = "{mode}"'
+# Sizes (height, width) on which graph and image processor are compared, and by how many levels they may differ.
+TRIED, ALIKE = ((300, 410), (90, 50), (20, 20)), 0.1
 
 RESIZES = ("resize_width", "resize_height")  # the nodes, in order
 
@@ -36,14 +39,17 @@ SQUASHED = """
 RESIZED = """
     lowest = Constant <value_float = 0.0> ()
     highest = Constant <value_float = 255.0> ()
+    half = Constant <value_float = 0.5> ()
     images = Shape <start = 0, end = 2> (photograph)
     wide_size = Concat <axis = 0> (images, height, new_width)
     wide = Resize <{resize}> (photograph, , , wide_size)
-    wide_rounded = Round(wide)
+    wide_raised = Add(wide, half)
+    wide_rounded = Floor(wide_raised)
     wide_levels = Clip(wide_rounded, lowest, highest)
     resized_size = Concat <axis = 0> (images, new_height, new_width)
     resized_sum = Resize <{resize}> (wide_levels, , , resized_size)
-    resized_rounded = Round(resized_sum)
+    resized_raised = Add(resized_sum, half)
+    resized_rounded = Floor(resized_raised)
     resized = Clip(resized_rounded, lowest, highest)
 """
 CROPPED = """
@@ -141,6 +147,27 @@ def _constants(steps: Preprocessing) -> dict[str, np.ndarray]:
         sizes = dict(zip(("size_height", "size_width"), steps.size, strict=True))
     whole = {name: np.array([side], np.int64) for name, side in sizes.items()}
     return colours | whole | ({} if steps.crop is None else {"crop": np.array(steps.crop, np.int64)})
+
+
+def check_preprocessing(processor, opset: int):
+    """Refuse an image processor of which the graph makes something else: it may do more than its fields say.
+
+    Raises:
+        InputError: on noise of some sizes they differ by more than `ALIKE` levels on the average; see also
+            [`preprocessing_of`].
+    """
+    steps = preprocessing_of(processor)
+    session, draws = open_session(preprocessing_graph(steps, opset).SerializeToString()), np.random.default_rng(0)
+    for height, width in TRIED:
+        image = PIL.Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        [found] = session.run(None, {"photograph": as_photograph(image)})
+        expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])
+        levels = np.array(steps.std, np.float32)[:, None, None]
+        if found.shape != expected.shape or not np.mean(np.abs(found - expected) * levels) <= ALIKE:
+            raise InputError(
+                f"the image processor ({type(processor).__name__}) makes something else of {width}x{height} pixels "
+                "than its size, crop and statistics say; export with --formats onnx, which leaves it outside"
+            )
 
 
 def take_photographs(path: Path, processor, opset: int):

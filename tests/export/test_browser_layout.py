@@ -105,6 +105,14 @@ def test_the_cards_python_needs_neither_torch_nor_transformers(layout, checkpoin
     assert found == pytest.approx(expected, abs=0.01)
 
 
+def test_without_fp32_the_card_names_a_file_that_is_there(layout, tmp_path):
+    record = json.loads((layout()[0] / "export.json").read_text())
+    (tmp_path / "export.json").write_text(json.dumps({**record, "files": record["files"][2:]}))
+    write_browser_card(tmp_path, "me/animals")
+    [script] = blocks(ModelCard.load(tmp_path / "README.md").text, "python")
+    assert 'InferenceSession("onnx/model_quantized.onnx")' in script and "model.onnx" not in script
+
+
 def test_every_opset_is_one_that_browsers_take(layout):
     for path in (layout()[0] / "onnx").iterdir():
         versions = {each.domain: each.version for each in onnx.load(path).opset_import}

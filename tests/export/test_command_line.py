@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from helpers.exports import run
@@ -14,7 +15,7 @@ from helpers.paths import ROOT
 from transformers import AutoImageProcessor
 
 from modeling_deit_distill import DeiTDistillForImageClassification, InputError
-from modeling_deit_distill.export.__main__ import main
+from modeling_deit_distill.export.__main__ import FORMATS, main
 
 SCRIPT = str(ROOT / "examples" / "export_onnx.py")
 FILES = ["config.json", "model.onnx", "preprocessor_config.json"]
@@ -73,9 +74,19 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
 
 
 def test_sizes_that_are_no_sizes_are_refused(tmp_path):
-    for name, value in (("--image_size", "32x"), ("--image_size", "large"), ("--batch_size", "0")):
+    for name, value in (("--image_size", "32x"), ("--image_size", "100000x8"), ("--batch_size", "0")):
         with pytest.raises(InputError, match=f"{name} is {value}"):
             main(["no/source", str(tmp_path / "onnx"), name, value])
+
+
+def test_images_that_were_not_compared_are_said(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "images").mkdir()
+    PIL.Image.new("RGB", (9, 9)).save(tmp_path / "images" / "photo.png")
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"\xff\xd8broken")
+    monkeypatch.setitem(FORMATS, "browser", lambda source, folder, options: f"browser: {len(source.rows)} image")
+    main([str(checkpoint()), str(tmp_path / "web"), "--images", str(tmp_path / "images")])
+    said = capsys.readouterr().out
+    assert said.startswith("browser: 1 image\n\nnot compared: 1 image that cannot be read: ") and "broken.jpg" in said
 
 
 @pytest.mark.slow

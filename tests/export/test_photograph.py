@@ -3,6 +3,7 @@
 import numpy as np
 import onnxruntime
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from helpers.exports import run, smooth
 from transformers import DeiTImageProcessor, ViTImageProcessor
@@ -11,7 +12,12 @@ from transformers.image_utils import PILImageResampling
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.export.onnx import OPSET
-from modeling_deit_distill.export.photograph import as_photograph, preprocessing_graph, preprocessing_of
+from modeling_deit_distill.export.photograph import (
+    as_photograph,
+    check_preprocessing,
+    preprocessing_graph,
+    preprocessing_of,
+)
 
 # A level is 1 / 255 of the range; the deviation of a channel a quarter of it.
 LEVEL = 1 / 255 / 0.224
@@ -58,6 +64,13 @@ def test_a_squash_and_bilinear_too():
     assert found.mean() < 0.02 / 127.5 and found.max() < 2.01 / 127.5
 
 
+def test_halves_are_rounded_up_as_in_pillow():
+    """A bilinear resize to twice the sides meets them all the time."""
+    processor = ViTImageProcessor(size={"height": 24, "width": 40}, resample=PILImageResampling.BILINEAR)
+    noise = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    assert differences(processor, [PIL.Image.fromarray(noise)]).max() < 0.1 / 127.5
+
+
 def test_greyscale_and_alpha_are_taken_in_rgb():
     grey = smooth(50, 60).convert("L")
     assert as_photograph(grey).shape == (1, 3, 50, 60)
@@ -78,6 +91,20 @@ def test_what_the_graph_does_not_do_is_refused(changes, said):
     processor = DeiTImageProcessor.from_dict({**evaluation_processor(32).to_dict(), **changes})
     with pytest.raises(InputError, match=said):
         preprocessing_of(processor)
+
+
+class Mirrored(DeiTImageProcessor):
+    """Does more than its fields say."""
+
+    def __call__(self, image, **settings):
+        return super().__call__(PIL.ImageOps.mirror(image), **settings)
+
+
+def test_a_processor_that_does_more_than_its_fields_say_is_refused():
+    check_preprocessing(evaluation_processor(32), OPSET)
+    check_preprocessing(ViTImageProcessor(size={"height": 24, "width": 40}), OPSET)
+    with pytest.raises(InputError, match=r"\(Mirrored\) makes something else of 410x300 .*--formats onnx"):
+        check_preprocessing(Mirrored.from_dict(evaluation_processor(32).to_dict()), OPSET)
 
 
 def test_statistics_follow_the_processor():
