@@ -3,7 +3,9 @@
 import io
 import multiprocessing
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -64,6 +66,17 @@ def test_heic_is_shown_upright_though_nobody_registered_it():
         assert pixels.shape[:2] == (shown.height, shown.width)
         assert abs(pixels - np.asarray(shown)).mean() < 12  # its colours have half the resolution
     assert "HEIF" not in PIL.Image.OPEN
+
+
+@needs_heic
+def test_the_line_of_the_card_lets_a_pipeline_open_heic(tmp_path):
+    (tmp_path / "photo.heic").write_bytes(heic(PHOTO)["bytes"])
+    line = "import pillow_heif; pillow_heif.register_heif_opener()"
+    assert line in (Path(decoding.__file__).parents[1] / "publishing" / "card_template.md").read_text()
+    opening = f"import PIL.Image; print(PIL.Image.open({str(tmp_path / 'photo.heic')!r}).size)"
+    for before, is_read in ((line, True), ("pass", False)):
+        done = subprocess.run([sys.executable, "-c", f"{before}\n{opening}"], capture_output=True, text=True)
+        assert (done.stdout.strip() == str(PHOTO.size)) == is_read
 
 
 @needs_heic

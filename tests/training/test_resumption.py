@@ -323,7 +323,7 @@ def test_accelerate_launched_quietly_ends_with_our_line(words, tmp_path):
     printed, code = launch(*quiet, "helpers.signalled_run", "SIGHUP", "a step", *started)
     assert code == 1 and "Traceback" not in printed
     assert printed.rstrip().splitlines()[-1].startswith("interrupted by SIGHUP: "), printed
-    wrong = words(tmp_path / "run", **{**SHORT, "train_dir": tmp_path / "nowhere"})
+    wrong = words(tmp_path / "other", **{**SHORT, "train_dir": tmp_path / "nowhere"})
     printed, code = launch(*quiet, "helpers.signalled_run", "SIGHUP", "a step", *wrong)
     assert code == 1 and printed.rstrip().splitlines()[-1].startswith("error: train_dir"), printed
 
