@@ -146,6 +146,7 @@ def test_one_class_alone_cannot_be_balanced():
 
 def of_a_run(dataset, **changes) -> ViewSampler:
     settings = {"train_batch_size": 8, "effective_batch_size": 16, "repeated_augmentation": 3, "balanced_views": True}
+    settings["view_epochs"] = 0
     return training_sampler(dataset, SimpleNamespace(**{**settings, **changes}))
 
 

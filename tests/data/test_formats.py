@@ -139,7 +139,7 @@ def test_whether_they_can_be_read_is_known_without_loading_them(monkeypatch):
 
 
 @needs_heic
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_decode_heic(method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")

@@ -201,7 +201,7 @@ def test_plan_holds_the_drawn_images_in_order_and_no_others(sampler):
 def of_a_run(batch_size: int, num_processes: int = 1, **settings) -> ViewSampler:
     step = batch_size * num_processes
     batch = {"train_batch_size": batch_size, "effective_batch_size": step}
-    args = SimpleNamespace(**batch, repeated_augmentation=3, balanced_views=False)
+    args = SimpleNamespace(**batch, repeated_augmentation=3, balanced_views=False, view_epochs=0)
     return ViewSampler.from_arguments(args, ViewDataset(range(100), AugmentationSettings(16, **settings)))
 
 

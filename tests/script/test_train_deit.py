@@ -190,6 +190,7 @@ def test_every_kind_of_distillation_runs(run, photos, tmp_path, changes, heads, 
         assert results["eval_accuracy"] == results["eval_accuracy_softmax_mean"]
 
 
+@pytest.mark.slow
 def test_the_student_depends_on_the_seed_alone_not_on_a_teacher_trained_before(photos, tmp_path):
     short = {"max_steps": 1, "save_strategy": "no"}
     one_run(photos, tmp_path / "trained", None, teacher_num_train_epochs=1, allow_weak_teacher="true", **short)

@@ -102,6 +102,7 @@ def test_the_teacher_is_asked_about_the_first_epochs_alone(whole):
     assert sorted(path.name for path in (whole / "answers").glob("epoch-*")) == ["epoch-00000.bin", "epoch-00001.bin"]
 
 
+@pytest.mark.slow
 def test_live_and_from_a_store_the_weights_are_the_same(words, whole, tmp_path):
     train_deit.main(words(tmp_path / "writing", teacher_store=tmp_path / "store"))
     assert weights(tmp_path / "writing") == weights(whole)
