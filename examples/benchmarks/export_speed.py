@@ -32,6 +32,7 @@ from modeling_deit_distill.export.precisions import FILES, Source, answering, wr
 from modeling_deit_distill.script import run_script
 
 HEIGHT, WIDTH = 375, 500
+BUILD = "onnxruntime-web/dist"
 PAGE = """<!doctype html><script type="module">
 import * as ort from "./runtime/MODULE";
 window.measure = async (file, threads, rounds, height, width) => {
@@ -75,7 +76,10 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--runtime", metavar="NODE_MODULES", help="folder of npm packages with onnxruntime-web")
     parser.add_argument("--chromium", default=shutil.which("chromium"), help="the browser's program")
     parser.add_argument("--json", help="write the figures here")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.runtime and (options.chromium is None or not Path(options.runtime, BUILD).is_dir()):
+        raise InputError(f"{options.runtime}/{BUILD} is no folder, or there is no chromium; give both, or no --runtime")
+    return options
 
 
 def photograph() -> PIL.Image.Image:
@@ -120,9 +124,7 @@ def browser_times(folder: Path, files: list[str], options) -> dict[str, dict[str
 
     from playwright.sync_api import sync_playwright
 
-    build = Path(options.runtime, "onnxruntime-web", "dist")
-    if not build.is_dir() or options.chromium is None:
-        raise InputError(f"{build} is no folder, or there is no chromium; give --runtime and --chromium, or neither")
+    build = Path(options.runtime, BUILD)
     (folder / "runtime").mkdir()
     for name in RUNTIME_FILES:
         shutil.copy(build / name, folder / "runtime")

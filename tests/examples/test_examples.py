@@ -168,6 +168,23 @@ def test_the_end_to_end_benchmark_says_where_the_time_goes(lone_photos, tmp_path
     assert ratios["over_timm"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_exports_measures_each_precision(tmp_path, monkeypatch, capsys):
+    figures = run_benchmark(monkeypatch, tmp_path, "export_speed", "--image_size", "32", "--rounds", "1")
+    eager = figures["milliseconds"]["pytorch"]["eager"]
+    for precision in ("fp32", "fp16", "int8"):
+        times = figures["milliseconds"][precision]
+        assert "python, 1 thread" in times and len(times) == 2
+        for name, milliseconds in times.items():
+            assert figures["ratios"][f"{precision}, {name}"] == pytest.approx(eager / milliseconds, abs=1e-3)
+    megabytes = figures["megabytes"]
+    assert megabytes["int8"] < megabytes["fp16"] < megabytes["fp32"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"ratios": figures["ratios"]}
+    nowhere = ["--runtime", str(tmp_path), "--image_size", "32", "--rounds", "1"]
+    with pytest.raises(InputError, match="is no folder, or there is no chromium"):
+        run_benchmark(monkeypatch, tmp_path, "export_speed", *nowhere)
+
+
 def test_operations_are_counted_by_hand(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     script = load_example("benchmarks/count_operations")
