@@ -16,9 +16,8 @@ from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained
 from modeling_deit_distill.output_lock import only_run_in
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.predict import judge_finished, predict_held_out
-from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished
+from modeling_deit_distill.publishing.folder import begin_run, finish_run, is_finished, push_finished, say_pushed
 from modeling_deit_distill.publishing.repository import try_repository_of
-from modeling_deit_distill.report import say
 from modeling_deit_distill.screen import columns_of, keep_libraries_quiet, show
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.training.extension import is_extended
@@ -73,7 +72,7 @@ def run(plan: Plan) -> dict[str, float]:
     predict_held_out(plan)
     if plan.args.push_to_hub:
         trainer.push_to_hub()
-        say(plan.args, f"pushed to {trainer.hub_model_id}")
+        say_pushed(plan.args, trainer.hub_model_id)
     return results
 
 

@@ -76,7 +76,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     push_demo: bool = HfArg(
         default=False,
-        help="Make or update a static Space NAME-demo: a page that classifies photos, with 8 held-out ones.",
+        help="Make or update a static Space NAME-demo: a page that classifies photos, and shows up to 8 held-out ones.",
     )
     license: str | None = HfArg(
         default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."

@@ -28,7 +28,7 @@ CDN_HOST = "https://cdn.jsdelivr.net"
 VENDORED = "onnxruntime"
 # The smallest build that runs our graphs: JavaScript in one file, and its WebAssembly.
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-MOST_EXAMPLES, EXAMPLE_SIDE = 8, 640
+EXAMPLES, MOST_EXAMPLES, EXAMPLE_SIDE = "examples", 8, 640
 NPM_SECONDS = 600
 
 
@@ -110,7 +110,7 @@ def write_page(
         "models": [_model(folder, each) for each in description.models],
         "resize": description.preprocessing.size,
         "crop": description.preprocessing.crop,
-        "examples": _write_examples(folder / "examples", examples),
+        "examples": _write_examples(folder / EXAMPLES, examples),
         "runtime": asdict(runtime),
     }
     write_json(folder / "demo.json", content)

@@ -17,7 +17,7 @@ from ..export.agreement import MAX_IMAGES
 from ..export.browser import RECORD, write_browser
 from ..export.checkpoint import load_model
 from ..export.onnx import check_packages
-from ..export.page import write_demo
+from ..export.page import EXAMPLES, write_demo
 from ..export.precisions import Source
 from ..files import crc32, write_json
 from ..output_folder import BROWSER, RUN_RECORD, read_run_file
@@ -85,6 +85,8 @@ def write_space_card(folder: Path, model: str):
     }
     head = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     words = f"Classify photographs in this browser with {model}. No photograph leaves it."
+    if (folder / EXAMPLES).is_dir():
+        words += f" The examples are images of the data that {model} was measured on, held out of its training."
     RepoCard(f"---\n{head}---\n\n{words}\n").save(folder / "README.md")
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
-from ..arguments import DistillationTrainingArguments
+from ..arguments import BROWSER_REVISION, NATIVE_REVISION, DistillationTrainingArguments
 from ..errors import InputError
+from ..export.page import EXAMPLES
 from ..files import write_json
 from ..output_folder import (
     ANSWERS,
@@ -26,10 +27,14 @@ from .card import write_model_card
 from .comparison import Outcome, kept, results_table
 from .cost import measure_costs
 from .inside import look_inside
+from .places import demo_of
 from .pushes import Pushes
 from .record import changed_arguments, note_part, note_repository, note_words, write_run_record
 from .repository import clear_stages, open_repository_of, push_all, stage_run
 from .run import read_run
+
+# Copies that go to a branch of the model's repository.
+BRANCHES = {"native": NATIVE_REVISION, "browser": BROWSER_REVISION}
 
 
 def is_finished(args: DistillationTrainingArguments, command_line: list[str]) -> bool:
@@ -60,7 +65,17 @@ def push_finished(args: DistillationTrainingArguments):
     commits, pushes = stage_run(args.output_dir, "End of training", args.copies), Pushes(args.hub_max_wait)
     push = pushes.submit(push_all, commits, destination, time.monotonic() + args.hub_max_wait)
     pushes.result(push, f"push to {destination.repo_id!r}")
-    say(args, f"pushed to {destination.repo_id}")
+    say_pushed(args, destination.repo_id)
+
+
+def say_pushed(args: DistillationTrainingArguments, name: str):
+    """Tell where a run is by now; a page shows some of the images, which is told too."""
+    pushed = [name, *(f"its branch {branch}" for copy, branch in BRANCHES.items() if copy in args.copies)]
+    if "demo" in args.copies:
+        number = len(list(Path(args.output_dir, BROWSER, EXAMPLES).glob("*")))
+        shows = f", which shows {number} of the held-out images" if number else ""
+        pushed.append(f"the Space {demo_of(name)}{shows}")
+    say(args, f"pushed to {', '.join(pushed)}")
 
 
 def begin_run(plan, name: str | None):

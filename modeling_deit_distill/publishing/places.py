@@ -4,7 +4,7 @@ from .run import Run
 
 PLACES = {
     "fp32": "ONNX Runtime: servers, Python without PyTorch",
-    "fp16": "the same in half the size, for browsers with WebGPU",
+    "fp16": "the same in half the size",
     "int8": "browsers on computers and phones, by WebAssembly",
 }
 

@@ -184,6 +184,13 @@ def _push(api, commit: Commit, destination: Destination, until: float | None) ->
         private = with_retries(look, f"a look at {destination.repo_id!r}", until).private  # as the model is
         create = functools.partial(api.create_repo, **where, space_sdk="static", private=private, exist_ok=True)
         with_retries(create, f"creation of the Space {where['repo_id']!r}", until)
+        look = functools.partial(api.space_info, where["repo_id"])
+        if private and not with_retries(look, f"a look at {where['repo_id']!r}", until).private:  # it was there already
+            logger.warning(
+                "the Space %s is public and its model is private: anybody can see the page, the model in it and its "
+                "held-out images. Make it private in its settings, or leave out --push_demo",
+                where["repo_id"],
+            )
     elif commit.revision is not None:
         _make_branch(api, destination.repo_id, commit.revision, until)
     upload = functools.partial(

@@ -9,8 +9,12 @@ from huggingface_hub import RepoCard
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.export import onnx
+from modeling_deit_distill.hub import hub_client
 from modeling_deit_distill.publishing import browser
 from modeling_deit_distill.publishing.browser import browser_export_of, export_for_browsers, write_space_card
+from modeling_deit_distill.publishing.folder import say_pushed
+from modeling_deit_distill.publishing.places import PLACES
+from modeling_deit_distill.publishing.repository import Commit, open_repository, push_all
 
 PUSHED = {"push_onnx": "true", "push_demo": "true"}
 
@@ -116,11 +120,47 @@ def test_copies_need_a_push_and_a_branch_of_their_own(tmp_path, name):
         assert DistillationTrainingArguments(**given, **{name: True}).copies == ("demo",)
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_public_space_of_a_private_model_is_a_warning(server, tmp_path, caplog, was_there):
+    destination = open_repository("me/colours", TOKEN, private=True)
+    if was_there:
+        hub_client(TOKEN).create_repo("me/colours-demo", repo_type="space", space_sdk="static", private=False)
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "index.html").write_text("the page")
+    push_all([Commit(tmp_path / "stage", "Demo", ("*",), is_demo=True)], destination)
+    assert server.repositories["spaces", "me/colours-demo"].private is not was_there
+    assert ("the Space me/colours-demo is public and its model is private" in caplog.text) is was_there
+
+
+def test_places_promise_no_runtime_that_refuses_the_files():
+    """WebGPU has no `Resize` with `antialias`."""
+    assert not any("WebGPU" in words for words in PLACES.values())
+
+
+def test_where_a_run_was_pushed_is_told_and_what_a_page_shows(tmp_path, capsys):
+    settings = {"output_dir": str(tmp_path), "push_to_hub": True, "hub_token": TOKEN, "use_cpu": True}
+    say_pushed(DistillationTrainingArguments(**settings), "me/colours")
+    assert capsys.readouterr().out == "pushed to me/colours\n"
+    args = DistillationTrainingArguments(**settings, push_native=True, push_onnx=True, push_demo=True)
+    say_pushed(args, "me/colours")
+    said = "pushed to me/colours, its branch native, its branch browser, the Space me/colours-demo"
+    assert capsys.readouterr().out == f"{said}\n"
+    (tmp_path / "browser" / "examples").mkdir(parents=True)
+    for number in (1, 2):
+        (tmp_path / "browser" / "examples" / f"{number}.jpg").touch()
+    say_pushed(args, "me/colours")
+    assert capsys.readouterr().out == f"{said}, which shows 2 of the held-out images\n"
+
+
 def test_the_space_card_is_what_the_hub_reads(tmp_path):
     write_space_card(tmp_path, "me/colours")
     data = RepoCard.load(tmp_path / "README.md").data
     assert (data.title, data.sdk, data.app_file, data.models) == ("colours", "static", "index.html", ["me/colours"])
     assert data.custom_headers["cross-origin-opener-policy"] == "same-origin"
+    assert "held out" not in (tmp_path / "README.md").read_text()
+    (tmp_path / "examples").mkdir()
+    write_space_card(tmp_path, "me/colours")
+    assert "The examples are images of the data that me/colours was measured on" in (tmp_path / "README.md").read_text()
 
 
 def test_a_refused_precision_is_a_warning(caplog):
