@@ -149,7 +149,8 @@ def content(run: Run) -> dict[str, object]:
         "browser_options": js_options(BROWSER_REVISION, {each["precision"] for each in exports}),
         "demo": demo,
         "url_name": quote(run.name),
-        "places": _table(("where", "file", "MB", "ms an image"), places(run)),
+        # Elsewhere its files would be named that are not there.
+        "places": _table(("where", "file", "MB", "ms an image"), places(run)) if browser or demo else None,
         "decisions": decisions_of_exports(exports),
         "exportable": not native and why_not_native(run.config) is None,
         "comparison": comparison_table(run),

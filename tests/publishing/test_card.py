@@ -233,6 +233,12 @@ def test_copies_are_not_promised_before_the_end(run):
     assert "Try it" not in text and 'revision: "browser"' not in text
 
 
+@pytest.mark.parametrize("changes", [{"run": {}}, {"all_results": None, "run": {"browser": True}}])
+def test_files_of_an_export_are_named_only_where_they_can_be_had(run, changes):
+    text = card_of(run(**{**changes, "run": {**RECORD, "exports": EXPORTS, **changes["run"]}})).text
+    assert "onnx/model.onnx" not in text
+
+
 def test_no_export_is_offered_that_would_fail(run):
     text = card_of(run({"fusion": "softmax_mean"})).text
     assert "--to native" not in text and "native_model" not in text
