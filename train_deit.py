@@ -72,7 +72,7 @@ def run(plan: Plan) -> dict[str, float]:
     predict_held_out(plan)
     if plan.args.push_to_hub:
         trainer.push_to_hub()
-        say_pushed(plan.args, trainer.hub_model_id)
+        say_pushed(plan.args)
     return results
 
 

@@ -22,7 +22,7 @@ from ..output_folder import (
     results_of,
 )
 from ..report import how_to_use, say
-from .browser import export_for_browsers
+from .browser import export_for_browsers, name_of
 from .card import write_model_card
 from .comparison import Outcome, kept, results_table
 from .cost import measure_costs
@@ -65,11 +65,12 @@ def push_finished(args: DistillationTrainingArguments):
     commits, pushes = stage_run(args.output_dir, "End of training", args.copies), Pushes(args.hub_max_wait)
     push = pushes.submit(push_all, commits, destination, time.monotonic() + args.hub_max_wait)
     pushes.result(push, f"push to {destination.repo_id!r}")
-    say_pushed(args, destination.repo_id)
+    say_pushed(args)
 
 
-def say_pushed(args: DistillationTrainingArguments, name: str):
+def say_pushed(args: DistillationTrainingArguments):
     """Tell where a run is by now; a page shows some of the images, which is told too."""
+    name = name_of(args.output_dir)  # as the push noted it: the Hub may have given no answer before
     pushed = [name, *(f"its branch {branch}" for copy, branch in BRANCHES.items() if copy in args.copies)]
     if "demo" in args.copies:
         number = len(list(Path(args.output_dir, BROWSER, EXAMPLES).glob("*")))
@@ -112,7 +113,7 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
     results = {**results, "bad_held_out_images": len(plan.bad_held_out)}
     with disk_errors_explained(output_dir, "the card"):
         if plan.args.process_index == 0:
-            write_run_record(plan, trainer.hub_model_id)
+            write_run_record(plan, trainer.publisher.repo_id)
             results |= measure_costs(output_dir, trainer.answers.teacher, plan.args.device)
             look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
             if {"browser", "demo"} & set(plan.args.copies):

@@ -45,6 +45,11 @@ class Publisher(TrainerCallback):
         self.destination = None  # where to push, once it was opened
         self.pushes = Pushes(args.hub_max_wait)
 
+    @property
+    def repo_id(self) -> str | None:
+        """The repository's name, once the Hub has told it."""
+        return None if self.destination is None else self.destination.repo_id
+
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:
         """Make the repository and the branch that the arguments name, or find them; returns its name.
 

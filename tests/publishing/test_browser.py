@@ -14,6 +14,7 @@ from modeling_deit_distill.publishing import browser
 from modeling_deit_distill.publishing.browser import browser_export_of, export_for_browsers, write_space_card
 from modeling_deit_distill.publishing.folder import say_pushed
 from modeling_deit_distill.publishing.places import PLACES
+from modeling_deit_distill.publishing.record import note_repository
 from modeling_deit_distill.publishing.repository import Commit, open_repository, push_all
 
 PUSHED = {"push_onnx": "true", "push_demo": "true"}
@@ -139,16 +140,17 @@ def test_places_promise_no_runtime_that_refuses_the_files():
 
 def test_where_a_run_was_pushed_is_told_and_what_a_page_shows(tmp_path, capsys):
     settings = {"output_dir": str(tmp_path), "push_to_hub": True, "hub_token": TOKEN, "use_cpu": True}
-    say_pushed(DistillationTrainingArguments(**settings), "me/colours")
+    note_repository(tmp_path, "me/colours")
+    say_pushed(DistillationTrainingArguments(**settings))
     assert capsys.readouterr().out == "pushed to me/colours\n"
     args = DistillationTrainingArguments(**settings, push_native=True, push_onnx=True, push_demo=True)
-    say_pushed(args, "me/colours")
+    say_pushed(args)
     said = "pushed to me/colours, its branch native, its branch browser, the Space me/colours-demo"
     assert capsys.readouterr().out == f"{said}\n"
     (tmp_path / "browser" / "examples").mkdir(parents=True)
     for number in (1, 2):
         (tmp_path / "browser" / "examples" / f"{number}.jpg").touch()
-    say_pushed(args, "me/colours")
+    say_pushed(args)
     assert capsys.readouterr().out == f"{said}, which shows 2 of the held-out images\n"
 
 

@@ -88,6 +88,7 @@ def test_five_failures_end_in_a_clear_error_and_the_same_command_pushes(server, 
     assert "model.safetensors" not in server.files("models", "me/colours")
     folder = train(hub_strategy="end")
     assert "pushed to me/colours" in capsys.readouterr().out
+    assert b'model="me/colours"' in server.files("models", "me/colours")["README.md"]
     files = server.files("models", "me/colours")
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert files["README.md"] == (folder / "README.md").read_bytes()
@@ -144,10 +145,11 @@ def test_a_run_is_whole_whatever_the_hub_does(server, train, waits, capsys, tmp_
     assert not list(folder.glob("_push*"))
 
 
-def test_where_the_hub_answers_later_the_run_pushes_all_the_same(server, train, waits, caplog):
+def test_where_the_hub_answers_later_the_run_pushes_all_the_same(server, train, waits, caplog, capsys):
     server.fail("POST", "/repos/create", times=10)  # before the teacher, and before training
     train(hub_strategy="every_save", hub_always_push="true")
     assert caplog.text.count("Training goes on, and the push is tried again later") == 2
+    assert "pushed to me/colours" in capsys.readouterr().out
     assert {"Training in progress, step 2", "End of training"} < set(messages(server))
 
 
