@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other, on tensors too small for two threads
 
 import gc
+import signal
 import sysconfig
 import time
 import venv
@@ -23,6 +24,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, hub
+
+# `nohup` has it ignored, and the runs that tests start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish(session):
