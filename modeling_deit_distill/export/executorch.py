@@ -45,6 +45,7 @@ def _write_precision(source: Source, path: Path, precision: str) -> Exported:
     differences = check_answers(source.model, lambda pixel_values: list(answer(pixel_values).values()), precision)
 
     def answer_image(image) -> np.ndarray:
+        """Logits (classes,) of an RGB image."""
         return answer(source.processor(image, return_tensors="np")["pixel_values"])["logits"][0]
 
     exported = measure(source, path, precision, differences, answer_image)

@@ -95,7 +95,9 @@ def test_the_share_that_the_error_names_is_enough(number, others, max_fraction):
     data = with_bad_rows(number + others, dict.fromkeys(range(number), b""))
     limited = BadImages(data, max_fraction=max_fraction)
     message = complaint(limited, list(range(number)))
-    BadImages(data, max_fraction=float(message.rpartition(" ")[2])).note(list(range(number)))
+    allowed = BadImages(data, max_fraction=float(message.rpartition(" ")[2]))
+    allowed.note(list(range(number)))
+    assert allowed.seen == set(range(number))
 
 
 def test_an_image_is_named_once_whoever_meets_it(warnings):

@@ -104,17 +104,27 @@ def expected(layout, site) -> list[dict[str, float]]:
     return [{each["label"]: each["score"] for each in python(image)} for image in images]
 
 
-def check_answers(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float):
-    for answer, wanted in zip(found, expected, strict=True):
-        assert answer == pytest.approx(wanted, abs=tolerance)
-        first, second = sorted(wanted.values(), reverse=True)[:2]
-        if first - second > 2 * tolerance:  # of a student that was not trained the classes are close to one another
-            assert max(answer, key=answer.get) == max(wanted, key=wanted.get)
+def largest_difference(found: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
+    """Of two probabilities of a class, over all photographs."""
+    pairs = zip(found, expected, strict=True)
+    return max(abs(answer[name] - wanted[name]) for answer, wanted in pairs for name in wanted)
+
+
+def decisions(answers: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float) -> list[str]:
+    """The first class of each photograph whose two best ones lie further apart than the tolerance explains.
+
+    Of a student that was not trained some are close to one another.
+    """
+    best = [sorted(wanted.values(), reverse=True)[:2] for wanted in expected]
+    clear = [first - second > 2 * tolerance for first, second in best]
+    return [max(answer, key=answer.get) for answer, is_clear in zip(answers, clear, strict=True) if is_clear]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.01), ("fp16", 0.01), ("q8", 0.03), (None, 0.03)])
 def test_from_a_folder(classify, expected, dtype, tolerance):
-    check_answers(classify("animals", {"dtype": dtype} if dtype else {}), expected, tolerance)
+    answers = classify("animals", {"dtype": dtype} if dtype else {})
+    assert largest_difference(answers, expected) < tolerance
+    assert decisions(answers, expected, tolerance) == decisions(expected, expected, tolerance)
 
 
 def test_from_a_branch_of_the_hub(classify, expected, layout, monkeypatch, tmp_path):
@@ -127,4 +137,5 @@ def test_from_a_branch_of_the_hub(classify, expected, layout, monkeypatch, tmp_p
         api.upload_folder(repo_id="me/animals", folder_path=layout()[0].parent / "checkpoint")
         api.upload_folder(repo_id="me/animals", folder_path=layout()[0], revision="browser")
         answers = classify("me/animals", {"dtype": "fp32", "revision": "browser"}, f"{server.endpoint}/")
-    check_answers(answers, expected, 0.01)
+    assert largest_difference(answers, expected) < 0.01
+    assert decisions(answers, expected, 0.01) == decisions(expected, expected, 0.01) != []

@@ -305,7 +305,7 @@ def launch(*command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["the teacher's training", "a step", "the last evaluation"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_under_torchrun_the_line_comes_once_and_before_the_launchers_report(words, tmp_path, moment):
     started = words(tmp_path / "run", **{**SHORT, "per_device_train_batch_size": 2, "ema_half_life": None})
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.forked_runs import ForkedRuns
 from helpers.pictures import draw_blank_pictures
-from transformers import ResNetConfig, ResNetForImageClassification
+from helpers.teachers import save_resnet
 
 import train_deit
 from modeling_deit_distill import InputError
@@ -51,11 +50,7 @@ def blank_pictures(monkeypatch):
 def teacher(tmp_path_factory):
     """A teacher with random weights that knows the three colours."""
     folder = tmp_path_factory.mktemp("teacher") / "resnet"
-    torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    names = dict(enumerate(COLOURS))
-    config = ResNetConfig(**sizes, id2label=names, label2id={name: index for index, name in names.items()})
-    ResNetForImageClassification(config).save_pretrained(folder)
+    save_resnet(folder, list(COLOURS))
     return folder
 
 
