@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .errors import InputError, LocalInputError, printable, printable_lines
-from .signals import Interrupted, Leave, handling, leave_to_the_system
+from .signals import Interrupted, handling, leave, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
 # The name of a thread whose work the end of this process does not wait for, nor for that of the threads that it uses.
@@ -31,7 +31,7 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
         arguments: these words; those of this process unless given.
     """
     try:
-        with handling(Leave(), takes_ctrl_c=True), _printable_logs():
+        with handling(leave, takes_ctrl_c=True), _saying_what_interrupted(), _printable_logs():
             returned = main(sys.argv[1:] if arguments is None else arguments)
         exit_code = returned if isinstance(returned, int) else 0
     except InputError as error:
@@ -40,8 +40,6 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
         _end_beside_threads(INPUT_ERROR_EXIT_CODE)
     except Interrupted as interrupted:
         leave_to_the_system()
-        if int(os.environ.get("RANK", "0")) == 0:
-            _print_below_bars(interrupted)
         exit_code = interrupted.code
     except SystemExit as error:
         exit_code = error.code
@@ -97,7 +95,13 @@ def _end_at_once(exit_code: int | str | None):
     os._exit(exit_code or 0)
 
 
-def _print_below_bars(interrupted: Interrupted):
+@contextlib.contextmanager
+def _saying_what_interrupted() -> Iterator[None]:
     # A bar of progress leaves the cursor in its line; one of a terminal that was closed is written nowhere.
-    with contextlib.suppress(OSError):
-        print(f"\n{interrupted}" if sys.stderr.isatty() else interrupted, flush=True)
+    try:
+        yield
+    except Interrupted as interrupted:
+        if int(os.environ.get("RANK", "0")) == 0:
+            with contextlib.suppress(OSError):
+                print(f"\n{interrupted}" if sys.stderr.isatty() else interrupted, flush=True)
+        raise

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +14,19 @@ NAMES = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP")
 ENDING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 # torchrun passes the terminal's Ctrl-C on to processes that have got it already.
 ECHO = 1.0  # seconds
-# An exception that is raised in a destructor is lost, so a later signal raises again.
+# While a command ends, its launcher sends what is left of it SIGTERM. After this time, a signal ends it anew.
 SECONDS_TO_END = 5.0
+SECONDS_TO_LEAVE_A_DESTRUCTOR = 0.01
 
 _first_ctrl_c: float | None = None
+_leaving_since: float | None = None
 
 
 class Interrupted(SystemExit):
     """The command ends because a signal told it to. As a `SystemExit`, no library's `except Exception` holds it up.
 
-    The exit code is 128 plus the signal's number, as a shell reports it.
+    The exit code is 128 plus the signal's number, as a shell reports it. From then on [`leave`] takes no further signal
+    for `SECONDS_TO_END`.
 
     Args:
         number: the signal.
@@ -31,7 +35,9 @@ class Interrupted(SystemExit):
     """
 
     def __init__(self, number: int, kept: str = "", remedy: str = ""):
+        global _leaving_since
         super().__init__(128 + number)
+        _leaving_since = time.monotonic()
         self.number, self.kept, self.remedy = signal.Signals(number), kept, remedy
 
     def __str__(self) -> str:
@@ -40,23 +46,18 @@ class Interrupted(SystemExit):
         return f"{words}; {self.remedy}" if self.remedy else words
 
 
-class Leave:
+def leave(number: int):
     """A handler that raises [`Interrupted`]. What comes while the command ends already changes nothing."""
-
-    def __init__(self):
-        self._since: float | None = None
-
-    def __call__(self, number: int):
-        if self._since is None or time.monotonic() - self._since > SECONDS_TO_END:
-            self._since = time.monotonic()
-            raise Interrupted(number)
+    if _leaving_since is None or time.monotonic() - _leaving_since > SECONDS_TO_END:
+        raise Interrupted(number)
 
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int], None], takes_ctrl_c: bool = False) -> Iterator[None]:
     """Call `handler` with the number of each signal of `ENDING` that comes. A second Ctrl-C ends the process at once.
 
-    What is ignored stays so: `nohup` ignores SIGHUP. Only the main thread hears of signals; in another one nothing is
+    An [`Interrupted`] that is raised in a destructor is lost there, and its signal is sent once more. What is ignored
+    stays so: `nohup` ignores SIGHUP. Only the main thread hears of signals; in another one nothing is
     handled.
 
     Args:
@@ -64,7 +65,7 @@ def handling(handler: Callable[[int], None], takes_ctrl_c: bool = False) -> Iter
         takes_ctrl_c: handle Ctrl-C also where nobody does so yet. Else it raises `KeyboardInterrupt` there, which a
             library's user, in a notebook say, expects.
     """
-    global _first_ctrl_c
+    global _first_ctrl_c, _leaving_since
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,14 +83,27 @@ def handling(handler: Callable[[int], None], takes_ctrl_c: bool = False) -> Iter
     before = {number: signal.getsignal(number) for number in ENDING}
     taken = {number: kept for number, kept in before.items() if kept not in left_alone}
     if takes_ctrl_c:
-        _first_ctrl_c = None
+        _first_ctrl_c = _leaving_since = None
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda lost: _send_again(lost.exc_value, owner) or report(lost)
     for number in taken:
         signal.signal(number, _handle)
     try:
         yield
     finally:
+        sys.unraisablehook = report
         for number, kept in taken.items():
             signal.signal(number, kept)
+
+
+def _send_again(lost: BaseException | None, owner: int) -> bool:
+    """Send the signal of an [`Interrupted`] again, a moment later: what lost it runs still. Whether it was one."""
+    global _leaving_since
+    if not isinstance(lost, Interrupted) or os.getpid() != owner:
+        return False
+    _leaving_since = None
+    threading.Timer(SECONDS_TO_LEAVE_A_DESTRUCTOR, os.kill, (owner, lost.number)).start()
+    return True
 
 
 def pass_on(number: int):

@@ -16,7 +16,7 @@ from . import launcher
 from .files import write_json
 from .output_folder import INTERRUPTED, checkpoint_folder, damage, step_of
 from .report import say
-from .signals import ENDING, Interrupted, Leave, handling, pass_on
+from .signals import ENDING, Interrupted, handling, leave, pass_on
 
 # On an accelerator, reading what the processes agreed on makes the host wait for the device.
 STEPS_BETWEEN_VOTES = 10
@@ -40,7 +40,7 @@ class StopAtSignal(TrainerCallback):
         Where training left no checkpoint of its last step (`save_strategy` "no" or "best"), a signal that comes after
         it waits for the results: ending at once would lose the training.
         """
-        leave, self._ends_with_results = Leave(), True
+        self._ends_with_results = True
         with handling(lambda number: self._note(number) if self._is_trained else leave(number)):
             yield
         self._ends_with_results = False

@@ -5,13 +5,14 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from helpers.paths import ROOT
 
 from modeling_deit_distill import signals
 from modeling_deit_distill.script import run_script
-from modeling_deit_distill.signals import ENDING, Interrupted, Leave, handling
+from modeling_deit_distill.signals import ENDING, Interrupted, handling, leave
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +36,40 @@ def test_a_signal_is_one_line_and_128_plus_its_number(number, capsys):
 def test_only_the_first_signal_raises(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
-    with pytest.raises(Interrupted), handling(Leave()):
+    with pytest.raises(Interrupted), handling(leave, takes_ctrl_c=True):
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
             signal.raise_signal(signal.SIGTERM)  # a launcher says it again
             clock[0] = 6.0
-            with pytest.raises(Interrupted):  # the first was lost in a destructor, say
+            with pytest.raises(Interrupted):  # the end of it hangs, say
                 signal.raise_signal(signal.SIGTERM)
+
+
+def test_while_one_handler_is_left_the_outer_one_takes_no_signal():
+    with pytest.raises(Interrupted) as ended, handling(leave, takes_ctrl_c=True):
+        try:
+            with handling(leave):
+                raise Interrupted(signal.SIGUSR1)  # what several processes agreed on
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # of the launcher, after another process has ended
+    assert ended.value.number == signal.SIGUSR1
+
+
+class Dies:
+    """Gets a signal while it is destroyed."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capfd):
+    with pytest.raises(Interrupted), handling(leave, takes_ctrl_c=True):
+        dies = Dies()
+        del dies
+        threading.Event().wait(60)
+        pytest.fail("the signal was lost")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_ignored_stays_ignored_and_handlers_come_back():
@@ -57,7 +84,7 @@ def test_what_is_ignored_stays_ignored_and_handlers_come_back():
 
 
 def test_a_librarys_user_gets_keyboard_interrupt():
-    with pytest.raises(KeyboardInterrupt), handling(Leave()):
+    with pytest.raises(KeyboardInterrupt), handling(leave):
         signal.raise_signal(signal.SIGINT)
 
 
@@ -80,7 +107,7 @@ def test_an_echo_of_the_launcher_is_no_second_ctrl_c(monkeypatch):
 def test_a_ctrl_c_that_was_noted_and_is_passed_on_is_no_second_one(monkeypatch):
     noted, ended = [], []
     monkeypatch.setattr(signals, "_end_at_once", ended.append)
-    with pytest.raises(Interrupted), handling(Leave(), takes_ctrl_c=True):
+    with pytest.raises(Interrupted), handling(leave, takes_ctrl_c=True):
         with handling(noted.append):
             signal.raise_signal(signal.SIGINT)
         signals.pass_on(*noted)

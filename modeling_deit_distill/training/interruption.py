@@ -26,7 +26,7 @@ from ..output_folder import (
     read_run_file,
 )
 from ..recipes import without_arguments
-from ..signals import ENDING, Interrupted, Leave, handling
+from ..signals import ENDING, Interrupted, handling, leave
 from ..stopping import leave_word
 
 
@@ -46,7 +46,7 @@ def ending_in_order(args: TrainingArguments, command_line: list[str]) -> Iterato
     earlier = _stamps(args.output_dir) if args.overwrite_output_dir else {}
     if args.process_index == 0 and not args.dry_run:
         Path(args.output_dir, INTERRUPTED).unlink(missing_ok=True)
-    with handling(Leave(), takes_ctrl_c=True):
+    with handling(leave, takes_ctrl_c=True):
         try:
             yield
         except InputError:
