@@ -31,6 +31,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 ABOUT = "about.json"  # beside the images: what they were made from
 SUBSETS = (10, 25, 50)  # per cent of the training images
+# Views that come round: which share of its epochs a run asks the teacher about.
+ROUNDS = {"views_16th": 16, "views_8th": 8, "views_4th": 4, "views_all": 1}
 # Changes to the recipe, by the name of the ablation. The optimiser's learning rate is the profile's.
 ABLATIONS = {
     "no_repeats": ("--repeated_augmentation", "1"),
@@ -55,6 +57,7 @@ class Profile:
         equal_teacher_epochs: few, so that the convnet is about as good as the undistilled student; measured in Table 2.
         sgd_learning_rate: for SGD.
         finer_image_size, finer_epochs, finer_learning_rate: of the fine-tuning at more pixels.
+        round_epochs: length of the runs whose views come round, a multiple of 16.
         jobs: runs beside each other, each with one thread; 1 leaves a run the whole machine.
     """
 
@@ -71,6 +74,7 @@ class Profile:
     finer_image_size: int
     finer_epochs: int
     finer_learning_rate: float
+    round_epochs: int
     jobs: int
 
     @property
@@ -94,6 +98,7 @@ PROFILES = {
         finer_image_size=30,  # of 32 that there are
         finer_epochs=2,
         finer_learning_rate=1e-4,
+        round_epochs=16,
         jobs=2,
     ),
     "gpu": Profile(
@@ -110,6 +115,7 @@ PROFILES = {
         finer_image_size=48,
         finer_epochs=30,
         finer_learning_rate=1e-5,  # the paper's 5e-6, for twice its 512 views
+        round_epochs=400,
         jobs=1,
     ),
 }
@@ -236,6 +242,10 @@ def plan(profile: Profile, output_dir: str) -> list[Run]:
     equal = ("--teacher_num_train_epochs", profile.equal_teacher_epochs, *answers["equal"])
     runs += filling(run, "equal", equal, profile.teacher_seeds, [])
     runs += filling(run, "deit", (*deit, *answers["deit"]), profile.teacher_seeds, [f"none-{first}"])
+    for name, share in ROUNDS.items():
+        epochs = ("--num_train_epochs", profile.round_epochs, "--view_epochs", profile.round_epochs // share)
+        words = (*epochs, *convnet, "--teacher_store", f"{output_dir}/answers/{name}")
+        runs += filling(run, name, words, profile.seeds, [taught])
     for share in SUBSETS:
         longer = as_many_steps(recipe, share)
         for seed in profile.subset_seeds:

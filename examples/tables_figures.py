@@ -225,6 +225,11 @@ def describe_row(table: Table, place: int, left: dict[str, Left]) -> dict:
     teachers = [run.results["teacher_accuracy"] for run in runs.values() if "teacher_accuracy" in run.results]
     if table.teacher and teachers:
         described["teacher"] = 100 * float(np.mean(teachers))
+    if table.asked:
+        described["asked"] = max(run.results.get("teacher_views_asked", 0) for run in runs.values())
+        times = [run.results.get("teacher_milliseconds_per_image") for run in runs.values()]
+        times = [time for time in times if time is not None]  # of a store alone nothing is known
+        described["asked_seconds"] = described["asked"] * float(np.mean(times)) / 1000 if times else None
     return described
 
 

@@ -162,6 +162,7 @@ def row_lines(table: Table, rows: list[dict]) -> str:
     has_teachers = table.teacher
     has_paper = any(row["paper"] is not None for row in rows)
     header = ["row", *(["its teacher"] if has_teachers else []), "top-1", "deviation", "interval", "by seed"]
+    header += ["teacher asked about"] if table.asked else []
     header += (["paper"] if has_paper else []) + (["paper's teacher"] if table.paper_teachers else [])
     lines = []
     for row in rows:
@@ -173,10 +174,19 @@ def row_lines(table: Table, rows: list[dict]) -> str:
         cells.append(number(row.get("deviation")) if is_run else "")
         cells.append("{:.1f} to {:.1f}".format(*row["interval"]) if is_run else "")
         cells.append(", ".join(f"{share:.2f}" for share in row["top1"]) if is_run else "")
+        cells += [asked_cell(row)] if table.asked else []
         cells += [number(row["paper"], 1)] if has_paper else []
         cells += [number(row["paper_teacher"], 1)] if table.paper_teachers else []
         lines.append(cells)
     return as_table(header, lines)
+
+
+def asked_cell(row: dict) -> str:
+    """How many views the teacher was asked about, and how long it takes for them."""
+    if "asked" not in row:
+        return ""
+    seconds = row["asked_seconds"]
+    return f"{row['asked']:,} views" + (f", {duration(seconds)}" if seconds is not None else "")
 
 
 def claim_lines(claims: list[dict], unit: str = "points", digits: int = 2) -> str:

@@ -67,7 +67,8 @@ def test_every_command_parses_and_describes_a_student(name, monkeypatch):
         model_args, data_args, args = parse_arguments([*words[4:], "--bf16", "false"])
         if model_args.model_name_or_path is None:
             config = student_config(model_args, args, NAMES)
-            assert config.use_distillation_token == (run.name.split("-")[0].split("_")[0] in ("token", "equal", "deit"))
+            kind = run.name.split("-")[0].split("_")[0]
+            assert config.use_distillation_token == (kind in ("token", "equal", "deit", "views"))
         assert args.output_dir == f"outputs/tables/{name}/{run.name}" and str(args.seed) == run.name[-1]
         assert args.data_seed == 0 and args.resume_from_checkpoint and args.save_total_limit == 1
         assert data_args.dataset_name.startswith(f"outputs/tables/{name}/data/")
@@ -456,6 +457,17 @@ def test_decisions_that_do_not_give_the_reported_accuracy_are_refused(tmp_path):
     finish(tmp_path, "none-0", truth=TRUTH, fused=wrong(0), eval_accuracy=0.75)
     with pytest.raises(InputError, match=r"none-0: predictions.json has a top-1 of 0.8750, all_results.json of 0.7500"):
         tables_figures.read(tmp_path / "none-0")
+
+
+def test_a_row_of_views_that_come_round_says_what_the_teacher_was_asked(tmp_path):
+    cost = {"teacher_milliseconds_per_image": 1.5}
+    finish(tmp_path, "views_16th-0", teacher_views_asked=80_000, **cost, truth=TRUTH, fused=TRUTH)
+    finish(tmp_path, "views_16th-1", teacher_views_asked=0, truth=TRUTH, fused=wrong(0))
+    table = next(table for table in tables_paper.TABLES if table.key == "view_epochs")
+    rows = tables_figures.accuracy_table(table, left_in(tmp_path), None)["rows"]
+    assert (rows[0]["asked"], rows[0]["asked_seconds"]) == (80_000, 120.0)
+    first, others = tables_report.row_lines(table, rows).splitlines()[2:][0], rows[1:]
+    assert first.endswith("| 80,000 views, 2 min 00 s |") and all("asked" not in row for row in others)
 
 
 def test_every_machine_and_version_is_told_and_the_time_of_students_whose_teacher_is_silent(finished):
