@@ -1,0 +1,47 @@
+"""The docs: links and files exist, commands are taken by their parsers, code runs."""
+
+import re
+
+import pytest
+from helpers.docs import FILES, anchors, blocks, links, name_of
+from helpers.paths import ROOT
+
+by_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+def test_all_docs_are_looked_at():
+    names = {name_of(path) for path in FILES}
+    assert {"README.md", "docs/your_photos.md", "examples/README.md", "examples/benchmarks/README.md"} <= names
+
+
+@by_file
+def test_every_link_to_a_file_or_heading_leads_somewhere(path):
+    for link in links(path):
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@by_file
+def test_files_that_are_named_exist(path):
+    """`examples/...` and the like in code, which no link checks."""
+    text = path.read_text(encoding="utf-8")
+    named = set(
+        re.findall(r"\b((?:examples|tests|docs|modeling_deit_distill)/[\w/]+\.(?:py|md|yaml|sbatch|png|jpg))\b", text)
+    )
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@by_file
+def test_python_blocks_compile(path):
+    for number, code in enumerate(blocks(path, "python")):
+        compile(code, f"{name_of(path)}, block {number}", "exec")
+
+
+def test_the_example_of_the_library_names_its_classes():
+    [example, *_] = blocks(ROOT / "docs" / "trainer.md", "python")
+    found = {}
+    exec(example.partition("args = ")[0], found)
+    assert found["student"].config.id2label == {0: "hat", 1: "shirt", 2: "shoe"}
+    assert found["student"].config.label2id["shoe"] == 2 and found["student"].cls_classifier.out_features == 3
