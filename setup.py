@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 # Its runtime is compiled against torch, which its own requirements do not say: 1.5.1 fails beside 2.11.
 EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14.1"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0"]
 HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
@@ -49,7 +50,13 @@ setup(
         "filelock>=3.16",
         "matplotlib>=3.9",
     ],
-    extras_require={"heic": HEIC, "onnx": ONNX, "executorch": EXECUTORCH, "test": [*HEIC, *ONNX, *TEST]},
+    extras_require={
+        "heic": HEIC,
+        "onnx": ONNX,
+        "executorch": EXECUTORCH,
+        "docs": DOCS,
+        "test": [*HEIC, *ONNX, *TEST],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

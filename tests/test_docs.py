@@ -1,10 +1,17 @@
 """The docs: links and files exist, commands are taken by their parsers, code runs."""
 
+import importlib.util
 import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 from helpers.docs import FILES, anchors, blocks, links, name_of
+from helpers.messages import is_said, messages
 from helpers.paths import ROOT
+
+from docs import arguments_table
 
 by_file = pytest.mark.parametrize("path", FILES, ids=name_of)
 
@@ -36,7 +43,8 @@ def test_files_that_are_named_exist(path):
 @by_file
 def test_python_blocks_compile(path):
     for number, code in enumerate(blocks(path, "python")):
-        compile(code, f"{name_of(path)}, block {number}", "exec")
+        body = textwrap.indent(code, "    ")  # of a function, since a block may end in `return`
+        compile(f"def block():\n{body}", f"{name_of(path)}, block {number}", "exec")
 
 
 def test_the_example_of_the_library_names_its_classes():
@@ -45,3 +53,27 @@ def test_the_example_of_the_library_names_its_classes():
     exec(example.partition("args = ")[0], found)
     assert found["student"].config.id2label == {0: "hat", 1: "shirt", 2: "shoe"}
     assert found["student"].config.label2id["shoe"] == 2 and found["student"].cls_classifier.out_features == 3
+
+
+def test_the_tables_of_arguments_are_those_of_the_fields():
+    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
+    written = page.partition(arguments_table.BEGIN)[2].partition(arguments_table.END)[0]
+    assert written == arguments_table.tables(), "run `python docs/arguments_table.py`"
+
+
+def test_each_message_in_troubleshooting_is_one_of_ours():
+    known = messages()
+    quoted = [line.strip() for line in blocks(ROOT / "docs" / "troubleshooting.md", "text")]
+    assert len(quoted) >= 20
+    assert [line for line in quoted if not any(is_said(line, each) for each in known)] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    if importlib.util.find_spec("mkdocstrings") is None:
+        pytest.skip("mkdocs is not in this environment: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "docs" / "api" / "library.html").read_text(encoding="utf-8")
+    assert "soft_distillation_loss" in page and "mean over the batch" in page

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 from helpers.paths import ROOT
@@ -25,7 +26,7 @@ def name_of(path: Path) -> str:
 
 def blocks(path: Path, language: str) -> list[str]:
     """The blocks of code of a language."""
-    return [code for _, name, code in BLOCK.findall(text_of(path)) if name == language]
+    return [textwrap.dedent(code) for _, name, code in BLOCK.findall(text_of(path)) if name == language]
 
 
 def links(path: Path) -> list[str]:
