@@ -39,6 +39,7 @@ setup(
         "datasets>=4.8.4,!=5.0.0",  # 5.0.0 gives all images of a stream to one worker
         "torch>=2.11",
         "torchvision>=0.26",
+        "simplejpeg>=1.7.6",  # the first with wheels for Python 3.10 to 3.13
         "transformers>=5.15",
         "accelerate>=1.14",
         "evaluate>=0.4.6",

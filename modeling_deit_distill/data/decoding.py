@@ -35,10 +35,14 @@ import PIL.Image
 import PIL.ImageOps
 import PIL.JpegImagePlugin
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..errors import BadImageError
 from .samples import to_eight_bits
+
+try:
+    import simplejpeg
+except ImportError:  # no wheel for this platform; Pillow gives the same pixels in a third more time
+    simplejpeg = None
 
 # Where Pillow finds an image's orientation; looking only there saves a parse of most files.
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
@@ -101,19 +105,19 @@ def decode_image(image: dict) -> PIL.Image.Image:
 
 
 def decode_pixels(image: dict) -> torch.Tensor:
-    """As [`decode_image`], to uint8 pixels (3, height, width); JPEG by torchvision's decoder, all else by Pillow.
+    """As [`decode_image`], to uint8 pixels (3, height, width); JPEG by simplejpeg, all else by Pillow.
 
     Raises:
         BadImageError: as for [`decode_image`].
     """
     try:
         encoded = encoded_bytes(image)
-        if _needs_decoding_only(encoded):
+        if _needs_decoding_only(encoded) and simplejpeg is not None:
             try:
-                return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
-            except RuntimeError:
-                pass  # strict decoders refuse a few files that Pillow reads
-        return torch.from_numpy(np.array(_to_rgb(encoded, []))).permute(2, 0, 1)
+                return _as_tensor(simplejpeg.decode_jpeg(encoded))
+            except ValueError:
+                pass  # it is strict, and refuses a few files that Pillow reads
+        return _as_tensor(np.array(_to_rgb(encoded, [])))
     except Exception as error:
         raise _bad_image(error) from error
 
@@ -130,6 +134,12 @@ def decoding_notes(image: dict) -> list[str]:
     except Exception as error:
         raise _bad_image(error) from error
     return notes
+
+
+def decoder_versions() -> list[str]:
+    """The libraries that decode, with their versions."""
+    others = [] if simplejpeg is None else [f"simplejpeg {simplejpeg.__version__}"]
+    return [f"pillow {PIL.__version__}", *others]
 
 
 def encoded_bytes(image: dict) -> bytes:
@@ -293,6 +303,11 @@ def _num_scans(encoded: bytes) -> int:
         if marker not in _WITHOUT_LENGTH:
             place += int.from_bytes(encoded[place : place + 2], "big")
     return count
+
+
+def _as_tensor(levels: np.ndarray) -> torch.Tensor:
+    """(height, width, 3) as (3, height, width)."""
+    return torch.from_numpy(levels).permute(2, 0, 1)
 
 
 def _is_upright(opened: PIL.Image.Image) -> bool:

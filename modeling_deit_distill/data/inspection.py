@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ..files import sha256, write_json
 from .bad_images import BadImages, describe_row
 from .columns import image_paths
 from .datasets import encoded_row
-from .decoding import BadImageError, decode_pixels, decoding_notes
+from .decoding import BadImageError, decode_pixels, decoder_versions, decoding_notes
 
 logger = logging.get_logger(__name__)
 NUM_NAMED = 3  # images that a message names
@@ -114,7 +113,7 @@ def _warn_of_assumptions(rows: Dataset, notes: dict[int, str], of_which: str):
 
 def _memory(rows: Dataset, decode: Callable) -> Path:
     """The file that remembers rows: another one if a file among them changes."""
-    digest = [rows._fingerprint, decode.__name__, *map(version, ("pillow", "torchvision"))]
+    digest = [rows._fingerprint, decode.__name__, *decoder_versions()]
     for path in image_paths(rows, only_files=True).to_pylist():
         try:
             state = path and os.stat(path)

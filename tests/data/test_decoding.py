@@ -10,7 +10,7 @@ from helpers.images import encode, grey
 from helpers.odd_images import BOMB, BROKEN, JPEGS, LOSSLESS, ORIENTATION_IN_XMP, PHOTO, TURNED, as_array, oriented
 from transformers.image_utils import load_image
 
-from modeling_deit_distill.data.decoding import BadImageError, decode_image, decode_pixels
+from modeling_deit_distill.data.decoding import BadImageError, decode_image, decode_pixels, decoder_versions
 
 
 def test_images_are_upright():
@@ -109,20 +109,34 @@ def test_sixteen_bits_are_scaled():
 
 
 def refuse(*args):
-    raise RuntimeError("this decoder is strict")
+    raise ValueError("this decoder is strict")
 
 
-def test_what_torchvision_refuses_is_read_by_pillow(monkeypatch):
-    monkeypatch.setattr("modeling_deit_distill.data.decoding.decode_jpeg", refuse)
+def test_what_simplejpeg_refuses_is_read_by_pillow(monkeypatch):
+    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
     for name, (encoded, _) in JPEGS.items():
         for_evaluation, for_training = both_ways(encoded)
         np.testing.assert_array_equal(for_training, for_evaluation, err_msg=name)
 
 
-def test_ordinary_jpegs_are_read_by_torchvision(monkeypatch):
-    monkeypatch.setattr("modeling_deit_distill.data.decoding.decode_jpeg", lambda *args: "torchvision")
+def test_without_simplejpeg_the_pixels_are_the_same(monkeypatch):
+    expected = {name: as_array(decode_pixels(encoded)) for name, (encoded, _) in JPEGS.items()}
+    monkeypatch.setattr("modeling_deit_distill.data.decoding.simplejpeg", None)
+    for name, (encoded, _) in JPEGS.items():
+        np.testing.assert_array_equal(as_array(decode_pixels(encoded)), expected[name], err_msg=name)
+    assert decoder_versions() == [f"pillow {PIL.__version__}"]
+
+
+def test_ordinary_jpegs_are_read_by_simplejpeg(monkeypatch):
+    marked = np.full((2, 3, 3), 7, np.uint8)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *args: marked)
     for name in ("jpeg", "jpeg, progressive", "jpeg, grey", "jpeg, orientation 1"):
-        assert decode_pixels(JPEGS[name][0]) == "torchvision", name
+        np.testing.assert_array_equal(as_array(decode_pixels(JPEGS[name][0])), marked, err_msg=name)
+
+
+def test_no_decoder_is_deprecated(recwarn):
+    decode_pixels(JPEGS["jpeg"][0])
+    assert not [warning for warning in recwarn if issubclass(warning.category, DeprecationWarning)]
 
 
 def test_pillow_need_not_look_at_a_plain_jpeg(monkeypatch):
