@@ -24,6 +24,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_deit_distill import FUSIONS, DeiTDistillConfig, as_pair
 
+MAX_WRITTEN_OUT = 1024  # tokens; beyond that the weights take too much memory
+
 
 @dataclass
 class DeiTDistillClassifierOutput(ModelOutput):
@@ -109,7 +111,7 @@ def drop_path(hidden_states: torch.Tensor, drop_prob: float, training: bool) -> 
 def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
     """Attention written out (B, H, N, D/H); the one kernel that returns its weights (B, H, N, N)."""
     weights = (query * scaling) @ key.transpose(-2, -1)
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(weights, dim=-1).to(query.dtype)  # its sums are in float32, whatever the dtype
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights  # (B, N, H, D/H), (B, H, N, N)
 
@@ -117,8 +119,12 @@ def eager_attention_forward(module, query, key, value, attention_mask=None, scal
 def sdpa_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
     """Attention by PyTorch's fused kernels, which never hold the weights: the default.
 
-    Transformers' own also serves masks, caches and grouped queries, and takes the host twice as long to call.
+    Transformers' own also serves masks, caches and grouped queries, and takes the host twice as long to call. On a CPU
+    in bf16, the fused backward pass takes longer than all of attention written out.
     """
+    is_trained_in_bf16 = query.dtype == torch.bfloat16 and query.requires_grad and query.device.type == "cpu"
+    if is_trained_in_bf16 and key.shape[-2] <= MAX_WRITTEN_OUT:
+        return eager_attention_forward(module, query, key, value, None, scaling, dropout)[0], None
     context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
     return context.transpose(1, 2), None  # (B, N, H, D/H)
 
@@ -310,8 +316,7 @@ class DeiTDistillPreTrainedModel(PreTrainedModel):
             kwargs["image_size"] = own.image_size
         own.check_positions_fit(wanted)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.resize_position_embeddings(wanted.image_size)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).resize_position_embeddings(wanted.image_size)
         return loaded
 
     def resize_position_embeddings(self, image_size: int | tuple[int, int]):
@@ -396,10 +401,9 @@ class DeiTDistillModel(DeiTDistillPreTrainedModel):
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         all_hidden_states, all_attentions = (), ()
         num_prefix_tokens = 2 if self.config.use_distillation_token else 1
-        last = self.layers[-1]
         for layer in self.layers:
             all_hidden_states += (hidden_states,) if output_hidden_states else ()  # held only if asked for: memory
-            num_queries = num_prefix_tokens if prefix_only and layer is last else None
+            num_queries = num_prefix_tokens if prefix_only and layer is self.layers[-1] else None
             hidden_states, attention = layer(hidden_states, output_attentions, num_queries)
             all_attentions += (attention,) if output_attentions else ()
         last_hidden_state = self.norm(hidden_states)
@@ -472,14 +476,9 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         if self.distillation_classifier is not None:
             distillation_logits = self.distillation_classifier(encoded.last_hidden_state[:, 1])
         logits = fuse_logits(cls_logits, distillation_logits, self.config.fusion)
-        output = DeiTDistillClassifierOutput(
-            loss=None if labels is None else self._label_loss(logits, labels),
-            logits=logits,
-            cls_logits=cls_logits,
-            distillation_logits=distillation_logits,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
+        loss = None if labels is None else self._label_loss(logits, labels)
+        seen = (encoded.hidden_states, encoded.attentions)
+        output = DeiTDistillClassifierOutput(loss, logits, cls_logits, distillation_logits, *seen)
         return output if return_dict else output.to_tuple()
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification, DeiTDistillModel
+from modeling_deit_distill import (
+    DeiTDistillConfig,
+    DeiTDistillForImageClassification,
+    DeiTDistillModel,
+    modeling_deit_distill,
+)
 from modeling_deit_distill.modeling_deit_distill import (
     DeiTDistillClassifierOutput,
     fuse_logits,
@@ -263,6 +268,25 @@ def test_sdpa_equals_eager_in_outputs_and_gradients(tiny_model):
 
 def test_sdpa_is_the_default(tiny_model):
     assert tiny_model().config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("precision", "trains", "is_fused"), [("bf16", True, False), ("bf16", False, True), ("fp32", True, True)]
+)
+def test_attention_is_written_out_where_bf16_is_trained_on_a_cpu(tiny_model, monkeypatch, precision, trains, is_fused):
+    fused, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: fused.append(1) or kernel(*args, **kw))
+    model = tiny_model()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), torch.set_grad_enabled(trains):
+        model(images())
+    assert len(fused) == (2 if is_fused else 0)
+
+
+def test_attention_is_fused_where_its_weights_would_not_fit(tiny_model, monkeypatch):
+    monkeypatch.setattr(modeling_deit_distill, "MAX_WRITTEN_OUT", 17)  # of 18 tokens
+    monkeypatch.setattr(modeling_deit_distill, "eager_attention_forward", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(tiny_model()(images()).logits).all()
 
 
 def test_any_kernel_of_the_attention_interface_may_be_used(tiny_model, monkeypatch):
