@@ -1,9 +1,11 @@
 """One run at a time in an output folder, whether the other is alive, was killed, or runs on another machine."""
 
+import errno
 import json
 import os
 import signal
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -136,6 +138,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     message = "file/out' cannot be written to .*; choose another"
     with pytest.raises(InputError, match=message), locked(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_read_only_folder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(path, content):  # as a read-only disk does, to root too
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(output_lock, "write_json", refuse)
+    with (
+        pytest.raises(InputError, match="'out' cannot be written to .*Read-only.*; choose another"),
+        locked(Path("out")),
+    ):
         pass
 
 

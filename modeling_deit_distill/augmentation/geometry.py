@@ -1,4 +1,7 @@
-"""Shears, translations and rotations of batches of views, each equal to Pillow's within one level."""
+"""Shears, translations and rotations of batches of views, each equal to Pillow's within one level.
+
+The crop comes before: it is drawn in `data/views.py` and cut out in `data/datasets.py`.
+"""
 
 import numpy as np
 import torch

@@ -165,7 +165,7 @@ def check_depth(fields: Mapping[str, object], what: str):
     """
     for name, value in fields.items():
         numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
-        if ("layers" in name or "depth" in name) and sum(numbers) > MOST_LAYERS:
+        if ("layer" in name or "depth" in name) and sum(numbers) > MOST_LAYERS:
             raise InputError(f"{what} has {name} {value}; models of more than {MOST_LAYERS:,} layers are not built")
 
 

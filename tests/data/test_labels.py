@@ -71,6 +71,13 @@ def test_a_column_of_lists_is_no_label(tmp_path):
     assert "not one label for each image" in refusal(str(tmp_path / "train.parquet"), label_column="many")
 
 
+def test_a_column_of_dictionaries_is_no_label(tmp_path):
+    boxed = rows([0, 1], ["a", "b"], boxed=([{"a": 0}, {"a": 1}], {"a": Value("int64")}))
+    boxed.to_parquet(tmp_path / "train.parquet")
+    message = "holds {'a': Value('int64')}, not one label for each image"
+    assert message in refusal(str(tmp_path / "train.parquet"), label_column="boxed")
+
+
 def test_splits_with_and_without_class_names_do_not_go_together(saved):
     path = saved(rows([0, 1], ["a", "b"]), test=rows([0, 1]))
     for streaming in (False, True):

@@ -250,7 +250,14 @@ def test_a_teacher_with_weights_that_are_not_finite_is_refused(tmp_path):
         teacher_in(tmp_path)
 
 
-@pytest.mark.parametrize("fields", [{"depths": [1, 10**9]}, {"model_type": "dinov2", "num_hidden_layers": 10**9}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"depths": [1, 10**9]},
+        {"model_type": "dinov2", "num_hidden_layers": 10**9},
+        {"model_type": "imagegpt", "n_layer": 10**9},
+    ],
+)
 def test_a_configuration_of_a_billion_layers_is_refused_before_it_is_built(tmp_path, fields):
     save_resnet(tmp_path)
     path = tmp_path / "config.json"
