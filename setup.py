@@ -7,7 +7,12 @@ from setuptools import find_packages, setup
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 # Its runtime is compiled against torch, which its own requirements do not say: 1.5.1 fails beside 2.11.
 EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14.1"]
-DOCS = ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0"]
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocstrings[python]>=1.0.7; python_version >= '3.11'",  # earlier ones fail beside newer pymdown-extensions
+    "mkdocstrings[python]>=1.0; python_version < '3.11'",
+    "pymdown-extensions<11; python_version < '3.11'",
+]
 HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
