@@ -1,9 +1,13 @@
 """Set-up of `modeling-deit-distill`; formatting and linting have their settings in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PACKAGE = Path(__file__).with_name("modeling_deit_distill")
+VERSION = re.search(r'__version__ = "(.+)"', (PACKAGE / "__init__.py").read_text(encoding="utf-8")).group(1)
+RECIPES = "modeling_deit_distill.recipe_files"
 ONNX = ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"]
 # Its runtime is compiled against torch, which its own requirements do not say: 1.5.1 fails beside 2.11.
 EXECUTORCH = ["executorch>=1.5.1", "torch>=2.14.1"]
@@ -26,14 +30,18 @@ TEST = [
 
 setup(
     name="modeling-deit-distill",
-    version="0.1.0",
+    version=VERSION,
     description="Distil any image classifier into a small, fast vision transformer (DeiT)",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(include=["modeling_deit_distill", "modeling_deit_distill.*"]),
+    # The recipes travel within the package; in a checkout they stay where they are, as `recipes.py` knows.
+    packages=[*find_packages(include=["modeling_deit_distill", "modeling_deit_distill.*"]), RECIPES],
+    package_dir={RECIPES: "examples/recipes"},
+    py_modules=["train_deit"],
     package_data={
+        RECIPES: ["*.yaml"],
         "modeling_deit_distill.publishing": ["*.md"],
         "modeling_deit_distill.export": ["*.md", "page/*"],
     },

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from .configuration_deit_distill import DeiTDistillConfig
 from .modeling_deit_distill import DeiTDistillForImageClassification, DeiTDistillModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "DistillationTrainer": "trainer",

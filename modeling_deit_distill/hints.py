@@ -9,7 +9,7 @@ from datasets import Dataset
 from .configuration_deit_distill import DeiTDistillConfig, as_pair
 from .data.loaders import planned_steps, steps_per_epoch
 from .hardware import THREADS_VARIABLE, num_cores
-from .launcher import is_of_accelerate
+from .launcher import is_of_accelerate, program
 from .report import count_as_said
 from .training.schedule import short_of_the_peak
 
@@ -41,7 +41,7 @@ def of_threads(args) -> str | None:
         return None
     words = f"{THREADS_VARIABLE} leaves this run {threads} of {cores} cores; "
     if is_of_accelerate():
-        return f"{words}all of them: accelerate launch --quiet --num_cpu_threads_per_process {cores} train_deit.py ..."
+        return f"{words}all of them: accelerate launch --quiet --num_cpu_threads_per_process {cores} {program()} ..."
     return f"{words}all of them: {THREADS_VARIABLE}={cores}"
 
 

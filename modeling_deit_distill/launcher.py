@@ -2,12 +2,14 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from transformers import TrainingArguments
 
 from .hardware import THREADS_VARIABLE
 
+SCRIPT, MODULE = "train_deit.py", "modeling_deit_distill.train"
 # `accelerate launch` sets it for each process, and nothing else does.
 ACCELERATES_VARIABLE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"
 TORCHRUNS_VARIABLE = "TORCHELASTIC_RUN_ID"
@@ -34,11 +36,22 @@ def _words_of(process: int) -> list[str]:
 _parent, _parents_words = os.getppid(), _words_of(os.getppid())  # now: a launcher may end before this process
 
 
-def launching(args: TrainingArguments, script: str = "train_deit.py") -> str:
+def program() -> str:
+    """What stands for the program in a command that trains: the script, or the module where this process runs that."""
+    started = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"-m {MODULE}" if started is not None and started.name == MODULE else SCRIPT
+
+
+def launching(args: TrainingArguments, script: str | None = None) -> str:
     """The beginning of a command that starts a script as this run was started, up to the script's name.
+
+    Args:
+        args: of the run.
+        script: its name; that of this run's, or its module, unless given.
 
     Where the system tells the launcher's command line, as Linux does, it has all of the launcher's arguments.
     """
+    script = script or program()
     threads = os.environ.get(THREADS_VARIABLE, "") if args.device.type == "cpu" else ""
     is_accelerate = is_of_accelerate()
     if not (is_accelerate or TORCHRUNS_VARIABLE in os.environ):
@@ -69,8 +82,10 @@ def _names_threads(words: list[str]) -> bool:
 
 def _words_of_parent(script: str) -> list[str]:
     """The launcher's words before the script, without the folders of its programs; none where nobody tells them."""
-    places = [place for place, word in enumerate(_parents_words) if Path(word).name == script]
+    name = script.split()[-1]
+    places = [place for place, word in enumerate(_parents_words) if Path(word).name == name]
     words = _parents_words[: places[0]] if places else []
+    words = words[:-1] if words[-1:] in (["-m"], ["--module"]) else words
     names = [Path(word).name for word in words[:2]]
     if names[1:] in (["accelerate"], ["torchrun"]):  # an interpreter runs an installed script
         return [names[1], *words[2:]]

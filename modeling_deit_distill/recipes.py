@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from .arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from .errors import InputError
 from .fields import Choice, Range, declarations
+from .launcher import program
 from .plain_yaml import NULL, mapping_nodes, meaning, written
 
 
@@ -28,6 +29,11 @@ DECLARATIONS = {
 }
 
 
+# Our recipes: within an installed package, or where they are in a checkout.
+_INSTALLED = Path(__file__).with_name("recipe_files")
+FOLDER = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "examples" / "recipes"
+
+
 class _ArgumentParser(HfArgumentParser):
     """Adds ranges to the help, and reports a bad value as an `InputError` instead of a page of usage."""
 
@@ -40,7 +46,7 @@ class _ArgumentParser(HfArgumentParser):
 
     def error(self, message: str):
         """Raise instead of printing usage and leaving."""
-        raise InputError(f"{message} (python train_deit.py --help lists all arguments)")
+        raise InputError(f"{message} (python {program()} --help lists all arguments)")
 
 
 def parse_arguments(arguments: list[str]) -> Arguments:
@@ -56,8 +62,8 @@ def parse_arguments(arguments: list[str]) -> Arguments:
     """
     parser = _ArgumentParser(
         Arguments.__annotations__.values(),
-        prog="train_deit.py",
-        usage="accelerate launch --quiet train_deit.py [RECIPE.yaml] [--key value ...]",
+        prog=program(),
+        usage=f"accelerate launch --quiet {program()} [RECIPE.yaml] [--key value ...]",
         allow_abbrev=False,
     )
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
@@ -154,16 +160,32 @@ def _split_recipe(arguments: list[str]) -> tuple[dict, list[str]]:
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"recipe {str(path)!r} is not a .yaml file; options start with --")
     try:
-        values = {key: _value(key, node) for key, node in mapping_nodes(path.read_text(encoding="utf-8-sig")).items()}
+        text = shipped(path).read_text(encoding="utf-8-sig")
+        values = {key: _value(key, node) for key, node in mapping_nodes(text).items()}
     except UnicodeDecodeError as error:
         raise InputError(f"recipe {str(path)!r} is not UTF-8 text: {error}") from error
     except OSError as error:
-        raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; see examples/recipes") from error
+        raise InputError(f"recipe {str(path)!r} cannot be read: {error.strerror}; {_ours()}") from error
     except yaml.YAMLError as error:
         raise InputError(f"recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from error
     except TypeError as error:
         raise InputError(f"recipe {str(path)!r} must be a list of 'key: value' lines") from error
     return {key: value for key, value in values.items() if value is not None}, arguments[1:]
+
+
+def shipped(path: Path) -> Path:
+    """A recipe's file: the path where it is one, else that of our recipe of this name, if there is one.
+
+    Args:
+        path: as given; one of ours is called by its name, `digits.yaml` or `examples/recipes/digits.yaml`.
+    """
+    ours = FOLDER / path.name
+    is_named = path.parent in (Path(), Path("examples/recipes"))
+    return ours if is_named and not path.exists() and ours.exists() else path
+
+
+def _ours() -> str:
+    return f"ours are {', '.join(sorted(path.name for path in FOLDER.glob('*.yaml')))}"
 
 
 def _value(key: str, node: yaml.Node) -> str | list[str] | dict | None:
@@ -187,7 +209,7 @@ def _check_keys(keys, known: set[str], where: str):
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "python train_deit.py --help lists all arguments"
+            hint = f"did you mean {near[0]!r}?" if near else f"python {program()} --help lists all arguments"
             raise InputError(f"unknown argument {key!r} in {where}; {hint}")
 
 

@@ -23,11 +23,21 @@ MODULES = {
     "modeling_deit_distill.predict": "modeling_deit_distill.predict",
     "modeling_deit_distill.store_cli": "modeling_deit_distill.teachers.command_line",
 }
-OTHERS = ("cd", "docker", "hf", "mkdocs", "npm", "pytest", "ruff", "twine")  # programs that are not ours
+OTHERS = (
+    "cd",
+    "docker",
+    "hf",
+    "lint-imports",
+    "mkdocs",
+    "npm",
+    "pytest",
+    "ruff",
+    "twine",
+)  # programs that are not ours
 # Options of launchers and of other programs, which docs name in the text.
 OPTIONS_OF_OTHERS = {
     *("config_file", "cpu", "machine_rank", "main_process_ip", "main_process_port", "num_cpu_threads_per_process"),
-    *("nproc-per-node", "num_processes", "quiet", "shm-size", "signal", "standalone", "strict"),
+    *("check", "no-cache", "nproc-per-node", "num_processes", "quiet", "shm-size", "signal", "standalone", "strict"),
 }
 PLACEHOLDERS = {"key", "hub_"}
 

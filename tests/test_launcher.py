@@ -71,6 +71,18 @@ def test_the_launchers_words_are_those_before_the_script(monkeypatch, words, sai
     assert launcher._words_of_parent("train_deit.py") == []
 
 
+def test_a_module_is_started_as_a_module(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="modeling_deit_distill.train"))
+    module = "-m modeling_deit_distill.train"
+    assert started(monkeypatch, {}) == f"python {module}"
+    assert started(monkeypatch, ACCELERATE, 2, "1") == f"accelerate launch --quiet --num_processes 2 {module}"
+    monkeypatch.undo()
+    for option in ("-m", "--module"):
+        words = ["accelerate", "launch", "--quiet", option, "modeling_deit_distill.train", "digits.yaml"]
+        monkeypatch.setattr(launcher, "_parents_words", words)
+        assert launcher._words_of_parent(module) == ["accelerate", "launch", "--quiet"]
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the system tells no command line")
 def test_a_processes_words_are_read():
     assert "pytest" in " ".join(launcher._words_of(os.getppid())) + " ".join(launcher._words_of(os.getpid()))

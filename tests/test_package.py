@@ -1,9 +1,11 @@
 """What importing the package costs and offers."""
 
+import re
 from pathlib import Path
 
 import pytest
 from helpers.new_processes import run_python
+from helpers.paths import ROOT
 from helpers.students import CODE_FILES
 
 import modeling_deit_distill
@@ -37,3 +39,9 @@ def test_every_public_name_is_found_and_listed():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         modeling_deit_distill.no_such_name  # noqa: B018
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    version = modeling_deit_distill.__version__
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE).group(1) == version
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == version

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.arguments import IMAGENET_RECIPES, RECIPE_FOLDER, RECIPES, parse, training
 
-from modeling_deit_distill import supported
+from modeling_deit_distill import InputError, supported
 from modeling_deit_distill.arguments import training as training_arguments
 from modeling_deit_distill.data.evaluation import DEFAULT_CROP_PCT
 
@@ -84,6 +84,19 @@ def header_of(path: Path) -> str:
 def test_there_are_recipes():
     names = {f"imagenet_deit_{size}{kind}" for size in ("tiny", "small", "base") for kind in ("", "_distilled_hard")}
     assert {path.stem for path in RECIPES} >= {"digits", *names}
+
+
+def test_one_of_ours_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits.yaml", "examples/recipes/digits.yaml"):
+        assert parse(name)[1].dataset_name == "digits"
+    Path("digits.yaml").write_text("dataset_name: mine\n")
+    assert parse("digits.yaml")[1].dataset_name == "mine"  # a file that is there comes first
+    for name in ("other.yaml", "here/digits.yaml"):
+        with pytest.raises(
+            InputError, match=f"'{name}' cannot be read: No such file .*; ours are digits.yaml, finetune"
+        ):
+            parse(name)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

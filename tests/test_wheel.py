@@ -16,21 +16,26 @@ from helpers.strangers import WITHOUT_THE_PACKAGE
 import modeling_deit_distill
 
 PACKAGE = Path(modeling_deit_distill.__file__).parent
-SETUP = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+SETUP = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "train_deit.py")
+RECIPES = Path("examples", "recipes")
 
 # Run with the installed folder on PYTHONPATH. An editable installation of the checkout would stand in for what the
 # wheel lacks, so its finder and its folder are taken away; so are the packages of the optional extras.
+THE_WHEEL_ALONE = """
+import sys
+from pathlib import Path
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in finder.__module__]
+sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(sys.argv[1])]
+sys.modules.update(dict.fromkeys(["onnx", "onnxscript", "onnxruntime"]))
+"""
+
 WITH_THE_WHEEL = """
 import json
 import pkgutil
-import sys
 from importlib import import_module
-from pathlib import Path
 
-checkout, checkpoint = map(Path, sys.argv[1:])
-sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in finder.__module__]
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != checkout]
-sys.modules.update(dict.fromkeys(["onnx", "onnxscript", "onnxruntime"]))
+checkpoint = Path(sys.argv[2])
 
 import modeling_deit_distill
 
@@ -52,6 +57,14 @@ with torch.no_grad():
     logits = model(torch.ones(1, 3, 32, 32)).logits.tolist()
 card = write_model_card(checkpoint)
 print(json.dumps({"names": names, "files": files, "logits": logits, "card": card.read_text()}))
+"""
+
+# `python -m modeling_deit_distill.train WORDS`
+TRAIN = """
+import runpy
+
+sys.argv[:] = ["train.py", *sys.argv[2:]]
+runpy.run_module("modeling_deit_distill.train", run_name="__main__", alter_sys=True)
 """
 
 LOAD = """
@@ -88,6 +101,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("package")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, place / "checkout" / PACKAGE.name, ignore=ignored)
+    shutil.copytree(ROOT / RECIPES, place / "checkout" / RECIPES)
     for name in SETUP:
         shutil.copy(ROOT / name, place / "checkout")
     pip(place, "wheel", "./checkout", "--no-build-isolation")  # with the setuptools that is here
@@ -100,17 +114,20 @@ def place(tmp_path_factory):
 def told(place) -> dict:
     """What a process says that has the wheel alone: what it imported, its model's answer, its card."""
     installed = str(place / "installed")
-    printed = run_python(WITH_THE_WHEEL, place, str(ROOT), str(place / "checkpoint"), PYTHONPATH=installed)
+    printed = run_python(
+        THE_WHEEL_ALONE + WITH_THE_WHEEL, place, str(ROOT), str(place / "checkpoint"), PYTHONPATH=installed
+    )
     return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package_and_no_other(place):
     expected = files_below(place / "checkout" / PACKAGE.name)
-    assert files_below(place / "installed" / PACKAGE.name) == expected
+    recipes = {f"recipe_files/{name}" for name in files_below(place / "checkout" / RECIPES)}
+    assert files_below(place / "installed" / PACKAGE.name) == expected | recipes
     [wheel] = place.glob("*.whl")
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {PACKAGE.name}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {PACKAGE.name, "train_deit.py"}
 
 
 @pytest.mark.slow
@@ -133,3 +150,13 @@ def test_a_card_is_written_from_the_template_in_the_wheel(told):
     template = (PACKAGE / "publishing" / "card_template.md").read_text()
     heading = next(line for line in template.splitlines() if line.startswith("## "))
     assert "cat, dog" in told["card"] and heading in told["card"]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_recipe_of_the_wheel(place):
+    installed, words = str(place / "installed"), ("--max_steps", "2", "--teacher_num_train_epochs", "1")
+    words = (*words, "--allow_weak_teacher", "true", "--output_dir", "run", "--use_cpu", "true", "--save_steps", "1")
+    code = THE_WHEEL_ALONE + TRAIN
+    printed = run_python(code, place, str(ROOT), "digits.yaml", *words, PYTHONPATH=installed)
+    assert "digits" in printed and (place / "run" / "all_results.json").exists()
+    assert "-m modeling_deit_distill.train digits.yaml" in (place / "run" / "run.json").read_text()

@@ -18,6 +18,7 @@ from ..data.columns import has_heic
 from ..errors import InputError
 from ..files import without_folders, write_json
 from ..hardware import hardware
+from ..launcher import program
 from ..output_folder import RUN_RECORD, STATE, read_run_file
 from ..recipes import said_arguments, without_arguments, without_tokens
 
@@ -148,7 +149,7 @@ def command(arguments: list[str], args: DistillationTrainingArguments) -> str:
     processes += f" --num_cpu_threads_per_process {threads}" if threads > 1 else ""
     words = without_tokens(arguments)
     shown = (_without_folder(key, word) for key, word in zip(["", *words], words, strict=False))
-    return f"accelerate launch --quiet{processes} train_deit.py {shlex.join(shown)}"
+    return f"accelerate launch --quiet{processes} {program()} {shlex.join(shown)}"
 
 
 def versions() -> dict[str, str]:
