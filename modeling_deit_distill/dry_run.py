@@ -195,7 +195,8 @@ def _try_phases(plan, student: nn.Module, folder: Path) -> dict[str, tuple[Costs
     num_images = None if plan.data_args.streaming else len(plan.data.train)
     teacher_folder = Path(args.output_dir, TEACHER) if model_args.train_teacher else None
     if plan.trains_teacher:
-        trainer = teacher_trainer(plan.teachers_training, *plan.teachers_evaluation, folder / "training")
+        (training,) = plan.teachers_trainings
+        trainer = teacher_trainer(training, *plan.teachers_evaluation, folder / "training")
         steps = planned_steps(num_images, model_args.teacher_num_train_epochs, args)
         phases["1 of 2: teacher"] = _try_phase(trainer, args, steps, num_images)
         teacher_folder = folder / TEACHER

@@ -97,6 +97,11 @@ def check_finite(name: str, value: object):
         raise InputError(f"{name} is {value}; give a finite number")
 
 
+def _several(value: object) -> list | tuple:
+    """The values of a field that takes several; of any other its one value."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
 def check_fields(arguments):
     """Refuse numbers that are not finite or outside their range, and two choices of one group.
 
@@ -111,8 +116,9 @@ def check_fields(arguments):
         value = getattr(arguments, name)
         check_finite(name, value)
         for each in () if value in (None, "") else declared:
-            if isinstance(each, Range) and value not in each:
-                raise InputError(f"{name} is {value}; it must be {each}")
+            outside = [one for one in _several(value) if one not in each] if isinstance(each, Range) else []
+            if outside:
+                raise InputError(f"{name} is {outside[0]}; it must be {each}")
             if isinstance(each, Choice) and each.group.remedy:
                 chosen.setdefault(each.group, []).append(f"{name} {value!r}")
     for group, given in chosen.items():

@@ -37,10 +37,11 @@ from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
 from .summary import data_in_words, summary
 from .teachers import agreement
-from .teachers.description import describe_teacher
+from .teachers.description import describe_teachers
+from .teachers.ensemble import Ensemble, load_teachers
 from .teachers.labelling import is_full, planned_views
-from .teachers.store import TeacherStore, check_store_folder, create_store, is_store
-from .teachers.teacher import Teacher, check_teacher, load_teacher
+from .teachers.store import TeacherStore, check_store_folder, create_store, in_words, is_store
+from .teachers.teacher import Teacher
 from .teachers.training import (
     TRAINING_RECORD,
     TeacherTraining,
@@ -48,6 +49,7 @@ from .teachers.training import (
     holds_teacher,
     training_record,
 )
+from .teachers.trial import check_teachers
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint, means_the_last
 from .training.layers import check_layers
@@ -169,10 +171,20 @@ class Plan:
         return self.args.distillation_type != "none"
 
     @cached_property
-    def teacher_config(self) -> PreTrainedConfig | None:
-        """The teacher's configuration; None without one, or where a store answers for a teacher that is not named."""
+    def teacher_configs(self) -> list[PreTrainedConfig]:
+        """That of each teacher; none without one, or where a store answers for teachers that are not named."""
         with _naming_what_needs_no_network():
-            return describe_teacher(self.model_args, self.args, self.data.class_names)
+            return describe_teachers(self.model_args, self.args, self.data.class_names)
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """What the teachers are called, those of the store where none is named; nothing of a new one, or of none."""
+        if not self.distils:
+            return []
+        if self.model_args.teacher_names or self.model_args.train_teacher or self.store is None:
+            return self.model_args.teacher_names
+        names = self.store.about.get("teacher")
+        return list(map(str, names)) if isinstance(names, list) else [str(names)]
 
     @cached_property
     def store(self) -> TeacherStore | None:
@@ -194,8 +206,8 @@ class Plan:
     def _fitting_store(self) -> TeacherStore:
         store = TeacherStore(self.args.teacher_store)
         store.check(agreement.of_views(self.args, self.views, self.data, store.fingerprint))
-        if self.teacher_config is not None:
-            store.check(agreement.of_named_teacher(self.teachers_training, store.fingerprint))
+        if self.teacher_configs:
+            store.check(agreement.of_named_teachers(self.teachers_trainings, store.fingerprint))
         return store
 
     @cached_property
@@ -210,9 +222,9 @@ class Plan:
         Raises:
             InputError: the output folder holds another teacher, or the store answers of one of another training.
         """
-        if not (self.needs_teacher and self.model_args.train_teacher and self.teacher_config is not None):
+        if not (self.needs_teacher and self.model_args.train_teacher and self.teacher_configs):
             return False
-        directory, training = Path(self.args.output_dir, TEACHER), self.teachers_training
+        directory, (training,) = Path(self.args.output_dir, TEACHER), self.teachers_trainings
 
         def is_missing() -> bool:
             """Look into the output folder, on the main process."""
@@ -270,8 +282,8 @@ class Plan:
             check_optimisation(self.args, student)
         return student
 
-    def teacher(self) -> Teacher | None:
-        """The live teacher; None without distillation, or where the store has all its answers about this run."""
+    def teacher(self) -> Teacher | Ensemble | None:
+        """The live teacher, or several as one; None where there is nothing to ask."""
         if not self.needs_teacher:
             return None
         directory = Path(self.args.output_dir, TEACHER)
@@ -284,7 +296,7 @@ class Plan:
             )
         return self.live_teacher()
 
-    def live_teacher(self) -> Teacher:
+    def live_teacher(self) -> Teacher | Ensemble:
         """The teacher on its device, trained first where the user asked for it, and tried; `store` is its store now.
 
         Raises:
@@ -293,25 +305,24 @@ class Plan:
         self._check_teacher_is_named()
         held_out = self.held_out  # before a teacher is trained
         teacher = self._load_teacher().to(self.args.device)
-        batch_size, allow_weak = self.args.per_device_eval_batch_size, self.model_args.allow_weak_teacher
-        trained_epochs = self.model_args.teacher_num_train_epochs if self.model_args.train_teacher else None
-        share = check_teacher(teacher, held_out, batch_size, allow_weak, trained_epochs)
-        say(self.args, f"the teacher is right on {share:.1%} of a sample of the held-out images")
+        say(self.args, check_teachers(self.model_args, teacher, held_out, self.args.per_device_eval_batch_size))
         self.store = self._store_of(teacher)
         return teacher
 
     @property
-    def teachers_training(self) -> TeacherTraining:
-        """What the training of the run's own teacher depends on."""
-        return TeacherTraining(self.teacher_config, self.data, self.model_args, self.args, self.config.image_size)
+    def teachers_trainings(self) -> list[TeacherTraining]:
+        """What the training of each teacher depends on; one that is named is used as it is, and is no other."""
+        each = zip(self.teacher_configs, self.model_args.teachers, strict=True)
+        rest = (self.args, self.config.image_size)
+        return [TeacherTraining(config, self.data, model_args, *rest) for config, model_args in each]
 
     @property
     def teachers_evaluation(self) -> tuple[float, datasets.Dataset]:
         """How the teacher is judged while it trains: `crop_pct`, and the rows that are held out."""
         return self.data_args.crop_pct or DEFAULT_CROP_PCT, self.held_out.rows
 
-    def teacher_in(self, folder: Path | None) -> Teacher:
-        """The teacher that was trained into a folder, or the one that is named; on the CPU.
+    def teacher_in(self, folder: Path | None) -> Teacher | Ensemble:
+        """The teacher that was trained into a folder, or those that are named; on the CPU.
 
         Raises:
             InputError: none is named, or it cannot be loaded.
@@ -325,7 +336,7 @@ class Plan:
             "teacher_image_size": model_args.teacher_image_size or kept.get("teacher_image_size"),
             "teacher_precision": model_args.teacher_precision or kept.get("teacher_precision") or self.args.precision,
         }
-        return load_teacher(replace(model_args, **chosen), self.data.class_names, self.config.image_size)
+        return load_teachers(replace(model_args, **chosen), self.data.class_names, self.config.image_size)
 
     @cached_property
     def _summary(self) -> dict[str, str]:
@@ -340,40 +351,42 @@ class Plan:
         folder = self.args.output_dir if is_ours else Path(self.checkpoint).parent
         return as_the_main_process(self.args, lambda: read_run_file(Path(folder, IMAGES)))
 
-    def _load_teacher(self) -> Teacher:
+    def _load_teacher(self) -> Teacher | Ensemble:
         if not self.model_args.train_teacher:
             return self.teacher_in(None)
-        folder = find_or_train_teacher(self.teachers_training, *self.teachers_evaluation)
+        (training,) = self.teachers_trainings
+        folder = find_or_train_teacher(training, *self.teachers_evaluation)
         self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
         return self.teacher_in(folder)
 
-    def _store_of(self, teacher: Teacher) -> TeacherStore | None:
+    def _store_of(self, teacher: Teacher | Ensemble) -> TeacherStore | None:
         """The store for a loaded teacher's answers, a new one if there is none yet; None if the user wants none."""
         if self.args.teacher_store is None:
             return None
-        agreed, name_or_path, store = agreement.of_teacher(teacher), teacher.model.name_or_path, self.store
+        agreed, store = agreement.of_teacher(teacher), self.store
+        names = [member.model.name_or_path for member in teacher.members]
         if store is None:
             if self._replaces_own_store:
                 own = self.args.teacher_store
                 as_the_main_process(self.args, lambda: shutil.rmtree(own, ignore_errors=True))
-            path = Path(name_or_path, TRAINING_RECORD)
+            path = Path(names[0], TRAINING_RECORD)
             agreed = {
                 **agreement.of_views(self.args, self.views, self.data),
                 **agreed,
-                "teacher_training": json.loads(path.read_text()) if path.exists() else None,
+                "teacher_training": json.loads(path.read_text()) if len(names) == 1 and path.exists() else None,
             }
-            about = {"teacher": name_or_path, "data": asdict(self.data_args)}
+            about = {"teacher": names if len(names) > 1 else names[0], "data": asdict(self.data_args)}
             store = create_store(self.args.teacher_store, agreed, about)
         store.check(agreed)
         return store
 
     def _check_teacher_is_named(self):
-        if self.teacher_config is not None:
+        if self.teacher_configs:
             return
-        missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_name_or_path
+        missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_names
         damage = f" ({self.store.damage()})" if self.store.damaged else ""
-        theirs = self.store.about.get("teacher")
-        nobody = f"the teacher {gone!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
+        theirs = in_words(self.store.about.get("teacher"))
+        nobody = f"the teacher {in_words(gone)!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
         raise InputError(
             f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks "
             f"{sum(missing.values()):,}, the first of epoch {min(missing)}{damage}, and {nobody} give "

@@ -217,7 +217,7 @@ def _as_command_line(recipe: dict) -> list[str]:
     words = []
     for key, value in recipe.items():
         if isinstance(value, list):
-            words += [f"--{key}", *value]
+            words += [f"--{key}", *map(os.path.expanduser, value)]
         else:
             # One word, since a value may begin with a dash.
             words.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else os.path.expanduser(value)}")

@@ -134,13 +134,14 @@ def teacher_in_words(plan) -> str:
     model_args = plan.model_args
     if not plan.distils:
         return "none"
-    if plan.teacher_config is None:
-        name = str(plan.store.about.get("teacher"))
-    else:
-        name = model_args.teacher_name_or_path or f"a new {plan.teacher_config.model_type}"
-        if model_args.train_teacher:
-            name += f", {teachers_training_in_words(plan)}"
-    return name
+    names = plan.teacher_names
+    if len(names) > 1:
+        combined = plan.store.fingerprint.get("combined") if plan.store else None
+        return f"the {combined or 'mean probability'} of {len(names)}: {', '.join(names)}"
+    if names and not (model_args.train_teacher and plan.teacher_configs):
+        return names[0]
+    name = names[0] if names else f"a new {plan.teacher_configs[0].model_type}"
+    return f"{name}, {teachers_training_in_words(plan)}"
 
 
 def teachers_training_in_words(plan) -> str:
@@ -174,7 +175,8 @@ def store_in_words(plan) -> dict[str, str]:
     missing, total = sum(store.missing(planned).values()), sum(planned.values())
     known = f"all {total:,} views known, no teacher is loaded or trained"
     if missing:
-        known = f"{total - missing:,} of {total:,} views known, the teacher is asked about the others"
+        who = "each teacher" if len(plan.teacher_names) > 1 else "the teacher"
+        known = f"{total - missing:,} of {total:,} views known, {who} is asked about the others"
     known += f"; {store.damage()}" if store.damaged else ""
     return {"teacher's store": f"{args.teacher_store}, {known}"}
 
@@ -189,7 +191,9 @@ def rounds_in_words(plan) -> dict[str, str]:
     shown = steps * args.effective_batch_size
     words = f"those of {counted(args.view_epochs, 'epoch')} come round in another order each time"
     if plan.distils:
-        words += f"; the teacher is asked about {num_views:,} of {shown:,} views"
+        number = len(plan.teacher_names)
+        who = f"each of {number} teachers" if number > 1 else "the teacher"
+        words += f"; {who} is asked about {num_views:,} of {shown:,} views"
     return {"views": words}
 
 

@@ -1,19 +1,26 @@
 """Arguments of student and teacher."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from transformers.hf_argparser import HfArg
 
 from ..errors import InputError
 from ..fields import Choice, check_fields, check_finite
+from ..report import counted
 from .types import REMOTE_CODE, STUDENT, TEACHER, Count, Depth, Epochs, NotNegative, Rate, Width
+
+# What is given to each of several teachers; of one value alone the field is that value, and not a list.
+OF_EACH_TEACHER = ("teacher_name_or_path", "teacher_label_map", "teacher_image_size")
+NO_MAP = "none"
 
 
 @dataclass
 class ModelArguments:
     """Student and teacher. Every field of `DeiTDistillConfig` is an argument of the same name; None keeps its default.
+
+    Of several teachers, `teachers` has the arguments of each. One name, map or size is no list, however it was given.
 
     Raises:
         InputError: arguments that exclude or need each other, values outside their range, or overrides that are not a
@@ -49,8 +56,9 @@ class ModelArguments:
     attn_implementation: str | None = HfArg(
         default=None, help="Attention kernel of the student: sdpa, eager, flash_attention_2, ..."
     )
-    teacher_name_or_path: Annotated[str | None, Choice(TEACHER)] = HfArg(
-        default=None, help="The teacher: any image classifier that transformers can load."
+    teacher_name_or_path: Annotated[list[str] | None, Choice(TEACHER)] = HfArg(
+        default=None,
+        help="The teacher: any image classifier that transformers can load. Of several, the mean probability teaches.",
     )
     teacher_config_name: Annotated[str | None, Choice(TEACHER)] = HfArg(
         default=None, help="Architecture of a teacher to train: a folder, a JSON file, a Hub name or a model_type."
@@ -65,17 +73,19 @@ class ModelArguments:
     teacher_learning_rate: Annotated[NotNegative, TEACHER] = HfArg(
         default=1e-3, help="Peak learning rate of the teacher."
     )
-    teacher_image_size: Annotated[Width | None, TEACHER] = HfArg(
+    teacher_image_size: Annotated[list[Width] | None, TEACHER] = HfArg(
         default=None,
         help="Side at which the teacher looks at views, and a new one is trained; its image processor's, or the "
-        "student's for a new one, unless given.",
+        "student's for a new one, unless given. Of several teachers one for all, or one each.",
     )
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = HfArg(
-        default=None, help="The teacher's arithmetic; the store's, else the run's, unless given."
+        default=None, help="The arithmetic of all teachers; the store's, else the run's, unless given."
     )
     teacher_compile: bool = HfArg(default=False, help="Compile the teacher with torch.compile.")
-    teacher_label_map: Annotated[str | None, TEACHER] = HfArg(
-        default=None, help="JSON or YAML file: dataset class to the teacher's class, where names do not tell."
+    teacher_label_map: Annotated[list[str] | None, TEACHER] = HfArg(
+        default=None,
+        help="JSON or YAML file: dataset class to the teacher's class, where names do not tell. Of several teachers "
+        "one each, `none` for a teacher that needs none.",
     )
     allow_weak_teacher: Annotated[bool, TEACHER] = HfArg(
         default=False, help="Go on with a teacher that is no better than chance on the validation images."
@@ -86,6 +96,13 @@ class ModelArguments:
 
     def __post_init__(self):
         check_fields(self)
+        for name in OF_EACH_TEACHER:
+            given = getattr(self, name)
+            if isinstance(given, (list, tuple)) and len(given) <= 1:
+                setattr(self, name, given[0] if given else None)
+        if self.teacher_label_map == NO_MAP:
+            self.teacher_label_map = None
+        self._check_several_teachers()
         if self.teacher_config_name and not self.train_teacher:
             raise InputError("teacher_config_name describes a teacher without weights; add --train_teacher true")
         if self.train_teacher and not (self.teacher_name_or_path or self.teacher_config_name):
@@ -99,6 +116,44 @@ class ModelArguments:
                 "teacher_config_overrides changes a teacher that is yet to be trained; add --train_teacher true, or "
                 "leave it out"
             )
+
+    @property
+    def teachers(self) -> list["ModelArguments"]:
+        """The arguments of each teacher as if it were the only one, in the order of their names."""
+        number = len(self.teacher_names)
+        if number < 2:
+            return [self]
+        given = {name: getattr(self, name) for name in OF_EACH_TEACHER}
+        given = {
+            name: list(each) if isinstance(each, (list, tuple)) else [each] * number for name, each in given.items()
+        }
+        return [replace(self, **dict(zip(given, values, strict=True))) for values in zip(*given.values(), strict=True)]
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """What `teacher_name_or_path` names, one or several; nothing where a new teacher is trained."""
+        named = self.teacher_name_or_path
+        return list(named) if isinstance(named, (list, tuple)) else [named] if named else []
+
+    def _check_several_teachers(self):
+        """Refuse what is not given to each of several teachers, and what several cannot do."""
+        number = max(len(self.teacher_names), 1)
+        if number > 1 and self.train_teacher:
+            raise InputError(
+                f"train_teacher trains one teacher, and teacher_name_or_path names {number}; train each in a run of "
+                "its own, and name the folders `<output_dir>/teacher` of these without train_teacher"
+            )
+        for name in OF_EACH_TEACHER[1:]:
+            given = getattr(self, name)
+            many = len(given) if isinstance(given, (list, tuple)) else 1
+            is_of_all = name == "teacher_image_size" or given is None
+            if many != number and (many > 1 or number > 1 and not is_of_all):
+                values = f"{name} has {counted(many, 'value')} for {counted(number, 'teacher')}"
+                either = "one for all, or one each" if name == "teacher_image_size" else "one each, `none` for no map"
+                raise InputError(f"{values}; give {either if number > 1 else 'one'}")
+        each = self.teachers
+        if twice := [one.teacher_name_or_path for place, one in enumerate(each) if one in each[:place]]:
+            raise InputError(f"teacher_name_or_path names {twice[0]!r} twice; name each teacher once")
 
 
 def _parse_json_object(name: str, text: str) -> dict:

@@ -26,7 +26,7 @@ from ..hardware import parts_in_words
 from ..hub import check_license
 from ..output_folder import CARD, CONFUSION, CURVES, DECISIONS, MISTAKES, PREDICTIONS
 from ..report import ACCURACY_NAMES, duration
-from .comparison import comparison, verdict
+from .comparison import accuracies_of_teachers, comparison, verdict, views_asked_in_words
 from .confusion import confusion_in_words, plot_confusion
 from .pictures import HOW_CHOSEN, plot_training_curves
 from .places import decisions_of_exports, places
@@ -212,7 +212,7 @@ def score(run: Run) -> str | None:
     if run.num_images:
         text += f" (95 % interval: {_interval(share, run.num_images)})"
     if teacher is not None:
-        text += f", its teacher on {_percent(teacher)}"
+        text += f", its {run.outcome.called('teacher')} on {_percent(teacher)}"
     if run.is_finished:
         return text + "."
     if (epoch := run.measured("epoch")) is not None:
@@ -235,8 +235,14 @@ def tokens(run: Run) -> str | None:
 def comparison_table(run: Run) -> str | None:
     """This model, its teacher, and what always answering the largest class would come to."""
     heads, rows = comparison(run.outcome)
-    names = {"student": "this model", "teacher": "its teacher"}
-    return _table(("", *(_text(names.get(head, head)) for head in heads)), [tuple(map(_text, row)) for row in rows])
+    names = {"student": "this model", (teacher := run.outcome.called("teacher")): f"its {teacher}"}
+    rows = [tuple(map(_text, row)) for row in rows]
+    table = _table(("", *(_text(names.get(head, head)) for head in heads)), rows)
+    alone = [(_text(name), _text(value)) for name, value in accuracies_of_teachers(run.outcome)]
+    if not alone:
+        return table
+    words = "Each of the teachers alone:"
+    return f"{table}\n\n{words}\n\n{_table(('', 'accuracy'), alone)}"
 
 
 def accuracy_table(run: Run) -> str | None:
@@ -330,8 +336,8 @@ def method(run: Run) -> str:
         parts.append(f"starting from {_hub_link(run.record['base_model'])}")
     if run.dataset.get("id"):
         parts.append(f"on {_hub_link(run.dataset['id'], 'datasets/')}")
-    if run.record.get("teacher"):
-        parts.append(f"taught by {_hub_link(run.record['teacher'])}")
+    if teachers := _several(run.record.get("teacher")):
+        parts.append(f"taught by {' and '.join(map(_hub_link, teachers))}")
     return ", ".join(parts) + "."
 
 
@@ -343,7 +349,7 @@ def summary_table(run: Run) -> str | None:
     added = {
         "hardware": parts_in_words(parts) if parts else run.record.get("hardware"),
         "training time": None if runtime is None else duration(runtime),
-        "views the teacher was asked about": f"{asked:,.0f}" if asked else None,
+        **(dict([views_asked_in_words(run.outcome)]) if asked else {}),
         "images that could not be read": None if bad_images is None else f"{bad_images:,.0f}",
         "finished": run.record.get("finished") if run.is_finished else None,
     }

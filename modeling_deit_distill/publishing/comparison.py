@@ -37,11 +37,13 @@ class Outcome:
         decisions: of `predictions.json`, (images,) class indices: `labels`, `fused` and perhaps `teacher`; empty where
             they were not kept.
         class_names: in the order of their indices.
+        teachers: what several teachers are called, in their order; then `teacher` is what they answer together.
     """
 
     results: Mapping[str, object]
     decisions: Mapping[str, np.ndarray] = field(default_factory=dict)
     class_names: Sequence[str] = ()
+    teachers: Sequence[str] = ()
 
     def measured(self, key: str) -> float | None:
         """A result, if it was measured and is a number."""
@@ -68,6 +70,10 @@ class Outcome:
         sets = {"student": self.decisions["fused"], "teacher": self.decisions.get("teacher"), "largest": self._constant}
         return paired_difference(self.decisions["labels"], sets[first], sets[second])
 
+    def called(self, name: str | None) -> str | None:
+        """`student` or `teacher` in words; several teachers are an ensemble."""
+        return f"ensemble of {len(self.teachers)} teachers" if name == "teacher" and self.teachers else name
+
     @property
     def _constant(self) -> np.ndarray:
         labels = self.decisions["labels"]
@@ -90,7 +96,11 @@ def comparison(outcome: Outcome) -> tuple[list[str], list[tuple[str, ...]]]:
         ("parameters", *(_count(measured(key)) for key in PARAMETERS), "–"),
         ("milliseconds an image", *(_milliseconds(measured(key)) for key in MILLISECONDS), "–"),
     ]
-    heads = ["student", "teacher", f"always {_first([outcome.largest])}" if reference else "always the largest class"]
+    heads = [
+        "student",
+        outcome.called("teacher"),
+        f"always {_first([outcome.largest])}" if reference else "always the largest class",
+    ]
     kept = [place for place in range(3) if any(row[1 + place] != "–" for row in rows)]
     rows = [(row[0], *(row[1 + place] for place in kept)) for row in rows]
     return [heads[place] for place in kept], [row for row in rows if set(row[1:]) - {"–"}]
@@ -137,7 +147,11 @@ def _are_too_few(outcome: Outcome) -> bool:
 
 def _too_few_in_words(outcome: Outcome) -> str:
     number, judged = len(outcome.decisions["labels"]), outcome.judged
-    names = {"student": "the student", "teacher": "the teacher", "largest": f"always {_first([outcome.largest])}"}
+    names = {
+        "student": "the student",
+        "teacher": f"the {outcome.called('teacher')}",
+        "largest": f"always {_first([outcome.largest])}",
+    }
     right = [f"{names[name]} is right on {round(each.accuracy * number):,}" for name, each in judged.items()]
     return f"too few held-out images ({number:,}) to say: {_and([', '.join(right[:-1]), right[-1]])}; hold out more."
 
@@ -164,18 +178,19 @@ def _told(outcome: Outcome) -> Iterator[tuple[str, str]]:
             names = [outcome.class_names[label] for label in never_answered(judged[name])]
             number = sum(each.num_images > 0 for each in judged[name].classes)
             yield (
-                f"never answered by the {name}",
+                f"never answered by the {outcome.called(name)}",
                 f"{len(names)} of {number} classes: {_first(names)}" if names else "none",
             )
+    yield from accuracies_of_teachers(outcome)
     if (share := outcome.measured("eval_teacher_agreement")) is not None:
-        yield "student agrees with teacher", _percent(share)
+        yield f"student agrees with {outcome.called('teacher')}", _percent(share)
     if "final_weights" in results:
         shares = (
             f"{word} {_percent(outcome.measured(f'eval_{kind}_accuracy'))}" for kind, word in FINAL_WEIGHTS.items()
         )
         yield "weights that were kept", f"{FINAL_WEIGHTS[results['final_weights']]} ({', '.join(shares)})"
     if "teacher_accuracy" in results and "teacher_views_asked" in results:
-        yield "views the teacher was asked about", f"{results['teacher_views_asked']:,}"
+        yield views_asked_in_words(outcome)
     if results.get("bad_images") is not None:
         yield "images that could not be read", f"{results['bad_images']:,}"
     if results.get("bad_held_out_images"):
@@ -186,24 +201,39 @@ def _told(outcome: Outcome) -> Iterator[tuple[str, str]]:
         yield "verdict", words
 
 
+def accuracies_of_teachers(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """The accuracy of each of several teachers alone, by its name, where it is known."""
+    for number, name in enumerate(outcome.teachers, start=1):
+        if (share := outcome.measured(f"teacher_{number}_accuracy")) is not None:
+            yield f"teacher {number} alone", f"{_percent(share)} ({name})"
+
+
+def views_asked_in_words(outcome: Outcome) -> tuple[str, str]:
+    """About how many views the teacher was asked; of several each about all of them."""
+    asked, number = outcome.results["teacher_views_asked"], len(outcome.teachers)
+    if number < 2:
+        return "views the teacher was asked about", f"{asked:,.0f}"
+    return "views the teachers were asked about", f"{asked:,.0f}, by each of {number}: {asked * number:,.0f} answers"
+
+
 def _which_to_keep(outcome: Outcome) -> str:
     pair, judged = outcome.compared("student", "teacher"), outcome.judged
-    number = len(outcome.decisions["labels"])
+    number, teacher = len(outcome.decisions["labels"]), outcome.called("teacher")
     shares = (
-        f"the student is right on {_percent(judged['student'].accuracy)} of {number:,} held-out images, the teacher on "
-        f"{_percent(judged['teacher'].accuracy)} ({_p(pair)}, McNemar's test)"
+        f"the student is right on {_percent(judged['student'].accuracy)} of {number:,} held-out images, the {teacher} "
+        f"on {_percent(judged['teacher'].accuracy)} ({_p(pair)}, McNemar's test)"
     )
-    pros = {"student": _advantages(outcome, 0), "teacher": _advantages(outcome, 1)}
+    pros = {"student": _advantages(outcome, 0), teacher: _advantages(outcome, 1)}
     if len(_doubtful(outcome)) == 2:
         return f"keep neither as it is: {shares}."
     if pair.p_value >= SURE:
-        better = kept(outcome)
+        better = outcome.called(kept(outcome))
         choice = f" Keep the {better}: it is {_and(pros[better])}." if better else _sentence(pros)
         return f"too close to tell: {shares}; the difference is within the uncertainty of {number:,} images.{choice}"
     if pair.num_first > pair.num_second:
         return f"keep the student: {shares}.{_sentence(pros)}"
     unless = ", unless size or time decide" if pros["student"] else ""
-    return f"keep the teacher{unless}: {shares}.{_sentence(pros)}"
+    return f"keep the {teacher}{unless}: {shares}.{_sentence(pros)}"
 
 
 def _sentence(pros: Mapping[str, list[str]]) -> str:
@@ -228,10 +258,10 @@ def _other_way_round(outcome: Outcome) -> Iterator[str]:
     student, teacher = outcome.judged["student"], outcome.judged["teacher"]
     difference = student.balanced_accuracy - teacher.balanced_accuracy
     if abs(difference) >= MIN_DIFFERENCE and difference * (student.accuracy - teacher.accuracy) < 0:
-        better = "student" if difference > 0 else "teacher"
+        better, other = (outcome.called(name) for name in ("student" if difference > 0 else "teacher", "teacher"))
         yield (
             f"By balanced accuracy the {better} is the better one (student {_percent(student.balanced_accuracy)}, "
-            f"teacher {_percent(teacher.balanced_accuracy)})."
+            f"{other} {_percent(teacher.balanced_accuracy)})."
         )
 
 
@@ -242,7 +272,7 @@ def _against_the_largest_class(outcome: Outcome) -> Iterator[str]:
     if len(doubtful) == 2:
         yield f"neither is known to be better than {always}."
     elif doubtful:
-        yield f"the {doubtful[0]} is not known to be better than {always}."
+        yield f"the {outcome.called(doubtful[0])} is not known to be better than {always}."
     elif "teacher" not in outcome.judged:
         share, number = _percent(outcome.judged["student"].accuracy), len(outcome.decisions["labels"])
         known = f"it is right on {share} of {number:,} images ({_p(outcome.compared('student', 'largest'))})"

@@ -9,12 +9,13 @@ import torch
 
 from ..configuration_deit_distill import as_pair
 from ..modeling_deit_distill import DeiTDistillForImageClassification
+from ..teachers.ensemble import Ensemble
 from ..teachers.teacher import Teacher
 
 ROUNDS, WARM_UP, MAX_SECONDS = 30, 3, 3.0
 
 
-def measure_costs(output_dir: str | Path, teacher: Teacher | None, device: torch.device) -> dict[str, float]:
+def measure_costs(output_dir: str | Path, teacher: Teacher | Ensemble | None, device: torch.device) -> dict[str, float]:
     """Of the model in a run's folder and of its teacher, by their names in `all_results.json`.
 
     Each gets one image at a time, at its own size, in fp32, whatever the run's precision was. They take turns, so that
@@ -22,15 +23,19 @@ def measure_costs(output_dir: str | Path, teacher: Teacher | None, device: torch
 
     Args:
         output_dir: the run's folder, in which the model was saved.
-        teacher: None without one, or if only its stored answers are there; then nothing is said of it.
+        teacher: None without one, or if only its stored answers are there; then nothing is said of it. Of several the
+            parameters of all, and the time in which all have answered, one after the other.
     """
     student = DeiTDistillForImageClassification.from_pretrained(output_dir).to(device).eval()
     answering = {"milliseconds_per_image": _answering(student, as_pair(student.config.image_size), device)}
     costs = {}
     if teacher is not None:
-        size, model = (teacher.view.image_size,) * 2, teacher.model
-        answering["teacher_milliseconds_per_image"] = _answering(model, size, device, teacher.memory_format)
-        costs["teacher_num_parameters"] = model.num_parameters()
+        calls = [
+            _answering(member.model, (member.view.image_size,) * 2, device, member.memory_format)
+            for member in teacher.members
+        ]
+        answering["teacher_milliseconds_per_image"] = lambda: [call() for call in calls]
+        costs["teacher_num_parameters"] = sum(member.model.num_parameters() for member in teacher.members)
     return {**costs, **dict(zip(answering, _milliseconds(list(answering.values()), device), strict=True))}
 
 

@@ -130,7 +130,7 @@ def _table_of(output_dir: str, results: dict[str, float]) -> str:
     try:
         run = read_run(Path(output_dir), results)
         text = results_table(run.outcome)
-        if kept(run.outcome) == "teacher":
+        if kept(run.outcome) == "teacher" and not run.outcome.teachers:  # several are no model of one folder
             trained = Path(output_dir, TEACHER)
             teacher = str(trained) if trained.is_dir() else run.record.get("teacher")
     except InputError as error:

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +37,9 @@ def write_run_record(plan, name: str | None = None) -> Path:
     `name` is the model's repository; without one it is called by its folder.
     """
     model_args, data_args, args, summary = plan.model_args, plan.data_args, plan.args, plan.summary()
-    folders = [model_args.model_name_or_path, model_args.teacher_name_or_path, args.teacher_store]
-    folders += [] if plan.store is None else [plan.store.about.get("teacher")]
-    shown = {folder: without_folders(folder) for folder in folders if folder is not None}
+    teachers = plan.teacher_names
+    folders = [model_args.model_name_or_path, *model_args.teacher_names, args.teacher_store]
+    shown = {folder: without_folders(folder) for folder in folders if folder is not None} | names_apart(teachers)
     shown |= {path: _shown(key, path) for key in (*DATA_FOLDERS, *DATA_TABLES) if (path := getattr(data_args, key))}
     source = data_args.train_dir or data_args.train_csv or data_args.dataset_name
     dataset, parts = hub_id(data_args.dataset_name), _earlier_parts(args)
@@ -57,7 +57,8 @@ def write_run_record(plan, name: str | None = None) -> Path:
         "hardware_by_step": plan.hardware,
         "finished": date.today().isoformat(),
         "base_model": base_model(model_args.model_name_or_path),
-        "teacher": hub_id(model_args.teacher_name_or_path) if plan.distils else None,
+        "teacher": _one_or_all(list(filter(None, map(hub_id, model_args.teacher_names)))) if plan.distils else None,
+        **({"teachers": [shown[name] for name in teachers]} if len(teachers) > 1 else {}),
         "dataset": {
             "name": shown[source],
             "id": dataset,
@@ -166,6 +167,17 @@ def hub_id(name_or_path: str | None) -> str | None:
     if name_or_path is None or Path(name_or_path).exists() or name_or_path.count("/") != 1:
         return None
     return name_or_path if not name_or_path.startswith((".", "/", "~")) else None
+
+
+def _one_or_all(values: list[str]) -> str | list[str] | None:
+    return values if len(values) > 1 else next(iter(values), None)
+
+
+def names_apart(names: Sequence[str]) -> dict[str, str]:
+    """What is told of several names: of a folder of this machine its last part, or the last two to tell it apart."""
+    shown = {name: without_folders(name) for name in names}
+    alike = {name for name in names if list(shown.values()).count(shown[name]) > 1}
+    return {name: path_in_set(name, is_table=True) if name in alike else short for name, short in shown.items()}
 
 
 def base_model(name_or_path: str | None) -> str | None:

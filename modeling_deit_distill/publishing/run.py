@@ -70,7 +70,7 @@ class Run:
     @cached_property
     def outcome(self) -> Outcome:
         """What came of it."""
-        return Outcome(self.results, self.decisions, self.class_names)
+        return Outcome(self.results, self.decisions, self.class_names, self.record.get("teachers", ()))
 
     @property
     def judged(self) -> Measured:

@@ -4,7 +4,7 @@ Whatever decides an answer is here: the data, the order and the draws of the vie
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..augmentation.augment import AUGMENTATION_VERSION
 from ..data.datasets import ViewDataset
@@ -12,6 +12,7 @@ from ..data.sources import ImageData
 from ..data.views import AugmentationSettings, ViewSampler
 from ..errors import InputError
 from .classes import read_label_map, teacher_classes
+from .ensemble import Ensemble
 from .teacher import InputView, Teacher, own_view, weights_checksum
 from .training import RECORDED_LATER, TeacherTraining, record_difference, training_record
 
@@ -42,6 +43,17 @@ REMEDIES = {
     "teacher_training": "train the teacher alike, or name the one that the store was made with ({teacher})",
     "label_map": "give the --teacher_label_map that the store was made with",
 }
+
+# Of several teachers each of these is a list, in the order of their names; but one precision that all have.
+OF_TEACHER = (
+    "teacher_weights",
+    "teacher_mean",
+    "teacher_std",
+    "teacher_image_size",
+    "teacher_precision",
+    "teacher_training",
+    "label_map",
+)
 
 # Fields with a comparison of their own; it returns None for values that agree.
 DIFFERENCES = {"teacher_training": record_difference}
@@ -80,13 +92,17 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None, kept: Mapp
     return agreed
 
 
-def of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, object]:
-    """The fields about the teacher that a run names, as far as its arguments say; nothing is loaded.
+def of_named_teachers(trainings: Sequence[TeacherTraining], kept: Mapping) -> dict[str, object]:
+    """The fields about the teachers that a run names, as far as its arguments say; nothing is loaded.
 
     Args:
-        training: of the teacher; where none is trained, what it says of the one that is named.
+        trainings: of each teacher; where none is trained, what it says of the one that is named.
         kept: see [`of_views`].
     """
+    return of_several([_of_named_teacher(each, kept) for each in trainings])
+
+
+def _of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, object]:
     model_args = training.model_args
     given = {"teacher_precision": model_args.teacher_precision, "teacher_image_size": model_args.teacher_image_size}
     agreed = {name: value for name, value in given.items() if value is not None}
@@ -105,8 +121,21 @@ def of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, obje
     }
 
 
-def of_teacher(teacher: Teacher) -> dict[str, object]:
-    """The fields about a loaded teacher."""
+def of_teacher(teacher: Teacher | Ensemble) -> dict[str, object]:
+    """The fields about a loaded teacher, or about several."""
+    return of_several([_of_member(member) for member in teacher.members])
+
+
+def of_several(each: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """The fields about all of several teachers: lists, in the order of the teachers; one precision is that of all."""
+    if len(each) == 1:
+        return dict(each[0])
+    together = {name: [fields[name] for fields in each] for name in each[0]}
+    precisions = together.get("teacher_precision", [])
+    return together | ({"teacher_precision": precisions[0]} if len(set(precisions)) == 1 else {})
+
+
+def _of_member(teacher: Teacher) -> dict[str, object]:
     return {
         "teacher_weights": weights_checksum(teacher.model.name_or_path),
         "teacher_mean": list(teacher.view.mean),

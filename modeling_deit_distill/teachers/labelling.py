@@ -20,8 +20,10 @@ from ..data.datasets import ViewDataset, collate
 from ..data.evaluation import EvaluationDataset
 from ..data.loaders import planned_steps
 from ..data.views import ViewSampler
+from .ensemble import Ensemble
 from .store import TeacherStore
-from .teacher import Teacher, decisions_of
+from .teacher import Teacher
+from .trial import decisions_of
 
 
 def whole_sampler(store: TeacherStore, views: ViewDataset) -> ViewSampler:
@@ -49,16 +51,16 @@ def is_full(args: DistillationTrainingArguments, views, store: TeacherStore | No
 
 
 @torch.no_grad()
-def ask(store: TeacherStore, teacher: Teacher, batch: Mapping) -> np.ndarray:
+def ask(store: TeacherStore, teacher: Teacher | Ensemble, batch: Mapping) -> np.ndarray:
     """Augment a batch of views on the teacher's device and ask it: entries (views,) as the store keeps them."""
-    pixels = batch["pixel_values"].to(teacher.scale.device, non_blocking=True)
+    pixels = batch["pixel_values"].to(teacher.device, non_blocking=True)
     pixels = augment(pixels, batch["draws"], IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return store.encode(teacher(pixels))
 
 
 def fill(
     store: TeacherStore,
-    teacher: Teacher,
+    teacher: Teacher | Ensemble,
     views: ViewDataset,
     sampler: ViewSampler,
     epochs: Iterable[int],
@@ -90,17 +92,22 @@ def fill(
 
 
 def ask_about_validation(
-    store: TeacherStore, teacher: Teacher, held_out: EvaluationDataset, view: str, batch_size: int
+    store: TeacherStore, teacher: Teacher | Ensemble, held_out: EvaluationDataset, view: str, batch_size: int
 ) -> float:
     """Keep the teacher's answers about the validation images, shown as `view` says; its accuracy, from 0 to 1."""
-    answers, labels = decisions_of(teacher, held_out, batch_size)
+    answers, labels, members = decisions_of(teacher, held_out, batch_size)
     accuracy = float(np.mean(answers == labels))
-    store.write_validation(view, accuracy, answers, labels)
+    store.write_validation(view, accuracy, answers, labels, accuracies_of(members, labels))
     return accuracy
 
 
+def accuracies_of(members: Iterable[np.ndarray], labels: np.ndarray) -> list[float]:
+    """The accuracy of each member of an ensemble, from 0 to 1, by its decisions (images,)."""
+    return [float(np.mean(decided == labels)) for decided in members]
+
+
 def verify(
-    store: TeacherStore, teacher: Teacher, views: ViewDataset, sampler: ViewSampler, num_samples: int
+    store: TeacherStore, teacher: Teacher | Ensemble, views: ViewDataset, sampler: ViewSampler, num_samples: int
 ) -> tuple[int, int]:
     """Ask the live teacher again about stored views, drawn from all epochs: how many are alike, of how many compared.
 

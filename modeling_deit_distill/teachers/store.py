@@ -22,7 +22,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError, one_line, printable
 from ..files import check_json, read_json, with_checksum, without_folders, write_json
 from ..report import say_once
-from .agreement import DIFFERENCES, REMEDIES
+from .agreement import DIFFERENCES, OF_TEACHER, REMEDIES
 from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
 
 FORMAT, FORMAT_WITHOUT_CHECKSUMS = 2, 1
@@ -94,9 +94,12 @@ class TeacherStore:
             theirs, ours = self.fingerprint.get(field), json.loads(json.dumps(ours))  # tuples as JSON keeps them
             if theirs == ours or field in DIFFERENCES and DIFFERENCES[field](theirs, ours) is None:
                 continue
-            remedy = REMEDIES[field].format(field=field, theirs=printable(theirs), teacher=self.about.get("teacher"))
+            words = {"theirs": in_words(printable(theirs)), "teacher": in_words(self.about.get("teacher"))}
+            remedy = REMEDIES[field].format(field=field, **words)
             if isinstance(theirs, dict) and isinstance(ours, dict):
                 field, theirs, ours = _first_difference(field, theirs, ours)
+            elif field in OF_TEACHER and isinstance(self.fingerprint.get("teacher_weights"), list):
+                field, theirs, ours = _first_teacher(field, theirs, ours)
             raise InputError(
                 f"teacher_store {str(self.directory)!r} holds answers for {field} {_short(theirs)}, this run has "
                 f"{_short(ours)}; {remedy}, or choose another --teacher_store"
@@ -197,14 +200,22 @@ class TeacherStore:
     def read_validation(self, view: str) -> dict | None:
         """The `accuracy`, the `answers` and the true `labels` (class indices) of the validation images, if known.
 
+        Besides `members`, the accuracy of each of several teachers.
+
         None where they were shown otherwise than `view` says, and where they are damaged, which is said.
         """
         kept = self.validation()
         return kept if kept is not None and kept["view"] == view else None
 
-    def write_validation(self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray):
-        """Keep what the teacher said about the validation images, shown as `view` says."""
+    def write_validation(
+        self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray, members: Sequence[float] = ()
+    ):
+        """Keep what the teacher said about the validation images, shown as `view` says.
+
+        `members` are the accuracies of each of several teachers, of whose answers `answers` are.
+        """
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
+        kept |= {"members": list(members)} if members else {}
         if self.has_checksums:
             kept = with_checksum({"identity": self.identity, **kept})
         with disk_errors_named(self.directory / VALIDATION):
@@ -221,7 +232,8 @@ class TeacherStore:
                     raise ValueError("it is of another store")
             for name in ("answers", "labels"):
                 _check_classes(kept[name], self.fingerprint["num_classes"])
-            if len(kept["answers"]) != len(kept["labels"]) or not 0 <= kept["accuracy"] <= 1:
+            shares = [kept["accuracy"], *kept.get("members", [])]
+            if len(kept["answers"]) != len(kept["labels"]) or not all(0 <= share <= 1 for share in shares):
                 raise ValueError("its answers are not complete")
         except FileNotFoundError:
             return None
@@ -262,6 +274,11 @@ class TeacherStore:
                 f"teacher_store {str(self.directory)!r} has room for {self.num_views:,} views of an epoch, this run "
                 f"asks for position {positions.max():,}; choose another --teacher_store, or a smaller batch"
             )
+
+
+def in_words(value: object) -> str:
+    """A value, or a list of several, as it is given on a command line."""
+    return " ".join(map(in_words, value)) if isinstance(value, list) else str(value)
 
 
 def is_store(directory: str | os.PathLike | None) -> bool:
@@ -442,6 +459,14 @@ def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object
         if theirs.get(name) != ours.get(name):
             return f"{field}.{name}", theirs.get(name), ours.get(name)
     return field, theirs, ours
+
+
+def _first_teacher(field: str, theirs: object, ours: object) -> tuple[str, object, object]:
+    """Of a field of several teachers, the first in which they differ; all of it where they are not as many."""
+    if not (isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours)):
+        return field, theirs, ours
+    place = next(place for place, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one != other)
+    return f"{field} of teacher {place + 1}", theirs[place], ours[place]
 
 
 def _short(value: object) -> str:

@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -34,7 +31,6 @@ from transformers.utils import (
 
 from ..arguments import ModelArguments
 from ..arguments.types import MOST_LAYERS
-from ..data.datasets import collate
 from ..data.evaluation import check_normalisation
 from ..errors import InputError, one_line
 from ..files import sha256
@@ -45,8 +41,6 @@ from .classes import read_label_map, teacher_classes
 logger = logging.get_logger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# A trial of the teacher before training: on so many validation images; with fewer than MIN_TRIAL nothing can be told.
-TRIAL_IMAGES, MIN_TRIAL = 400, 50
 
 
 @dataclass(frozen=True)
@@ -98,6 +92,16 @@ class Teacher(nn.Module):
         self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
         self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
         self.requires_grad_(False).eval()
+
+    @property
+    def members(self) -> list["Teacher"]:
+        """Itself alone; an ensemble has several."""
+        return [self]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.scale.device
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits (batch, classes) for `pixel_values` (batch, 3, height, width) normalised for the student."""
@@ -176,94 +180,6 @@ def weights_checksum(name_or_path: str) -> str:
         InputError: no weights there.
     """
     return sha256(*_weight_files(name_or_path))
-
-
-def check_teacher(
-    teacher: Teacher,
-    images: torch.utils.data.Dataset,
-    batch_size: int,
-    allow_weak: bool,
-    trained_epochs: float | None = None,
-) -> float:
-    """Try the teacher on some hundred validation images before training by it; its share of right answers.
-
-    Args:
-        teacher: the teacher.
-        images: `pixel_values` normalised for the student, and `labels`.
-        batch_size: of the trial.
-        allow_weak: go on though it is hardly better than chance.
-        trained_epochs: of a teacher that was trained here; None for any other.
-
-    Raises:
-        InputError: its answers are not finite; or it is hardly better than chance, which is as many hits as shuffled
-            answers would have: within three deviations of it, or within a tenth of the way from there to all.
-    """
-    chosen = np.unique(np.linspace(0, len(images) - 1, TRIAL_IMAGES).astype(int)).tolist()
-    predicted, true = decisions_of(teacher, torch.utils.data.Subset(images, chosen), batch_size)
-    num_classes = max(predicted.max(), true.max()) + 1
-    num_predicted, num_true = (np.bincount(each, minlength=num_classes) for each in (predicted, true))
-    hits, expected = int((predicted == true).sum()), float(num_predicted @ num_true) / len(true)
-    deviation = math.sqrt(expected * (1 - expected / len(chosen)))
-    hardly_better = hits <= expected + max(3 * deviation, (len(chosen) - expected) / 10)
-    if hardly_better and len(chosen) >= MIN_TRIAL and not allow_weak:
-        why = _why_weak(predicted, true, expected, trained_epochs)
-        raise InputError(
-            f"the teacher is right on {hits} of {len(chosen)} validation images, and chance would be about "
-            f"{expected:.0f}: {why}, or go on by --allow_weak_teacher true"
-        )
-    return hits / len(chosen)
-
-
-def _why_weak(predicted: np.ndarray, true: np.ndarray, expected: float, trained_epochs: float | None) -> str:
-    """Why a teacher is no better than chance, and what to do.
-
-    Args:
-        predicted, true: (images,) class indices.
-        expected: hits by chance.
-        trained_epochs: as of [`check_teacher`].
-    """
-    answers = np.unique(predicted)
-    if trained_epochs is not None:
-        return (
-            f"it was trained here for {trained_epochs:g} epochs, which did not teach it; train it longer "
-            "(--teacher_num_train_epochs, with --overwrite_output_dir true) or at another --teacher_learning_rate"
-        )
-    if len(answers) == 1:
-        return f"it answers class {answers[0]} whatever it sees, so its head is not trained; take another teacher"
-    num_classes = max(predicted.max(), true.max()) + 1
-    together = np.zeros((num_classes, num_classes), int)
-    np.add.at(together, (predicted, true), 1)
-    # Each answer read as the class that suits it best; of few images a class, any answers could be read so.
-    right = int(together[linear_sum_assignment(together, maximize=True)].sum())
-    if right - expected > (len(true) - expected) / 2 and len(true) >= 5 * num_classes:
-        return (
-            f"its classes are in another order than their names say (in the best order it is right on {right}); give "
-            "--teacher_label_map"
-        )
-    return (
-        "its head is not trained, or it knows other images; take another teacher, or fine-tune this one "
-        "(--train_teacher true)"
-    )
-
-
-@torch.no_grad()
-def decisions_of(teacher: Teacher, images: torch.utils.data.Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's decisions on images and the true labels, both (images,) class indices.
-
-    Raises:
-        InputError: answers that are not finite; the index of a NaN would be a class like any other.
-    """
-    answers, labels = [], []
-    for batch in torch.utils.data.DataLoader(images, batch_size, collate_fn=collate):
-        logits = teacher(batch["pixel_values"].to(teacher.scale.device))
-        if not logits.isfinite().all():
-            precision = teacher.precision
-            remedy = f"add --teacher_precision fp32 (now {precision})"
-            remedy = "take another teacher" if precision == "fp32" else remedy
-            raise InputError(f"the teacher's answers about validation images are not finite; {remedy}")
-        answers.append(logits.argmax(dim=-1).cpu())
-        labels.append(batch["labels"])
-    return torch.cat(answers).numpy(), torch.cat(labels).numpy()
 
 
 def load_classifier(name_or_path: str, **kwargs) -> PreTrainedModel:

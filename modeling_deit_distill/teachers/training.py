@@ -88,7 +88,7 @@ class TeacherTraining:
     Schedule and checkpoint are those of `model_args`; machine, batch and augmentation are the student's.
 
     Attributes:
-        config: of the teacher, from `description.describe_teacher`.
+        config: of the teacher, from `description.describe_teachers`.
         data: of the run.
         model_args, args: of the run.
         student_image_size: pixels; a new teacher is trained at it unless another size is given, a fine-tuned one at

@@ -10,6 +10,8 @@ from torch import nn
 from ..data.evaluation import labels_of
 from ..errors import InputError, LocalInputError
 from ..teachers.agreement import of_views
+from ..teachers.ensemble import ask_each
+from ..teachers.labelling import accuracies_of
 from ..teachers.store import TeacherStore, decode_labels, decode_top_k
 
 
@@ -85,6 +87,8 @@ class Answers:
     ) -> dict | None:
         """The `accuracy`, `answers` and `labels` (images,) of a held-out set; None where neither knows.
 
+        Of several teachers also `members`, the accuracy of each.
+
         Args:
             batches: from the set's name to its batches, prepared by `accelerator`; called if the teacher is asked.
             view: how the images are shown, see `data.evaluation.evaluation_view`.
@@ -107,15 +111,16 @@ class Answers:
         for batch in batches(name):
             if "labels" not in batch:
                 raise InputError("the evaluation set has no labels, so nobody knows how often the teacher is right")
-            decided = self._ask(batch["pixel_values"]).argmax(dim=-1)
+            logits, each = self._ask_each(batch["pixel_values"])
+            decided = torch.stack([logits, *each], dim=1).argmax(dim=-1)
             decided, true = accelerator.gather_for_metrics((decided, batch["labels"]))
             answers.append(decided.cpu().numpy())
             labels.append(true.cpu().numpy())
-        answers, labels = np.concatenate(answers), np.concatenate(labels)
-        accuracy = float(np.mean(answers == labels))
+        (answers, *members), labels = np.concatenate(answers).T, np.concatenate(labels)
+        accuracy, shares = float(np.mean(answers == labels)), accuracies_of(members, labels)
         if self.store is not None and keeps and accelerator.is_main_process:
-            self.store.write_validation(view, accuracy, answers, labels)
-        return {"accuracy": accuracy, "answers": answers, "labels": labels}
+            self.store.write_validation(view, accuracy, answers, labels, shares)
+        return {"accuracy": accuracy, "answers": answers, "labels": labels, "members": shares}
 
     def _read_or_ask(self, epoch: int, positions: np.ndarray, pixel_values: torch.Tensor) -> np.ndarray:
         entries, known = self.store.read(epoch, positions)
@@ -134,9 +139,12 @@ class Answers:
         self.store.write(epoch, positions[~known], answered[~known])
         return np.where(known, entries, answered)
 
-    @torch.no_grad()
     def _ask(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.teacher(pixel_values)
+        return self._ask_each(pixel_values)[0]
+
+    @torch.no_grad()
+    def _ask_each(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        output, each = ask_each(self.teacher, pixel_values)
         logits = output.logits if hasattr(output, "logits") else output
         if logits.shape[-1] != self.num_classes:
             raise InputError(
@@ -144,7 +152,7 @@ class Answers:
                 "classes in the same order"
             )
         self._are_finite = logits.amax(dim=-1).isfinite().all()
-        return logits
+        return logits, each
 
 
 def check_objective(model, args, teacher: nn.Module | None, store: TeacherStore | None):

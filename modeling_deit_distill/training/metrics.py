@@ -51,7 +51,8 @@ class HeldOutMetrics:
     def ask_teacher(self, sets, ask: Callable[[str | None, object, bool], dict | None]) -> dict[str, float]:
         """`teacher_accuracy`, `teacher_balanced_accuracy` and `teacher_macro_f1`; empty where nothing is known.
 
-        Of several sets each has its own, as `teacher_<set>_accuracy`.
+        Of several sets each has its own, as `teacher_<set>_accuracy`. Of several teachers these are of their mean
+        probability, and `teacher_1_accuracy`, `teacher_2_accuracy`, ... of each.
 
         Args:
             sets: Trainer's `eval_dataset`.
@@ -68,6 +69,8 @@ class HeldOutMetrics:
             balanced, macro_f1 = class_means(about["labels"], about["answers"])
             figures = {"accuracy": about["accuracy"], "balanced_accuracy": balanced, "macro_f1": macro_f1}
             results |= {f"{prefix}_{figure}": value for figure, value in figures.items()}
+            members = enumerate(about.get("members", ()), start=1)
+            results |= {f"{prefix}_{number}_accuracy": share for number, share in members}
         return results
 
     def decide(self, logits: tuple[torch.Tensor, ...], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -73,7 +73,7 @@ class Run:
         return ViewSampler.from_arguments(self.args, self.views)
 
     def describe(self):
-        return self.plan().teacher_config
+        return next(iter(self.plan().teacher_configs), None)
 
     def find(self) -> TeacherStore | None:
         return self.plan().store

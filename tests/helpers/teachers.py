@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedConfig, ResNetConfig, ResNetForImageClassification
 
 from modeling_deit_distill.arguments import DistillationTrainingArguments, ModelArguments
-from modeling_deit_distill.teachers.description import describe_teacher
+from modeling_deit_distill.teachers.description import describe_teachers
 from modeling_deit_distill.teachers.teacher import Teacher, load_teacher
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -29,7 +29,7 @@ def teacher_in(folder, class_names=DIGITS, **fields) -> Teacher:
 def describe(class_names=DIGITS, **fields) -> PreTrainedConfig:
     """The configuration of the teacher that `fields` of `ModelArguments` name."""
     args = DistillationTrainingArguments(use_cpu=True, bf16=False, report_to="none")
-    return describe_teacher(ModelArguments(**fields), args, class_names)
+    return describe_teachers(ModelArguments(**fields), args, class_names)[0]
 
 
 def describe_new(class_names=DIGITS, **fields) -> PreTrainedConfig:

@@ -55,7 +55,7 @@ def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
 
 def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch):
     answers, words, (before, weights) = stored
-    monkeypatch.setattr("modeling_deit_distill.plan.load_teacher", None)
+    monkeypatch.setattr("modeling_deit_distill.plan.load_teachers", None)
     results, again = from_store(photos, tmp_path / "named", answers, **words)
     assert again == weights
     monkeypatch.setattr(runs, "RECIPE", without_teacher())

@@ -167,7 +167,7 @@ def test_the_same_teacher_elsewhere_is_the_same(filled, run_of, teachers, tmp_pa
 def test_a_teacher_changed_since_it_was_described_is_refused(filled, run_of, tmp_path):
     run, _, store = filled
     plan = run.plan()
-    assert plan.store is not None and plan.teacher_config is not None
+    assert plan.store is not None and plan.teacher_configs
     run.arguments.model.teacher_name_or_path = save_teacher(tmp_path / "late", 9)
     with pytest.raises(InputError, match="teacher_weights"):
         plan.live_teacher()

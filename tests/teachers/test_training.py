@@ -20,9 +20,10 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.signals import Interrupted
 from modeling_deit_distill.teachers import training
-from modeling_deit_distill.teachers.description import describe_teacher
-from modeling_deit_distill.teachers.teacher import InputView, decisions_of, load_teacher
+from modeling_deit_distill.teachers.description import describe_teachers
+from modeling_deit_distill.teachers.teacher import InputView, load_teacher
 from modeling_deit_distill.teachers.training import RECORDED_LATER, TeacherTraining, find_or_train_teacher
+from modeling_deit_distill.teachers.trial import decisions_of
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def train(tmp_path, data, image_size=16, asked=None, **changes):
     )
     fields = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 1e-2, "train_teacher": True, **changes}
     model_args = ModelArguments(**{"teacher_config_name": "resnet", "teacher_config_overrides": SMALL, **fields})
-    config = describe_teacher(model_args, args, data.class_names)
+    config = describe_teachers(model_args, args, data.class_names)[0]
     return find_or_train_teacher(TeacherTraining(config, data, model_args, args, image_size), 1.0, data.validation)
 
 
@@ -113,7 +114,7 @@ def test_the_teacher_is_judged_after_each_epoch(tmp_path, digits, capsys):
     assert len(shares) == 2 and shown == [f"{100 * share:.2f}" for share in shares]
     teacher = teacher_in(tmp_path / "teacher").eval()
     dataset = EvaluationDataset(digits.validation, evaluation_transform(evaluation_processor(16, 1.0)))
-    answers, labels = decisions_of(teacher, dataset, 32)
+    answers, labels, _ = decisions_of(teacher, dataset, 32)
     assert shares[-1] == pytest.approx(np.mean(answers == labels))
 
 
@@ -372,7 +373,7 @@ def test_a_pretrained_teacher_is_fine_tuned_with_a_new_head(tmp_path, digits):
     # At this rate nothing moves but batch statistics: the body must be the source's.
     schedule = {"teacher_num_train_epochs": 1, "teacher_learning_rate": 0.0}
     model_args = ModelArguments(teacher_name_or_path=str(source), train_teacher=True, **schedule)
-    config = describe_teacher(model_args, args, digits.class_names)
+    config = describe_teachers(model_args, args, digits.class_names)[0]
     folder = find_or_train_teacher(TeacherTraining(config, digits, model_args, args, 16), 1.0, digits.validation)
     tuned = AutoModelForImageClassification.from_pretrained(folder)
     assert [tuned.config.id2label[index] for index in range(10)] == digits.class_names
