@@ -381,16 +381,24 @@ class Plan:
         return store
 
     def _check_teacher_is_named(self):
-        if self.teacher_configs:
+        combined = self.store.fingerprint.get("combined") if self.store else None
+        if self.teacher_configs and not combined:
             return
         missing, gone = self.store.missing(planned_views(self.args, self.views)), self.model_args.teacher_names
         damage = f" ({self.store.damage()})" if self.store.damaged else ""
-        theirs = in_words(self.store.about.get("teacher"))
+        lacks = (
+            f"{sum(missing.values()):,}, the first of epoch {min(missing)}" if missing else "others that are asked for"
+        )
         nobody = f"the teacher {in_words(gone)!r} is gone: bring it back, or" if gone else "no teacher is named to ask;"
+        theirs = in_words(self.store.about.get("teacher"))
+        remedy = f"{nobody} give --teacher_name_or_path (the store was made with {theirs})"
+        if combined:
+            remedy = (
+                f"no teacher gives the {combined} of others; fill the stores that it was combined from, combine again"
+            )
         raise InputError(
-            f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks "
-            f"{sum(missing.values()):,}, the first of epoch {min(missing)}{damage}, and {nobody} give "
-            f"--teacher_name_or_path (the store was made with {theirs}), or train for fewer epochs"
+            f"teacher_store {self.args.teacher_store!r} has not all the views of this run: it lacks {lacks}{damage}, "
+            f"and {remedy}, or train for fewer epochs"
         )
 
 

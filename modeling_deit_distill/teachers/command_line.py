@@ -2,6 +2,7 @@
 
 info STORE                what the answers are about, how many there are
 verify STORE              ask the live teacher again about a sample
+combine STORE STORE ...   what several teachers say together, from their stores
 upgrade STORE             give a store of an earlier version its checksums
 push STORE REPOSITORY     to a dataset repository on the Hub, with checksums and a card
 pull REPOSITORY STORE     from there
@@ -25,11 +26,12 @@ from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line, printable
 from ..files import read_json, sha256, without_folders
 from ..hub import hub_client, with_retries
-from ..report import summary_table
+from ..report import counted, summary_table
 from .agreement import of_teacher
+from .combining import HARD, combine
+from .ensemble import load_teachers
 from .labelling import verify, whole_sampler
-from .store import DESCRIPTION, VALIDATION, TeacherStore, described
-from .teacher import load_teacher
+from .store import DESCRIPTION, VALIDATION, TeacherStore, described, in_words
 from .upgrade import upgrade
 
 CHECKSUMS = "checksums.json"
@@ -51,9 +53,13 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_deit_distill.store_cli", description=__doc__.split(":")[0]
     )
-    commands = parser.add_subparsers(required=True, metavar="info | verify | upgrade | push | pull")
+    commands = parser.add_subparsers(required=True, metavar="info | verify | combine | upgrade | push | pull")
     info = commands.add_parser("info", help="what the answers are about, how many there are")
     check = commands.add_parser("verify", help="ask the live teacher again about a sample")
+    join = commands.add_parser("combine", help="what several teachers say together, from their stores")
+    join.add_argument("stores", nargs="+", metavar="store", help="folders of two or more stores about the same views")
+    join.add_argument("--output", required=True, help="folder of the new store")
+    join.set_defaults(command=combine_stores)
     renew = commands.add_parser("upgrade", help="give a store of an earlier version its checksums")
     push = commands.add_parser("push", help="upload to a dataset repository on the Hub")
     pull = commands.add_parser("pull", help="fetch from a dataset repository on the Hub")
@@ -66,10 +72,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     push.add_argument("--private", action="store_true", help="make a new repository private")
     pull.add_argument("--revision", help="branch, tag or commit")
     check.add_argument("--num_samples", type=int, default=256, help="views to ask about again")
-    check.add_argument("--teacher_label_map", help="the label map the store was made with, if any")
-    moved = {"teacher_name_or_path": "teacher", **dict.fromkeys(DATA_SOURCES, "images")}
-    for name, what in moved.items():
-        check.add_argument(f"--{name}", help=f"the {what}, if moved since the store was made")
+    words = "the label map the store was made with, if any; of several teachers one each, `none` for no map"
+    check.add_argument("--teacher_label_map", nargs="+", help=words)
+    moved = "if moved since the store was made"
+    check.add_argument("--teacher_name_or_path", nargs="+", help=f"the teacher, or all of several, {moved}")
+    for name in DATA_SOURCES:
+        check.add_argument(f"--{name}", help=f"the images, {moved}")
     check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
     check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
     return parser.parse_args(arguments)
@@ -98,7 +106,7 @@ def describe(store: TeacherStore, about: dict[str, object]) -> dict[str, object]
     accuracy = "not asked" if validation is None else f"{validation['accuracy']:.2%}"
     fields = {name: value for name, value in store.fingerprint.items() if name not in ("label_map", "teacher_training")}
     return {
-        "teacher": about.get("teacher"),
+        "teacher": in_words(about.get("teacher")),
         "made": about.get("created"),
         "views known": f"{known}, {len(counts)} epoch(s)",
         "size": f"{size:,} bytes, {store.dtype.itemsize} a view",
@@ -113,12 +121,21 @@ def check_answers(options: argparse.Namespace) -> int:
     store = TeacherStore(options.store)
     if not store.epochs():
         raise InputError(f"{options.store} holds no answers yet; there is nothing to verify")
+    if store.fingerprint.get("combined"):
+        raise InputError(f"{options.store} was combined from other stores, no teacher gives its answers; verify those")
     if options.num_samples < 1:
         raise InputError(f"num_samples is {options.num_samples}; it must be at least 1")
     views, class_names = stored_views(store, options)
     name_or_path = options.teacher_name_or_path or store.about.get("teacher")
     if name_or_path is None:
         raise InputError(f"{options.store} does not say what its teacher is called; give --teacher_name_or_path")
+    weights = store.fingerprint["teacher_weights"]
+    number, named = (len(each) if isinstance(each, list) else 1 for each in (weights, name_or_path))
+    if number != named:
+        raise InputError(
+            f"{options.store} holds the answers of {counted(number, 'teacher')}, {named} named here; name what it was "
+            f"made with ({in_words(store.about.get('teacher'))}), in this order"
+        )
     model_args = ModelArguments(
         teacher_name_or_path=name_or_path,
         teacher_label_map=options.teacher_label_map,
@@ -126,7 +143,7 @@ def check_answers(options: argparse.Namespace) -> int:
         teacher_precision=store.fingerprint["teacher_precision"],
         trust_remote_code=options.trust_remote_code,
     )
-    teacher = load_teacher(model_args, class_names, views.settings.image_size)
+    teacher = load_teachers(model_args, class_names, views.settings.image_size)
     store.check(of_teacher(teacher))
     try:
         teacher.to(options.device)
@@ -162,6 +179,18 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     kept = argparse.Namespace(**store.fingerprint)
     settings = AugmentationSettings.from_arguments(kept, kept.image_size)
     return ViewDataset(data.train, settings, kept.data_seed), data.class_names
+
+
+def combine_stores(options: argparse.Namespace) -> int:
+    """Make a store of what the teachers of several say together; 1 if something of theirs is damaged."""
+    stores = [TeacherStore(folder) for folder in options.stores]
+    counts = dict(combine(stores, options.output))
+    combined, number = TeacherStore(options.output), len(stores)
+    by = combined.fingerprint["combined"]
+    print(f"{options.output}: {sum(counts.values()):,} views, {len(counts)} epoch(s), the {by} of {number} stores")
+    if by == HARD and number == 2:
+        print(f"of two stores of labels, {options.stores[0]} decides wherever they differ: combine three or more")
+    return max(map(report_damage, stores))
 
 
 def upgrade_store(options: argparse.Namespace):

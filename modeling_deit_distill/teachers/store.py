@@ -101,8 +101,8 @@ class TeacherStore:
             elif field in OF_TEACHER and isinstance(self.fingerprint.get("teacher_weights"), list):
                 field, theirs, ours = _first_teacher(field, theirs, ours)
             raise InputError(
-                f"teacher_store {str(self.directory)!r} holds answers for {field} {_short(theirs)}, this run has "
-                f"{_short(ours)}; {remedy}, or choose another --teacher_store"
+                f"teacher_store {str(self.directory)!r} holds answers for {field} {short(theirs)}, this run has "
+                f"{short(ours)}; {remedy}, or choose another --teacher_store"
             )
 
     def read(self, epoch: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -423,15 +423,15 @@ def disk_errors_named(path: Path, done: str = "written"):
 def _layout(fingerprint: Mapping) -> tuple[np.dtype, int]:
     """The layout of an entry, and how many an epoch has."""
     if fingerprint["distillation_type"] not in ("hard", "soft"):
-        raise ValueError(f"distillation_type is {_short(fingerprint['distillation_type'])}")
+        raise ValueError(f"distillation_type is {short(fingerprint['distillation_type'])}")
     highest = {"num_views": MAX_VIEWS, "num_classes": MAX_CLASSES}
     if fingerprint["distillation_type"] == "soft":
         highest["k"] = fingerprint["num_classes"]
         if not fingerprint["temperature"] > 0:
-            raise ValueError(f"temperature is {_short(fingerprint['temperature'])}")
+            raise ValueError(f"temperature is {short(fingerprint['temperature'])}")
     for name, most in highest.items():
         if type(fingerprint[name]) is not int or not 1 <= fingerprint[name] <= most:
-            raise ValueError(f"{name} is {_short(fingerprint[name])}")
+            raise ValueError(f"{name} is {short(fingerprint[name])}")
     return entry_dtype(fingerprint), fingerprint["num_views"]
 
 
@@ -439,13 +439,13 @@ def _identity(description: Mapping, is_needed: bool) -> str | None:
     identity = description.get("identity")
     if (identity is None and not is_needed) or (isinstance(identity, str) and IDENTITY.fullmatch(identity)):
         return identity
-    raise ValueError(f"identity is {_short(identity)}")
+    raise ValueError(f"identity is {short(identity)}")
 
 
 def _check_classes(indices: list, num_classes: int):
     for index in indices:
         if type(index) is not int or not 0 <= index < num_classes:
-            raise ValueError(f"it holds class {_short(index)} of {num_classes}")
+            raise ValueError(f"it holds class {short(index)} of {num_classes}")
 
 
 def _some(parts: list[str]) -> str:
@@ -469,6 +469,7 @@ def _first_teacher(field: str, theirs: object, ours: object) -> tuple[str, objec
     return f"{field} of teacher {place + 1}", theirs[place], ours[place]
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value as JSON, of a long one the beginning."""
     text = json.dumps(value)
     return text if len(text) < 80 else f"{text[:70]}..."

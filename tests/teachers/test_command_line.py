@@ -56,7 +56,8 @@ class Place:
             **changes,
         }
         label = load_example("label_with_teacher").main
-        label([word for key, value in words.items() for word in (f"--{key}", str(value))])
+        several = {key: value if isinstance(value, list) else [value] for key, value in words.items()}
+        label([word for key, values in several.items() for word in (f"--{key}", *map(str, values))])
 
 
 def save_undecided_resnet(folder: Path, bias: float = 0.0):
@@ -177,6 +178,24 @@ def test_soft_answers_are_verified_by_their_most_likely_class(place, tmp_path, c
     place.fill("0", tmp_path / "soft", distillation_type="soft")
     assert cli("verify", tmp_path / "soft") == 0
     assert "answers 18 of 18 views as stored" in capsys.readouterr().out
+
+
+def test_the_answers_of_several_teachers_are_labelled_and_verified(place, tmp_path, capsys):
+    save_undecided_resnet(tmp_path / "second", bias=0.01)
+    teachers = [place.teacher, tmp_path / "second"]
+    place.fill("0", tmp_path / "both", teacher_name_or_path=teachers, teacher_image_size=[16, 20])
+    store = TeacherStore(tmp_path / "both")
+    assert store.about["teacher"] == list(map(str, teachers)) and len(store.validation()["members"]) == 2
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "both")]) == 0
+    assert "answers 18 of 18 views as stored" in capsys.readouterr().out
+    (tmp_path / "second").rename(tmp_path / "moved")
+    moved = ["--teacher_name_or_path", str(place.teacher), str(tmp_path / "moved")]
+    assert main(["verify", str(tmp_path / "both"), *moved]) == 0
+    with pytest.raises(InputError, match="holds the answers of 2 teachers, 1 named here; name what it was made with"):
+        main(["verify", str(tmp_path / "both"), *moved[:2]])
+    with pytest.raises(InputError, match="weights of teacher 1 .*; name the teacher that the store was made with"):
+        main(["verify", str(tmp_path / "both"), moved[0], moved[2], moved[1]])
 
 
 def test_tampered_answers_are_found(place, capsys):

@@ -1,0 +1,129 @@
+"""Stores of several teachers' answers about the same views, combined into one; no teacher is loaded."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from ..report import say_once
+from .agreement import OF_TEACHER, of_several
+from .ensemble import mean_logits
+from .labelling import accuracies_of
+from .store import TeacherStore, create_store, decode_top_k, in_words, is_store, short
+
+HARD, SOFT = "majority", "mean probability"  # how answers are combined, as the field `combined` of the store says
+# What two stores of the same views may differ in.
+OWN_FIELDS = {*OF_TEACHER, "format", "k", "combined"}
+LOGITS_AT_ONCE = 2**24
+
+
+def combine(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> Iterator[tuple[int, int]]:
+    """Make a store of what several say together: of labels the majority, of top-k logits the mean probability.
+
+    Yields each epoch and how many views of it were combined. Where it is killed, the same call does it again.
+
+    Raises:
+        InputError: fewer than two stores, stores about other views, or a folder that holds something else.
+        LocalInputError: the disk is full or refuses.
+    """
+    check_alike(stores)
+    combined = _new_store(stores, directory)
+    for epoch in combined_epochs(stores):
+        known = np.flatnonzero(stores[0].known(epoch))
+        at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
+        for positions in np.split(known, range(at_once, len(known), at_once)):
+            entries = [store.read(epoch, positions)[0] for store in stores]
+            combined.write(epoch, positions, _together(combined, stores, entries))
+        yield epoch, len(known)
+    _combine_validation(combined, stores)
+
+
+def combined_epochs(stores: Sequence[TeacherStore]) -> list[int]:
+    """The epochs that the stores know of, which are the same in all."""
+    return [epoch for epoch in stores[0].epochs() if stores[0].count(epoch)]
+
+
+def check_alike(stores: Sequence[TeacherStore]):
+    """Refuse stores that are not about the same views.
+
+    Raises:
+        InputError: the first field that differs and both values.
+    """
+    first, *others = stores
+    if not others:
+        raise InputError(f"{first.directory} is one store; name two or more to combine")
+    folders = [store.directory.resolve() for store in stores]
+    if twice := [
+        str(store.directory) for store, folder in zip(stores, folders, strict=True) if folders.count(folder) > 1
+    ]:
+        raise InputError(f"{twice[0]} is named twice; name each store once")
+    for other in others:
+        names = [name for name in {**first.fingerprint, **other.fingerprint} if name not in OWN_FIELDS]
+        pairs = [(name, first.fingerprint.get(name), other.fingerprint.get(name)) for name in names]
+        for name, ours, theirs in (*pairs, ("epochs", *map(combined_epochs, ((first,), (other,))))):
+            if ours != theirs:
+                raise InputError(
+                    f"{first.directory} holds answers for {name} {short(ours)}, {other.directory} for {short(theirs)}; "
+                    "only stores about the same views can be combined: fill both alike"
+                )
+        _check_known(first, other)
+
+
+def _check_known(first: TeacherStore, other: TeacherStore):
+    for epoch in combined_epochs((first,)):
+        ours, theirs = first.known(epoch), other.known(epoch)
+        if not np.array_equal(ours, theirs):
+            damage = "; ".join(filter(None, (first.damage(), other.damage())))
+            damage = f" ({damage})" if damage else ""
+            raise InputError(
+                f"of epoch {epoch} {first.directory} knows {ours.sum():,} views and {other.directory} {theirs.sum():,}"
+                f", not the same{damage}; fill both alike by examples/label_with_teacher.py"
+            )
+
+
+def _new_store(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> TeacherStore:
+    first = stores[0]
+    of_teachers = [{name: store.fingerprint.get(name) for name in OF_TEACHER} for store in stores]
+    fingerprint = {name: value for name, value in first.fingerprint.items() if name not in OWN_FIELDS}
+    fingerprint |= {**of_several(of_teachers), "teacher_training": None}
+    fingerprint["combined"] = HARD if fingerprint["distillation_type"] == "hard" else SOFT
+    if fingerprint["combined"] == SOFT:
+        fingerprint["k"] = max(store.fingerprint["k"] for store in stores)
+    if is_store(directory):
+        held = {name: value for name, value in TeacherStore(directory).fingerprint.items() if name != "format"}
+        if fields := [name for name in {**held, **fingerprint} if held.get(name) != fingerprint.get(name)]:
+            raise InputError(
+                f"{directory} holds another store, which differs in {', '.join(fields)}; choose a new folder"
+            )
+    names = [in_words(store.about.get("teacher") or store.directory.name) for store in stores]
+    return create_store(directory, fingerprint, {"teacher": names, "data": first.about.get("data")})
+
+
+def _together(combined: TeacherStore, stores: Sequence[TeacherStore], entries: Sequence[np.ndarray]) -> np.ndarray:
+    """Entries (views,) from those of each store, (views,)."""
+    agreed = combined.fingerprint
+    if agreed["combined"] == HARD:
+        return majority(np.stack(entries))
+    num_classes, temperature = agreed["num_classes"], agreed["temperature"]
+    return combined.encode(mean_logits([decode_top_k(each, num_classes, temperature, "cpu") for each in entries]))
+
+
+def majority(labels: np.ndarray) -> np.ndarray:
+    """The most frequent of the labels (stores, views) of each view, (views,); of equally frequent ones the first."""
+    votes = (labels[:, None] == labels[None]).sum(axis=1)  # (stores, views), how many say what each says
+    return np.take_along_axis(labels, votes.argmax(axis=0)[None], axis=0)[0]
+
+
+def _combine_validation(combined: TeacherStore, stores: Sequence[TeacherStore]):
+    """What all say about the validation images: the majority of their decisions, of any kind of store."""
+    kept = [store.validation() for store in stores]
+    shown = [None if each is None else (each["view"], each["labels"]) for each in kept]
+    if None in shown or any(each != shown[0] for each in shown):
+        say_once(f"{combined.directory}: the stores hold no answers about the same validation images; it has none")
+        return
+    answers, labels = np.array([each["answers"] for each in kept]), np.array(kept[0]["labels"])
+    together = majority(answers)
+    accuracy = float(np.mean(together == labels)) if len(labels) else math.nan
+    combined.write_validation(shown[0][0], accuracy, together, labels, accuracies_of(answers, labels))

@@ -1,0 +1,226 @@
+"""Stores of several teachers combined into one: the majority of labels, the mean of probabilities."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from helpers.labelling import content, forget
+from helpers.stores import SOFT, make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from modeling_deit_distill import InputError
+from modeling_deit_distill.teachers.combining import combine, majority
+from modeling_deit_distill.teachers.command_line import main
+from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
+
+FEW = {"num_views": 4, "num_classes": 3}
+
+
+def labelled(folder, labels, **changes) -> TeacherStore:
+    """A store of these labels about the first views of an epoch."""
+    store = make(folder, **{**FEW, **changes})
+    store.write(0, np.arange(len(labels)), np.array(labels, dtype=store.dtype) + 1)
+    return store
+
+
+def with_logits(folder, probabilities, **changes) -> TeacherStore:
+    """A store of soft answers, (views, classes)."""
+    store = make(folder, **{**FEW, **SOFT, "temperature": 1.0, **changes})
+    store.write(0, np.arange(len(probabilities)), store.encode(torch.tensor(probabilities).log()))
+    return store
+
+
+def combined(stores, folder) -> TeacherStore:
+    list(combine(stores, folder))
+    return TeacherStore(folder)
+
+
+def probabilities_of(store: TeacherStore) -> np.ndarray:
+    entries, known = store.read(0, np.arange(store.num_views))
+    agreed = store.fingerprint
+    return decode_top_k(entries[known], agreed["num_classes"], agreed["temperature"], "cpu").softmax(-1).numpy()
+
+
+# ---- the rules ----
+
+
+def test_the_majority_decides_and_the_first_of_those_who_tie():
+    labels = [[0, 0, 2, 3], [1, 1, 0, 1], [1, 2, 1, 1], [0, 2, 0, 2], [2, 1, 0, 3]]
+    # 0 twice and 1 twice: the first says 0. Then 1 and 2 twice each, and 1 is said first. Then 0; then 3 before 1.
+    assert majority(np.array(labels)).tolist() == [0, 1, 0, 3]
+    assert majority(np.array([[2, 1], [0, 1]])).tolist() == [2, 1]  # of two always the first
+
+
+@settings(deadline=None)
+@given(arrays.arrays(np.int16, st.tuples(st.integers(1, 6), st.integers(1, 8)), elements=st.integers(0, 3)))
+def test_nobody_is_outvoted_who_has_the_most_votes(labels):
+    for column, decided in zip(labels.T.tolist(), majority(labels).tolist(), strict=True):
+        assert Counter(column).most_common(1)[0] == (decided, column.count(decided))
+
+
+def test_labels_are_combined_by_the_majority(tmp_path):
+    stores = [labelled(tmp_path / str(number), said) for number, said in enumerate(([0, 1, 2], [1, 1, 0], [1, 2, 1]))]
+    store = combined(stores, tmp_path / "all")
+    assert content(store).tolist() == [2, 2, 3, 0]  # counted from one; nobody knows the last view
+    assert store.fingerprint["combined"] == "majority"
+
+
+def test_soft_answers_are_combined_by_the_mean_of_their_probabilities(tmp_path):
+    first = with_logits(tmp_path / "a", [[0.7, 0.2, 0.1], [0.5, 0.25, 0.25]])
+    second = with_logits(tmp_path / "b", [[0.1, 0.6, 0.3], [0.1, 0.1, 0.8]])
+    store = combined([first, second], tmp_path / "all")
+    np.testing.assert_allclose(probabilities_of(store), [[0.4, 0.4, 0.2], [0.3, 0.175, 0.525]], atol=1e-3)
+    assert (store.fingerprint["combined"], store.fingerprint["k"]) == ("mean probability", 3)
+
+
+def test_what_is_outside_the_top_k_is_spread_evenly_before_the_mean(tmp_path):
+    five = {"num_classes": 5, "k": 2}
+    first = with_logits(tmp_path / "a", [[0.5, 0.2, 0.15, 0.1, 0.05]], **five)  # 0.3 is left: 0.1 for each of three
+    second = with_logits(tmp_path / "b", [[0.1, 0.1, 0.6, 0.1, 0.1]], **{**five, "k": 1})  # 0.4 is left: 0.1 for each
+    store = combined([first, second], tmp_path / "all")
+    # The mean is (0.3, 0.15, 0.35, 0.1, 0.1), of which the two highest are kept, and 0.35 is left for three.
+    assert store.fingerprint["k"] == 2
+    np.testing.assert_allclose(probabilities_of(store), [[0.3, 0.35 / 3, 0.35, 0.35 / 3, 0.35 / 3]], atol=1e-3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from([1.0, 3.0]), st.integers(1, 3))
+def test_with_all_classes_it_is_the_ensemble(tmp_path_factory, temperature, number):
+    folder, all_ = tmp_path_factory.mktemp("stores"), {"k": 10, "temperature": temperature, "distillation_type": "soft"}
+    stores, logits = (
+        [],
+        [torch.randn(8, 10, generator=torch.Generator().manual_seed(seed)) for seed in range(number + 1)],
+    )
+    for place, each in enumerate(logits):
+        store = make(folder / str(place), num_views=8, **all_)
+        store.write(0, np.arange(8), store.encode(each))
+        stores.append(store)
+    expected = torch.stack(logits).softmax(-1).mean(0)
+    np.testing.assert_allclose(probabilities_of(combined(stores, folder / "all")), expected, rtol=1e-2, atol=1e-4)
+
+
+# ---- the store ----
+
+
+def test_the_same_call_goes_on_after_a_kill(tmp_path):
+    stores = [labelled(tmp_path / name, said) for name, said in (("a", [0, 1, 2]), ("b", [1, 1, 1]))]
+    for store in stores:
+        store.write(1, np.arange(2), np.array([1, 3], dtype=store.dtype))
+    next(combine(stores, tmp_path / "all"))
+    assert TeacherStore(tmp_path / "all").epochs() == [0]
+    assert list(combine(stores, tmp_path / "all")) == [(0, 3), (1, 2)]
+    assert content(TeacherStore(tmp_path / "all"), 1).tolist() == [1, 3, 0, 0]
+
+
+def test_validation_answers_are_combined_by_the_majority(tmp_path):
+    stores, labels = [labelled(tmp_path / name, [0]) for name in "abc"], np.array([0, 1, 2])
+    for store, said in zip(stores, ([0, 1, 1], [0, 0, 2], [1, 1, 2]), strict=True):
+        store.write_validation("16 pixels", float(np.mean(said == labels)), np.array(said), labels)
+    kept = combined(stores, tmp_path / "all").validation()
+    assert (kept["answers"], kept["accuracy"], kept["members"]) == ([0, 1, 2], 1.0, [2 / 3] * 3)
+    stores[1].write_validation("24 pixels", 0.5, np.array([0, 1]), labels[:2])
+    assert combined(stores, tmp_path / "others").validation() is None
+
+
+def test_teachers_are_listed_and_one_precision_is_that_of_all(tmp_path):
+    fields = [{"teacher_weights": name, "teacher_mean": [0.5] * 3, "teacher_precision": "fp32"} for name in "ab"]
+    stores = [labelled(tmp_path / each["teacher_weights"], [0], **each) for each in fields]
+    agreed = combined(stores, tmp_path / "all").fingerprint
+    assert agreed["teacher_weights"] == ["a", "b"] and agreed["teacher_mean"] == [[0.5] * 3] * 2
+    assert agreed["teacher_precision"] == "fp32" and agreed["teacher_training"] is None
+
+
+DIFFERENCES = [
+    ({"data_seed": 7}, "a holds answers for data_seed 0, .*b for 7; only stores about the same views"),
+    ({"random_crop_scale": [0.3, 1.0]}, r"random_crop_scale \[0.08, 1.0\], .* for \[0.3, 1.0\]"),
+    ({"dataset": "ffff"}, 'dataset "d161", .* for "ffff"'),
+    ({"num_views": 5}, "num_views 4, .* for 5"),
+    ({**SOFT, "temperature": 1.0}, 'distillation_type "hard", .* for "soft"'),
+    ({"view_of_a_later_version": 1}, "view_of_a_later_version null, .* for 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), DIFFERENCES)
+def test_stores_about_other_views_are_refused_with_the_field_and_both_values(tmp_path, changes, message):
+    first, other = labelled(tmp_path / "a", [0]), make(tmp_path / "b", **{**FEW, **changes})
+    with pytest.raises(InputError, match=message) as caught:
+        list(combine([first, other], tmp_path / "all"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "all").exists()
+
+
+def test_other_epochs_and_other_views_of_an_epoch_are_refused(tmp_path):
+    first, other = labelled(tmp_path / "a", [0, 1]), labelled(tmp_path / "b", [0, 1])
+    first.write(3, np.arange(2), np.array([1, 1], dtype=first.dtype))
+    with pytest.raises(InputError, match=r"epochs \[0, 3\], .* for \[0\]; only"):
+        list(combine([first, other], tmp_path / "all"))
+    other.write(3, np.arange(2), np.array([1, 1], dtype=first.dtype))
+    forget(other, [1], epoch=3)
+    with pytest.raises(InputError, match="of epoch 3 .*a knows 2 views and .*b 1, not the same; fill both alike"):
+        list(combine([first, other], tmp_path / "all"))
+    path = other.path(0)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match="epoch"):
+        list(combine([first, TeacherStore(tmp_path / "b")], tmp_path / "all"))
+    assert not (tmp_path / "all").exists()
+
+
+def test_one_store_the_same_twice_and_a_folder_with_other_answers_are_refused(tmp_path):
+    first, other = labelled(tmp_path / "a", [0]), labelled(tmp_path / "b", [1])
+    for stores, message in (([first], "one store; name two"), ([first, other, first], "a is named twice")):
+        with pytest.raises(InputError, match=message):
+            list(combine(stores, tmp_path / "all"))
+    with pytest.raises(InputError, match="b holds another store, which differs in .*combined.*; choose a new folder"):
+        list(combine([first, other], tmp_path / "b"))
+    assert content(other).tolist() == [2, 0, 0, 0]
+
+
+# ---- runs ----
+
+
+@pytest.fixture
+def filled_by(run_of, tmp_path):
+    """`filled_by(name)`: a store of one teacher's answers about an epoch."""
+
+    def fill(name: str) -> str:
+        folder = str(tmp_path / f"answers-{name}")
+        run = run_of("--teacher_store", folder, "--num_train_epochs", "1", teacher=name)
+        teacher, store = run.prepare()
+        run.fill(store, teacher)
+        return folder
+
+    return fill
+
+
+def test_a_run_uses_what_was_combined_and_loads_no_teacher(filled_by, run_of, teachers, tmp_path, capsys):
+    folders = [filled_by(name) for name in ("mine", "other", "reversed")]
+    assert main(["combine", *folders, "--output", str(tmp_path / "all")]) == 0
+    assert "24 views, 1 epoch(s), the majority of 3 stores" in capsys.readouterr().out
+    names = [teachers[name] for name in ("mine", "other", "reversed")]
+    alone = run_of("--teacher_store", str(tmp_path / "all"), "--num_train_epochs", "1", teacher=None).plan()
+    assert alone.teacher() is None and alone.teacher_names == names
+    words = ("--teacher_store", str(tmp_path / "all"), "--teacher_name_or_path")
+    assert run_of(*words, *names, "--num_train_epochs", "1", teacher=None).plan().teacher() is None
+    with pytest.raises(
+        InputError, match=r"teacher_weights .*; name the teacher that the store was made with \(.*mine "
+    ):
+        run_of(*words, names[1], names[0], names[2], teacher=None).find()
+    for named in (words[:2], (*words, *names)):  # nobody can add to a majority
+        longer = run_of(*named, "--num_train_epochs", "2", teacher=None).plan()
+        with pytest.raises(
+            InputError, match="lacks 24, the first of epoch 1, and no teacher gives the majority of oth"
+        ):
+            longer.live_teacher()
+    with pytest.raises(InputError, match="was combined from other stores, .*; verify those"):
+        main(["verify", str(tmp_path / "all")])
+    assert main(["info", str(tmp_path / "all")]) == 0
+    assert f"{names[0]} {names[1]} {names[2]}" in capsys.readouterr().out
+
+
+def test_of_two_stores_of_labels_the_first_decides_which_is_said(filled_by, tmp_path, capsys):
+    folders = [filled_by(name) for name in ("mine", "other")]
+    main(["combine", *folders, "--output", str(tmp_path / "all")])
+    assert "answers-mine decides wherever they differ: combine three or more" in capsys.readouterr().out
+    assert content(TeacherStore(tmp_path / "all")).tolist() == content(TeacherStore(folders[0])).tolist()
