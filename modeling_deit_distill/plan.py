@@ -19,9 +19,9 @@ from .conversion.checkpoint import PretrainedStudent
 from .data.apart import check_folders_apart
 from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
-from .data.inspection import readable, try_held_out, try_sample
+from .data.inspection import has_large_photographs, readable, try_held_out, try_sample
 from .data.sources import ImageData, load_image_data
-from .data.views import AugmentationSettings
+from .data.views import AugmentationSettings, with_current_names
 from .errors import InputError
 from .export.onnx import check_packages
 from .files import write_json
@@ -31,7 +31,7 @@ from .hub import offline_remedy
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import IMAGES, OWN_STORE, TEACHER, check_contents, read_run_file
+from .output_folder import IMAGES, OWN_STORE, TEACHER, agreed_in, check_contents, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -98,7 +98,27 @@ class Plan:
         """The images to train on and those held out, on all processes."""
         listing = self._listing()
         with self.args.main_process_first(desc="loading data"):
-            return load_image_data(**self.data_args.sources, listing=listing)
+            data = load_image_data(**self.data_args.sources, listing=listing)
+        if self.args.do_train and self.args.scaled_decoding is None:
+            self.args.scaled_decoding = self._scales_when_decoding(data)
+            self.args.note_filled_in(scaled_decoding=None)
+        return data
+
+    def _scales_when_decoding(self, data: ImageData) -> bool:
+        """Whether large JPEGs are decoded at a part of their size, where the user says nothing.
+
+        It is as the run has begun, its store's views were decoded, or its teacher was trained; else the images decide.
+        """
+        args, teacher = self.args, Path(self.args.output_dir, TEACHER, TRAINING_RECORD)
+        if self.checkpoint is not None:
+            return with_current_names(agreed_in(Path(self.checkpoint)))["scaled_decoding"]
+        if self.distils and is_store(args.teacher_store) and not self._replaces_own_store:
+            return TeacherStore(args.teacher_store).fingerprint["scaled_decoding"]
+        if self.distils and self.model_args.train_teacher and (record := read_run_file(teacher)):
+            return record.get("scaled_decoding", False)
+        if self.data_args.streaming:
+            return False
+        return as_the_main_process(args, lambda: has_large_photographs(data.train))
 
     @cached_property
     def checkpoint(self) -> str | None:

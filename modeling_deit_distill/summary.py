@@ -44,6 +44,7 @@ def summary(plan) -> dict[str, str]:
     num_images = len(data.train) if isinstance(data.train, Dataset) else None
     return {
         **data_in_words(data),
+        **decoding_in_words(args),
         **held_out_in_words(data, plan.bad_held_out),
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
@@ -82,6 +83,15 @@ def data_in_words(data: ImageData) -> dict[str, str]:
         "classes": f"{len(data.class_names)}: {names}",
         **({"skipped": data.skipped} if data.skipped else {}),
     }
+
+
+def decoding_in_words(args: DistillationTrainingArguments) -> dict[str, str]:
+    """That large JPEGs are decoded at a part of their size, where they are."""
+    if not args.scaled_decoding:
+        return {}
+    is_automatic = args.as_given.get("scaled_decoding", (True,))[0] is None
+    reason = "; --scaled_decoding false decodes them whole" if is_automatic else ""
+    return {"decoding": f"training JPEGs at 1/2, 1/4 or 1/8 of their size where no crop is enlarged by it{reason}"}
 
 
 def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:

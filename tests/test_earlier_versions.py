@@ -61,6 +61,15 @@ def test_what_was_not_there_before_is_refused(earlier, changes):
         run.train(resume_from_checkpoint=True)
 
 
+def test_images_were_decoded_whole(earlier):
+    run = views_trainer(earlier, rows(26), max_steps=8)
+    run.train_dataset.settings = run.train_dataset.settings.__class__(16, scaled_decoding=True)
+    with pytest.raises(InputError, match="was made with scaled_decoding false, this run has true"):
+        run.train(resume_from_checkpoint=True)
+    with pytest.raises(InputError, match="answers for scaled_decoding false, this run has true; pass --scaled_dec"):
+        TeacherStore(earlier / "store").check(of_views(run.args, run.train_dataset))
+
+
 def test_a_store_is_read(earlier):
     store = TeacherStore(earlier / "store")
     run = views_trainer(earlier / "out", rows(26))

@@ -2,16 +2,19 @@
 
 import json
 import re
+import types
 
 import datasets
 import pytest
 import torch
+from helpers.images import encode, picture
 from helpers.trainers import student
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill import student as student_module
 from modeling_deit_distill.output_folder import check_contents
 from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.summary import decoding_in_words
 from modeling_deit_distill.teachers.store import check_store_folder
 
 STREAMED = ["--dataset_name", "me/photos", "--streaming", "true", "--max_steps", "4", "--use_cpu", "true"]
@@ -146,3 +149,65 @@ def test_without_a_network_the_recipe_that_needs_none_is_named(monkeypatch):
     plan = Plan.from_arguments([*words, "--model_name_or_path", "facebook/deit"])
     with pytest.raises(InputError, match="cannot be read; .* no network: examples/recipes/own_images.yaml"):
         _ = plan.start
+
+
+# --- large photographs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan_of_jpegs(tmp_path, monkeypatch):
+    """`plan_of_jpegs(*words)`: the plan of a run on a folder of twelve JPEGs of 80 × 60 pixels, which are large."""
+    monkeypatch.setattr("modeling_deit_distill.data.inspection.LARGE", 80 * 60)
+    for row in range(12):
+        path = tmp_path / "images" / "ab"[row % 2] / f"{row}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(80, 60), "JPEG")["bytes"])
+
+    def make(*words):
+        command = ["--train_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+        small = ["--image_size", "16", "--patch_size", "8", "--hidden_size", "16", "--num_attention_heads", "2"]
+        return Plan.from_arguments([*command, *small, "--distillation_type", "none", *words])
+
+    return make
+
+
+def test_large_photographs_are_scaled_by_themselves(plan_of_jpegs, monkeypatch):
+    plan = plan_of_jpegs()
+    assert plan.views.settings.scaled_decoding is True
+    assert decoding_in_words(plan.args)["decoding"].endswith("; --scaled_decoding false decodes them whole")
+    assert plan_of_jpegs("--scaled_decoding", "false").views.settings.scaled_decoding is False
+    monkeypatch.setattr("modeling_deit_distill.data.inspection.LARGE", 80 * 60 + 1)
+    plan = plan_of_jpegs()
+    assert plan.views.settings.scaled_decoding is False and decoding_in_words(plan.args) == {}
+    plan = plan_of_jpegs("--scaled_decoding", "true")
+    assert plan.views.settings.scaled_decoding is True
+    assert decoding_in_words(plan.args)["decoding"].endswith("where no crop is enlarged by it")
+
+
+@pytest.mark.parametrize("scales", [True, False, None])
+def test_a_run_goes_on_decoding_as_it_began(plan_of_jpegs, tmp_path, monkeypatch, scales):
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    facts = {} if scales is None else {"scaled_decoding": scales}  # those of an earlier version say nothing
+    (checkpoint / "complete.json").write_text(json.dumps({"facts": facts}))
+    monkeypatch.setattr("modeling_deit_distill.plan.find_checkpoint", lambda args: str(checkpoint))
+    assert plan_of_jpegs().views.settings.scaled_decoding is bool(scales)
+    assert plan_of_jpegs("--scaled_decoding", "true").views.settings.scaled_decoding is True  # to be refused
+
+
+@pytest.mark.parametrize("record", [{"scaled_decoding": True}, {"seed": 42}])
+def test_a_run_decodes_as_its_teacher_was_trained(plan_of_jpegs, tmp_path, record):
+    (tmp_path / "out" / "teacher").mkdir(parents=True)
+    (tmp_path / "out" / "teacher" / "teacher_training.json").write_text(json.dumps(record))
+    trained = ("--distillation_type", "hard", "--train_teacher", "true", "--teacher_config_name", "resnet")
+    expected = record.get("scaled_decoding", False)
+    assert plan_of_jpegs(*trained).views.settings.scaled_decoding is expected
+
+
+def test_a_run_decodes_as_its_store_says(plan_of_jpegs, tmp_path, monkeypatch):
+    asked = ("--distillation_type", "hard", "--teacher_name_or_path", "somewhere", "--teacher_store", str(tmp_path))
+    monkeypatch.setattr("modeling_deit_distill.plan.is_store", lambda folder: True)
+    for scales in (True, False):
+        store = types.SimpleNamespace(fingerprint={"scaled_decoding": scales})
+        monkeypatch.setattr("modeling_deit_distill.plan.TeacherStore", lambda folder, store=store: store)
+        assert plan_of_jpegs(*asked).views.settings.scaled_decoding is scales

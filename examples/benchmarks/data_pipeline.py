@@ -8,30 +8,42 @@ flips, applies RandAugment, normalises and erases, sample by sample, to a float 
 while ours ("ready") includes mixing. timm has no uint8 batch, so both of our stages are held against its whole chain.
 timm's samples go into one preallocated batch, our batches are made anew. Its posterize fails now and then on new
 Pillow (it asks for 0 bits); here alone it is given one.
+
+    python examples/benchmarks/data_pipeline.py DATASET --large [--json FILE]
+
+measures instead what `scaled_decoding` brings for photographs of 12 megapixels: uint8 views with and without it, and how
+near the pixels are. The photographs are those of DATASET, enlarged to 4000 × 3000 with detail that enlarging cannot
+give: noise of `--detail` levels at four scales. It decides how many bytes a file has, and so how long its decoding takes.
 """
 
 import argparse
+import dataclasses
+import io
 import json
 import random
 import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
+from datasets import Dataset, Features, Image, Value
 from timm.data import create_transform
 from timm.data.auto_augment import NAME_TO_OP
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.augmentation.augment import augment
-from modeling_deit_distill.data.datasets import ViewDataset, collate
-from modeling_deit_distill.data.decoding import decode_image
+from modeling_deit_distill.data.datasets import DecodedImage, ViewDataset, collate, crop_and_resize
+from modeling_deit_distill.data.decoding import decode_image, decode_pixels
+from modeling_deit_distill.data.scaled import factor_of_view, scaled_box
 from modeling_deit_distill.data.sources import load_image_data
-from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler, crop_box, draw_uniforms
 from modeling_deit_distill.script import run_script
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
+LARGE = (4000, 3000)
 
 
 def main(arguments: list[str]):
@@ -41,6 +53,9 @@ def main(arguments: list[str]):
     name = "train_dir" if any(Path(options.dataset).glob("*/*.[jJ]*")) else "dataset_name"
     # None is held out: a sample may have one image a class.
     rows = load_image_data(**{name: options.dataset}, validation_split="train").train
+    if options.large:
+        measure_large(rows, options)
+        return
     chains = {"timm": timm_chain(rows, options.views)}
     for repeats in (3, 1):
         chains[f"uint8_repeats{repeats}"] = our_chain(rows, options, repeats, ready=False)
@@ -71,7 +86,81 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=96)
     parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader")
     parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--large", action="store_true", help="photographs of 12 megapixels, scaled and whole")
+    parser.add_argument("--photographs", type=int, default=12, help="how many, with --large")
+    parser.add_argument("--detail", type=float, nargs="+", default=[0, 2, 4], help="levels of noise, with --large")
     return parser.parse_args(arguments)
+
+
+def measure_large(rows, options):
+    """What `scaled_decoding` brings, for each amount of detail, and for all together."""
+    scaled = AugmentationSettings(SIZE, scaled_decoding=True)
+    figures, ratios = {}, {}
+    for detail in options.detail:
+        photographs = enlarged(rows, options.photographs, detail)
+        megabytes = sum(len(image["bytes"]) for image in photographs["image"]) / len(photographs) / 1e6
+        mean, largest = closeness(photographs, scaled)
+        figures[f"detail {detail:g}"] = {"megabytes": megabytes, "mean_difference": mean, "largest_difference": largest}
+        print(
+            f"detail {detail:g}: {megabytes:.1f} MB a file; difference {mean:.2f} levels on average, {largest} at most"
+        )
+        for repeats in (3, 1):
+            chains = {name: large_chain(photographs, scaled, name == "scaled", repeats) for name in ("whole", "scaled")}
+            rates = alternate(chains, 6 * len(photographs) // (2 if repeats == 1 else 1), max(options.rounds // 5, 3))
+            ratios[f"large_repeats{repeats}_detail{detail:g}"] = rates["scaled"] / rates["whole"]
+            figures[f"detail {detail:g}"][f"rates_repeats{repeats}"] = rates
+            print(f"  repeats {repeats}: whole {rates['whole']:.1f}, scaled {rates['scaled']:.1f} views/s")
+    print(json.dumps({name: round(ratio, 2) for name, ratio in ratios.items()}))
+    if options.json:
+        Path(options.json).write_text(json.dumps({"large": figures, "ratios": ratios}, indent=2))
+
+
+def enlarged(rows, number: int, detail: float) -> Dataset:
+    """Photographs of 12 megapixels, with noise at four scales, in quality 90."""
+    generator, images = np.random.default_rng(0), []
+    for row in np.linspace(0, len(rows) - 1, number).astype(int).tolist():
+        photograph = decode_image(rows[row]["image"])
+        width, height = LARGE if photograph.width >= photograph.height else LARGE[::-1]
+        levels = np.asarray(photograph.resize((width, height), PIL.Image.Resampling.BICUBIC)).astype(np.float32)
+        for scale in (1, 2, 4, 8):
+            noise = generator.normal(0, detail, (height // scale, width // scale)).astype(np.float32)
+            noise = PIL.Image.fromarray(noise).resize((width, height), PIL.Image.Resampling.BICUBIC)
+            levels += np.asarray(noise)[..., None]
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    columns = {"image": images, "label": [0] * len(images)}
+    return Dataset.from_dict(columns, features=Features({"image": Image(decode=False), "label": Value("int64")}))
+
+
+def closeness(photographs: Dataset, settings: AugmentationSettings, views: int = 8) -> tuple[float, int]:
+    """Mean and largest difference, in levels, between views of scaled and of whole images, of the same boxes."""
+    differences = []
+    for place, row in enumerate(photographs):
+        image, whole = DecodedImage(row["image"], settings), decode_pixels(row["image"])
+        for uniforms in draw_uniforms(0, 0, range(place * views, (place + 1) * views)):
+            box = crop_box(uniforms, image.height, image.width, settings.random_crop_scale)
+            factor = factor_of_view(box, SIZE, image.factor)
+            smaller = scaled_box(box, factor, image.height // factor, image.width // factor)
+            shown, expected = torch.empty(2, 3, SIZE, SIZE, dtype=torch.uint8)
+            image.crop(box, shown)
+            crop_and_resize(whole, tuple(factor * length for length in smaller), expected)
+            differences.append((shown.int() - expected.int()).abs())
+    differences = torch.stack(differences)
+    return differences.float().mean().item(), int(differences.max())
+
+
+def large_chain(photographs: Dataset, settings: AugmentationSettings, is_scaled: bool, repeats: int):
+    """Six views of each photograph: of three repeats in two epochs, of one in six."""
+    dataset = ViewDataset(photographs, dataclasses.replace(settings, scaled_decoding=is_scaled))
+    sampler = ViewSampler(len(photographs), len(photographs), repeats)
+
+    def run():
+        for _ in range(6 if repeats == 3 else 3):
+            sampler.set_epoch(sampler.epoch + 1)
+            dataset.__getitems__(list(sampler))
+
+    return run
 
 
 class TimmDataset(torch.utils.data.Dataset):

@@ -159,6 +159,12 @@ class DistillationTrainingArguments(TrainingArguments):
     random_erasing_prob: Fraction = HfArg(default=0.25, help="Chance of an erased box.")
     mixup_alpha: NotNegative = HfArg(default=0.8, help="Beta parameter of mixup; 0 is off.")
     cutmix_alpha: NotNegative = HfArg(default=1.0, help="Beta parameter of cutmix; 0 is off.")
+    scaled_decoding: bool | None = HfArg(
+        default=None,
+        help="Decode training JPEGs at 1/2, 1/4 or 1/8 of their size where every crop stays at least as long as the "
+        "student's image_size; where half of the images are JPEGs of 4 megapixels or more, unless given.",
+        metadata={"nargs": "?", "const": True},
+    )
     keep_decoded_images: bool = HfArg(
         default=False,
         help="Decode each training image once and keep it in memory, for small datasets; in each worker, as "

@@ -10,13 +10,57 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
 from ..errors import InputError, LocalInputError
-from .decoding import BadImageError, decode_pixels
+from .decoding import BadImageError, decode_pixels, encoded_bytes, jpeg_size
+from .scaled import factor_of_image, factor_of_view, scaled_box
 from .views import AugmentationSettings, View, check_pairs, crop_box, draw, draw_replacement, draw_uniforms
 
 LABEL_KEYS = ("labels", "label", "label_ids")  # those of `transformers.default_data_collator`
 MAX_REPLACEMENTS = 10
 MAX_DECODED = 4
 SHUFFLE_BUFFER = 10_000  # encoded images of a stream, about 1 GB of ImageNet
+
+
+class DecodedImage:
+    """An image to be cropped: whole, or where the settings have `scaled_decoding` as small as its views allow.
+
+    Args:
+        image: encoded, `{"bytes", "path"}`.
+        settings: of the views.
+
+    Attributes:
+        height, width: of the whole image, upright, in pixels; boxes are drawn on it.
+        factor: how many times smaller it was decoded.
+
+    Raises:
+        BadImageError: as for [`decode_pixels`].
+    """
+
+    def __init__(self, image: dict, settings: AugmentationSettings):
+        self._side, self.factor, size = settings.image_size, 1, None
+        if settings.scaled_decoding:
+            image = _read(image)
+            size = jpeg_size(image["bytes"])
+        if size is not None:
+            self.factor = factor_of_image(size.height, size.width, settings, size.most)
+        self._image = image if self.factor > 1 else None
+        pixels = decode_pixels(image) if self.factor == 1 else decode_pixels(image, self.factor)
+        self._pixels = {self.factor: pixels}
+        self.height, self.width = pixels.shape[1:] if size is None else (size.height, size.width)
+
+    def crop(self, box: tuple[int, int, int, int], output: torch.Tensor):
+        """Write a box (top, left, height, width) of the whole image into `output`, see [`crop_and_resize`]."""
+        factor = factor_of_view(box, self._side, self.factor)
+        if factor not in self._pixels:
+            self._pixels[factor] = decode_pixels(self._image, factor)
+        pixels = self._pixels[factor]
+        crop_and_resize(pixels, box if factor == 1 else scaled_box(box, factor, *pixels.shape[1:]), output)
+
+
+def _read(image: dict) -> dict:
+    try:
+        return {**image, "bytes": encoded_bytes(image)}
+    except OSError as error:
+        raise BadImageError(f"{type(error).__name__}: {error}") from error
 
 
 class ViewDataset(torch.utils.data.Dataset):
@@ -48,7 +92,7 @@ class ViewDataset(torch.utils.data.Dataset):
         images = (self._look(view, decoded, bad) for view in views)
         return _crop_views(self, images, views[0].epoch, [view.position for view in views], bad)
 
-    def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[torch.Tensor, int]:
+    def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[DecodedImage, int]:
         """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
         candidates = draw_replacement(self.seed, view.epoch, view.position, len(self.rows))
         row = view.image
@@ -65,10 +109,10 @@ class ViewDataset(torch.utils.data.Dataset):
             f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset"
         )
 
-    def _decode(self, row: int) -> tuple[torch.Tensor, int] | None:
+    def _decode(self, row: int) -> tuple[DecodedImage, int] | None:
         image, label = encoded_row(self.rows, row)
         try:
-            return decode_pixels(image), label
+            return DecodedImage(image, self.settings), label
         except BadImageError:
             return None
 
@@ -114,7 +158,7 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
             bad.clear()
 
     def _views(self, lane: int, bad: list[str]):
-        """(pixels, label) in the order a b a b a b, pass after pass; bad images are named in the first pass."""
+        """(image, label) in the order a b a b a b, pass after pass; bad images are named in the first pass."""
         for number in itertools.count():
             self.stream.set_epoch(number)
             images = self._images(lane, bad if number == 0 else [])
@@ -132,22 +176,21 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
     def _images(self, lane: int, bad: list[str]):
         for place, row in enumerate(self.stream):
             try:
-                yield decode_pixels(row["image"]), row["label"]
+                yield DecodedImage(row["image"], self.settings), row["label"]
             except BadImageError as error:
                 name = (row["image"] or {}).get("path") or f"image {place} of share {lane} of the stream"
                 bad.append(f"{name} is a bad image: {error}")
 
 
 def _crop_views(dataset, images, epoch: int, positions: Sequence[int], bad: list) -> dict:
-    """A batch as `ViewDataset` describes it: one crop of each of `images`, (pixels, label), in the positions' order."""
+    """A batch as `ViewDataset` describes it: one crop of each of `images`, (image, label), in the positions' order."""
     uniforms, settings = draw_uniforms(dataset.seed, epoch, positions), dataset.settings
     size = settings.image_size
     shape = (len(positions), 3, size, size)
     pixel_values = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as the resizing leaves it
     labels = []
-    for slot, (pixels, label) in enumerate(images):
-        box = crop_box(uniforms[slot], pixels.shape[1], pixels.shape[2], settings.random_crop_scale)
-        crop_and_resize(pixels, box, pixel_values[slot])
+    for slot, (image, label) in enumerate(images):
+        image.crop(crop_box(uniforms[slot], image.height, image.width, settings.random_crop_scale), pixel_values[slot])
         labels.append(label)
     return {
         "pixel_values": pixel_values,

@@ -27,6 +27,7 @@ import math
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import PIL.ExifTags
@@ -46,6 +47,8 @@ except ImportError:  # no wheel for this platform; Pillow gives the same pixels 
 
 # Where Pillow finds an image's orientation; looking only there saves a parse of most files.
 ORIENTATION_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that exchange height and width
+JPEG_FORMATS = ("JPEG", "MPO")
 # In place of the bytes of an image whose path leads out of its dataset.
 REFUSED = b"refused"
 # Of an image above Pillow's limit: how often the limit a JPEG may have, and pixels for each byte of the file.
@@ -104,8 +107,13 @@ def decode_image(image: dict) -> PIL.Image.Image:
         raise _bad_image(error) from error
 
 
-def decode_pixels(image: dict) -> torch.Tensor:
+def decode_pixels(image: dict, factor: int = 1) -> torch.Tensor:
     """As [`decode_image`], to uint8 pixels (3, height, width); JPEG by simplejpeg, all else by Pillow.
+
+    Args:
+        image: encoded, `{"bytes", "path"}`.
+        factor: 2, 4 or 8 for a JPEG at a half, a quarter or an eighth of its height and width, rounded up; at most
+            the `most` of its [`jpeg_size`].
 
     Raises:
         BadImageError: as for [`decode_image`].
@@ -114,10 +122,41 @@ def decode_pixels(image: dict) -> torch.Tensor:
         encoded = encoded_bytes(image)
         if _needs_decoding_only(encoded) and simplejpeg is not None:
             try:
-                return _as_tensor(simplejpeg.decode_jpeg(encoded))
+                return _as_tensor(_decode_jpeg(encoded, factor))
             except ValueError:
                 pass  # it is strict, and refuses a few files that Pillow reads
-        return _as_tensor(np.array(_to_rgb(encoded, [])))
+        return _as_tensor(np.array(_to_rgb(encoded, [], factor)))
+    except Exception as error:
+        raise _bad_image(error) from error
+
+
+class JpegSize(NamedTuple):
+    """Height and width at which a JPEG is shown, upright, and how many times smaller it can be decoded."""
+
+    height: int
+    width: int
+    most: int
+
+
+def jpeg_size(encoded: bytes) -> JpegSize | None:
+    """The size of a JPEG, by its header; None for an image of another format, which is decoded whole.
+
+    Raises:
+        BadImageError: as for [`decode_image`], as far as the header tells.
+    """
+    if not encoded.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        plain = _plain_jpeg_size(encoded)
+        opened = None if plain else _open(encoded)
+        if opened is not None and opened.format not in JPEG_FORMATS:
+            return None
+        width, height = plain or opened.size
+        if opened is not None and _orientation(opened) in ON_ITS_SIDE:
+            width, height = height, width
+        if _is_large(width, height):  # it is shown at a half already
+            return JpegSize(-(-height // 2), -(-width // 2), 4)
+        return JpegSize(height, width, 8)
     except Exception as error:
         raise _bad_image(error) from error
 
@@ -210,7 +249,7 @@ def _is_large(width: int, height: int) -> bool:
 
 def _check_large(opened: PIL.Image.Image, num_bytes: int):
     pixels = opened.width * opened.height
-    times = JPEG_TIMES if opened.format in ("JPEG", "MPO") else 2
+    times = JPEG_TIMES if opened.format in JPEG_FORMATS else 2
     if pixels > times * PIL.Image.MAX_IMAGE_PIXELS or pixels > MOST_PIXELS_A_BYTE * num_bytes:
         raise BadImageError(
             f"{opened.width}x{opened.height} pixels in {num_bytes} bytes: a decompression bomb? If not, save it "
@@ -310,22 +349,34 @@ def _as_tensor(levels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(levels).permute(2, 0, 1)
 
 
+def _decode_jpeg(encoded: bytes, factor: int) -> np.ndarray:
+    if factor == 1:
+        return simplejpeg.decode_jpeg(encoded)
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    return simplejpeg.decode_jpeg(encoded, min_height=-(-height // factor), min_width=-(-width // factor))
+
+
 def _is_upright(opened: PIL.Image.Image) -> bool:
+    return _orientation(opened) == 1
+
+
+def _orientation(opened: PIL.Image.Image) -> int:
     if not any(key in opened.info for key in ORIENTATION_KEYS):
-        return True
+        return 1
     try:
-        return opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) == 1
+        return opened.getexif().get(PIL.ExifTags.Base.Orientation, 1)
     except Exception:
-        return True  # a broken block spoils no pixels
+        return 1  # a broken block spoils no pixels
 
 
-def _to_rgb(encoded: bytes, notes: list[str]) -> PIL.Image.Image:
+def _to_rgb(encoded: bytes, notes: list[str], factor: int = 1) -> PIL.Image.Image:
     opened = _open(encoded)
     size, is_large = opened.size, _is_large(*opened.size)
     if is_large:
         notes.append(f"{size[0]}x{size[1]} pixels, decoded at half the width and height")
-        if opened.format in ("JPEG", "MPO"):
-            opened.draft(None, (size[0] // 2, size[1] // 2))
+        factor *= 2
+    if factor > 1 and opened.format in JPEG_FORMATS:
+        opened.draft(None, (size[0] // factor, size[1] // factor))
     shown = to_eight_bits(opened, encoded, lambda: _open(encoded), notes)
     if is_large and opened.size == size:
         shown = _without_alpha(shown, notes).reduce(2)

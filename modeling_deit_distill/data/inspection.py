@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
@@ -18,12 +19,28 @@ from ..files import sha256, write_json
 from .bad_images import BadImages, describe_row
 from .columns import image_paths
 from .datasets import encoded_row
-from .decoding import BadImageError, decode_pixels, decoder_versions, decoding_notes
+from .decoding import BadImageError, decode_pixels, decoder_versions, decoding_notes, encoded_bytes, jpeg_size
+from .scaled import LARGE
 
 logger = logging.get_logger(__name__)
 NUM_NAMED = 3  # images that a message names
 SAMPLE = 256  # training images that are tried
+NUM_SIZES = 64  # training images whose size is looked at
 MAX_THREADS = 32
+
+
+def has_large_photographs(rows: Dataset) -> bool:
+    """Whether at least half of some images, evenly spaced, are JPEGs of `LARGE` pixels or more; reads headers.
+
+    Images that cannot be read count as small.
+    """
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(NUM_SIZES, len(rows))).astype(int)).tolist()
+    num_large = 0
+    for row in chosen:
+        with contextlib.suppress(BadImageError, OSError):
+            size = jpeg_size(encoded_bytes(encoded_row(rows, row)[0]))
+            num_large += size is not None and math.prod(size[:2]) >= LARGE
+    return 2 * num_large >= len(chosen)
 
 
 def try_held_out(rows: Dataset, on_bad_image: str = "warn", max_fraction: float = 0.01, show: bool = True) -> list[int]:

@@ -86,13 +86,18 @@ class AugmentationSettings:
     random_erasing_prob: float = 0.25
     mixup_alpha: float = 0.8  # Beta parameter; 0 is off
     cutmix_alpha: float = 1.0  # Beta parameter; 0 is off
+    scaled_decoding: bool = False  # of large JPEGs, see `scaled.py`
 
     @classmethod
     def from_arguments(cls, args, image_size: int) -> "AugmentationSettings":
         """The settings that a run's arguments ask for."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "image_size"]
         values = {name: getattr(args, name) for name in names}
-        return cls(image_size, **{**values, "random_crop_scale": tuple(args.random_crop_scale)})
+        values |= {
+            "random_crop_scale": tuple(args.random_crop_scale),
+            "scaled_decoding": bool(args.scaled_decoding),  # None where nobody decided
+        }
+        return cls(image_size, **values)
 
     @property
     def mixes(self) -> bool:
@@ -114,8 +119,12 @@ def check_pairs(settings: AugmentationSettings, batch_size: int):
 
 
 def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
-    """What a store or a checkpoint says of its views, under the names of today; earlier versions balanced none."""
-    return {"balanced_views": False, **{_EARLIER_NAMES.get(name, name): value for name, value in values.items()}}
+    """What a store or a checkpoint says of its views, under the names of today.
+
+    Earlier versions balanced none and decoded every image whole.
+    """
+    earlier = {"balanced_views": False, "scaled_decoding": False}
+    return {**earlier, **{_EARLIER_NAMES.get(name, name): value for name, value in values.items()}}
 
 
 @dataclass

@@ -57,7 +57,7 @@ from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
 # Of a record, only where the run asks for them: those of earlier versions do without.
-IF_ASKED_FOR = ("class_weights", "balanced_views", "early_stopping_patience", "judged_by")
+IF_ASKED_FOR = ("class_weights", "balanced_views", "scaled_decoding", "early_stopping_patience", "judged_by")
 # What the student's arguments decide of the teacher's views.
 SHARED_VIEWS = ("random_crop_scale", "horizontal_flip_prob", "rand_augment_magnitude")
 # What earlier versions did not record: of their teachers nobody knows it, and it is taken for the run's.
@@ -207,7 +207,7 @@ def training_record(training: TeacherTraining, kept: Mapping[str, object] | None
     fields = json.loads(config.to_json_string(use_diff=False))
     patience = args.early_stopping_patience
     values = (class_weights(args.class_weights, data.class_names, data.train), args.balanced_views)
-    values += (patience, patience and judged_by(args))
+    values += (args.scaled_decoding, patience, patience and judged_by(args))
     record = {
         "dataset": data.fingerprint((kept or {}).get("dataset")),
         "teacher": model_args.teacher_name_or_path or config.model_type,

@@ -63,6 +63,7 @@ OTHER_RUNS = [
     (["--cutmix_alpha", "0"], "cutmix_alpha"),
     (["--repeated_augmentation", "2"], "repeated_augmentation"),
     (["--balanced_views", "true"], "balanced_views false, this run has true; pass --balanced_views False"),
+    (["--scaled_decoding", "true"], "scaled_decoding false, this run has true; pass --scaled_decoding False"),
     (["--distillation_type", "soft"], "distillation_type"),
     (["--per_device_train_batch_size", "40"], "num_views"),
     (["--teacher_precision", "bf16"], "teacher_precision"),

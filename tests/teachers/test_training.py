@@ -182,6 +182,12 @@ def test_a_teacher_of_an_earlier_version_is_taken_and_that_is_said(trained, digi
         train(tmp_path, digits, teacher_num_train_epochs=2)
 
 
+def test_how_a_teacher_saw_large_photographs_is_recorded_where_they_were_scaled(trained, digits, tmp_path):
+    assert "scaled_decoding" not in json.loads((trained / "teacher" / "teacher_training.json").read_text())
+    with pytest.raises(InputError, match=r"trained with another scaled_decoding \(None, now True\)"):
+        train(trained, digits, asked={"scaled_decoding": True})
+
+
 def test_rare_classes_count_more_for_the_teacher_too(trained, digits, tmp_path):
     weights = {"plain": load_file(trained / "teacher" / "model.safetensors")}
     for name, asked in (("weighted", {"class_weights": "balanced"}), ("balanced", {"balanced_views": True})):
