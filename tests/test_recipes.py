@@ -106,7 +106,9 @@ def test_a_recipe_parses_and_opens_with_its_own_command(path):
     assert all(line.startswith("#") for line in header.splitlines())
     (command,) = re.findall(r"^# Command: +accelerate launch --quiet .*train_deit\.py (\S+)$", header, re.MULTILINE)
     assert command == f"examples/recipes/{path.name}"
-    assert "# Source: " in header and "# Hardware: " in header
+    assert all(f"# {part}: " in header for part in ("Source", "Hardware", "Time", "Expected"))
+    said = header.partition("# Expected: ")[2] + header.partition("# Time: ")[2]
+    assert any(words in said for words in ("measured", "paper", "your images"))  # whose figures they are
 
 
 @pytest.mark.parametrize("path", IMAGENET_RECIPES, ids=lambda path: path.stem)
