@@ -17,6 +17,7 @@ DOCS = [
     "mkdocstrings[python]>=1.0; python_version < '3.11'",
     "pymdown-extensions<11; python_version < '3.11'",
 ]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10"]
 HEIC = ["pillow-heif>=0.14"]  # 0.13 turns photos that lie the wrong way round
 TEST = [
     "hypothesis>=6.100",
@@ -69,6 +70,7 @@ setup(
         "onnx": ONNX,
         "executorch": EXECUTORCH,
         "docs": DOCS,
+        "notebook": NOTEBOOK,
         "test": [*HEIC, *ONNX, *TEST],
     },
     classifiers=[

@@ -58,9 +58,17 @@ def values(hint, declared: tuple) -> str:
         if get_origin(each) is Literal:
             words.append(", ".join(f"`{choice}`" for choice in get_args(each)))
         elif each is not type(None):
-            words.append(NAMES.get(each, "numbers" if get_origin(each) is list else "text"))
+            words.append(NAMES.get(each) or _several(each))
     ranges = [str(each) for each in declared if isinstance(each, Range)]
     return " or ".join(dict.fromkeys(words)) + (f", {ranges[0]}" if ranges else "")
+
+
+def _several(kind) -> str:
+    """What a list takes, in words; text for what is no list."""
+    if get_origin(kind) is not list:
+        return "text"
+    [each] = get_args(kind)
+    return {int: "whole numbers", float: "numbers"}.get(getattr(each, "__origin__", each), "texts")
 
 
 def default(kind: type, field: Field) -> str:

@@ -341,10 +341,10 @@ def check_data(folder: Path, wanted: dict[str, str | int]):
         rows = load_from_disk(folder / "all").num_rows
         found = {"dataset": wanted["dataset"], "num_train": rows["train"], "num_held_out": rows["test"]}
     if found != wanted:
-        told = [f"{of['dataset']} ({of['num_train']:,} and {of['num_held_out']:,} images)" for of in (found, wanted)]
+        sources = [f"{of['dataset']} ({of['num_train']:,} and {of['num_held_out']:,} images)" for of in (found, wanted)]
         raise Failed(
-            f"{folder} was made from {told[0]}, but {told[1]} is asked for; give that --dataset and --profile again, "
-            f"or another --output_dir, or remove {folder.parent} with all its runs"
+            f"{folder} was made from {sources[0]}, but {sources[1]} is asked for; give that --dataset and --profile "
+            f"again, or another --output_dir, or remove {folder.parent} with all its runs"
         )
 
 
@@ -417,7 +417,7 @@ def refuse_stale(runs: Iterable[Run], output_dir: Path):
     Raises:
         Failed: one was made with other arguments; it would be tabulated as what it is not. What used it goes with it.
     """
-    stale, told = set(), []
+    stale, refused = set(), []
     for run in runs:  # each after what it needs
         if not is_finished(run, output_dir):
             continue
@@ -425,10 +425,10 @@ def refuse_stale(runs: Iterable[Run], output_dir: Path):
         if changed or stale & set(run.needs):
             stale.add(run.name)
             reason = f"differs in {', '.join(changed)}" if changed else "used one of these"
-            told.append(f"{output_dir / run.name} ({reason})")
-    if told:
+            refused.append(f"{output_dir / run.name} ({reason})")
+    if refused:
         raise Failed(
-            f"finished runs were made by another command than today's: {'; '.join(told)}; remove these folders, and "
+            f"finished runs were made by another command than today's: {'; '.join(refused)}; remove these folders, and "
             "the runs are made again"
         )
 

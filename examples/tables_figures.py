@@ -307,8 +307,8 @@ def disagreement_claims(runs: dict[str, dict[int, Left]], seeds: list[int]) -> l
     claims = []
     for words, paper, further, nearer in compared:
         found = difference(differ(CONVNET, further), differ(*nearer), None, paired=True)
-        told = {**described_difference(found), "verdict": verdict(found, paper)}
-        claims.append({"claim": words, "paper": round(paper, 1), **told})
+        described = {**described_difference(found), "verdict": verdict(found, paper)}
+        claims.append({"claim": words, "paper": round(paper, 1), **described})
     return claims
 
 
@@ -324,6 +324,6 @@ def token_table(left: dict[str, Left]) -> dict:
     found = Difference(float(np.mean(rises)), seed_error_of(rises), None, len(rises) - 1)
     paper = PAPER_COSINE[1] - PAPER_COSINE[0]
     claim = {"claim": "the tokens are more alike after the last block than as learned", "paper": round(paper, 2)}
-    told = {**described_difference(found), "verdict": verdict(found, paper)}
+    described = {**described_difference(found), "verdict": verdict(found, paper)}
     images = next(iter(runs.values())).tokens["images"]
-    return {**title, "seeds": sorted(runs), "images": images, "cosines": curves, "claims": [{**claim, **told}]}
+    return {**title, "seeds": sorted(runs), "images": images, "cosines": curves, "claims": [{**claim, **described}]}

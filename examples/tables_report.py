@@ -153,8 +153,8 @@ def accuracy_part(table: Table, described: dict, commands: dict[str, str]) -> li
 
 def teachers_in_words(table: Table, rows: list[dict]) -> list[str]:
     """How good the teachers are that are compared, as measured."""
-    told = [f"{row['row']} {row['teacher']:.2f} %" for row in rows if "teacher" in row]
-    return [f"Measured as teachers: {', '.join(told)}."] if table.paper_teachers and told else []
+    words = [f"{row['row']} {row['teacher']:.2f} %" for row in rows if "teacher" in row]
+    return [f"Measured as teachers: {', '.join(words)}."] if table.paper_teachers and words else []
 
 
 def row_lines(table: Table, rows: list[dict]) -> str:
@@ -217,8 +217,8 @@ def disagreement_part(described: dict) -> list[str]:
         cells = [one]
         for other, share in row.items():
             paper = PAPER_TABLE_4.get((one, other), PAPER_TABLE_4.get((other, one)))
-            told = f"{share:.1f}" + ("" if paper is None else f" ({paper:.1f})")
-            cells.append("–" if one == other else told)
+            words = f"{share:.1f}" + ("" if paper is None else f" ({paper:.1f})")
+            cells.append("–" if one == other else words)
         lines.append(cells)
     text = (
         f"Per cent of the held-out images, mean over seeds {', '.join(map(str, described['seeds']))}; in brackets the "
@@ -275,13 +275,13 @@ def agreement(tables: dict[str, dict]) -> str:
     for key, table in tables.items():
         for claim in table.get("claims", ()):
             digits = 2 if key == "tokens" else 1
-            told = claim["claim"]
+            words = claim["claim"]
             if "difference" in claim:
                 paper = "" if claim["paper"] is None else f" (paper {claim['paper']:+g})"
                 margin = "error by seed not measured" if claim["margin"] is None else f"± {claim['margin']:.{digits}f}"
-                told += f": {claim['difference']:+.{digits}f} {margin}{paper}"
+                words += f": {claim['difference']:+.{digits}f} {margin}{paper}"
             heading = claim["verdict"].partition(":")[0]
-            lines.setdefault(heading, []).append(f"- {table['title'].partition(':')[0]}: {told}")
+            lines.setdefault(heading, []).append(f"- {table['title'].partition(':')[0]}: {words}")
     names = {
         "agrees in sign": "Agrees with the paper in sign",
         "agrees": "Agrees with the paper that there is next to no difference",

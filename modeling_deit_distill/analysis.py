@@ -17,7 +17,7 @@ FEW_IN_ALL = 50  # with fewer held-out images little can be said of a model
 
 
 class ClassFigures(NamedTuple):
-    """How well one class is told from the others: shares from 0 to 1, None where no image tells."""
+    """How well one class is distinguished from the others: shares from 0 to 1, None without images."""
 
     label: int
     precision: float | None  # of the images that were answered with it

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, told apart by checksums, and free of this machine's folders where others read."""
+"""Files: written whole or not at all, identified by checksums, and free of this machine's folders where others read."""
 
 import contextlib
 import errno

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from .output_folder import hardware_in, step_of
 from .report import say_once
 
-# What sets the number of torch's threads. `accelerate launch` sets the first to 1, unless told otherwise.
+# What sets the number of torch's threads. `accelerate launch` sets the first to 1 by default.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 

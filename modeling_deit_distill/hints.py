@@ -35,7 +35,7 @@ def run_hints(plan) -> dict[str, str]:
 
 
 def of_threads(args) -> str | None:
-    """Cores that a CPU's single process leaves alone because a launcher told it so."""
+    """Cores that a CPU's single process leaves alone because a launcher limits its threads."""
     threads, cores = torch.get_num_threads(), num_cores()
     if args.device.type != "cpu" or args.world_size > 1 or THREADS_VARIABLE not in os.environ or threads >= cores:
         return None

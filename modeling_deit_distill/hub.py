@@ -1,4 +1,4 @@
-"""Talking to the Hub: tries again where that helps, waits no longer than it is told, one clear line where it fails."""
+"""Talking to the Hub: tries again where that helps, waits no longer than a limit, one clear line where it fails."""
 
 import contextlib
 import logging

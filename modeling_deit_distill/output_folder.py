@@ -1,7 +1,7 @@
 """What an output folder holds: the files of a run by name, and its checkpoints, whole or not.
 
 `all_results.json` is written last: a folder with it holds a finished run. `complete.json` is written last into a
-checkpoint: it lists the other files with their checksums, so a checkpoint that a kill cut off is told from a whole one.
+checkpoint: it lists the other files with their checksums, so one that a kill cut off is recognised.
 """
 
 import contextlib
@@ -243,7 +243,7 @@ def last_complete(output_dir: str | Path, contents: bool = True) -> tuple[Path |
 def remove_old_checkpoints(output_dir: str | Path, limit: int | None, keep: set[Path], first: Collection[Path] = ()):
     """Remove checkpoints beyond `limit`: damaged ones, then those of `first`, then the oldest; never those to keep.
 
-    Trainer's own rotation goes by the time of modification, for which a damaged one may be the newest.
+    Trainer's own rotation sorts by the time of modification, for which a damaged one may be the newest.
     """
     if limit is None or limit <= 0:
         return

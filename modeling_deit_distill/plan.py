@@ -1,6 +1,6 @@
 """The plan of a run: everything that is known before training, made from its arguments.
 
-`train_deit.py`, the labelling script and the augmentation preview stand on it. What costs time is made when it is first
+`train_deit.py`, the labelling script and the augmentation preview use it. What costs time is made when it is first
 asked for, and once.
 """
 

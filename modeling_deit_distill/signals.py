@@ -1,4 +1,4 @@
-"""Signals that tell a command to end: which they are, what they do, and the exit code that follows."""
+"""Signals that end a command: which they are, what they do, and the exit code that follows."""
 
 import contextlib
 import multiprocessing
@@ -23,7 +23,7 @@ _leaving_since: float | None = None
 
 
 class Interrupted(SystemExit):
-    """The command ends because a signal told it to. As a `SystemExit`, no library's `except Exception` holds it up.
+    """The command ends because of a signal. As a `SystemExit`, no library's `except Exception` holds it up.
 
     The exit code is 128 plus the signal's number, as a shell reports it. From then on [`leave`] takes no further signal
     for `SECONDS_TO_END`.

@@ -118,9 +118,9 @@ def test_sha256_is_that_of_all_contents_together(tmp_path_factory, contents, pla
 # Folders
 
 
-def test_only_the_last_part_of_a_path_is_told(tmp_path):
-    told = without_folders({"path": str(tmp_path / "cats"), "list": ["~/dogs", "me/model", 3], "text": "two words"})
-    assert told == {"path": "cats", "list": ["dogs", "me/model", 3], "text": "two words"}
+def test_only_the_last_part_of_a_path_is_shown(tmp_path):
+    shown = without_folders({"path": str(tmp_path / "cats"), "list": ["~/dogs", "me/model", 3], "text": "two words"})
+    assert shown == {"path": "cats", "list": ["dogs", "me/model", 3], "text": "two words"}
 
 
 NAMES = st.text("abcdefgh", min_size=1, max_size=5).map("no-such-{}".format)
@@ -150,10 +150,10 @@ def leaves(value, place=()) -> dict:
 
 @given(VALUES)
 def test_paths_lose_their_folders_and_nothing_else_changes(value):
-    told = without_folders(value)
+    shown = without_folders(value)
     expected = leaves(value)
     for place, leaf in expected.items():
         if isinstance(leaf, str) and leaf.startswith(("/", "~", ".")):
             expected[place] = leaf.rstrip("/").rsplit("/", 1)[-1]
-    assert leaves(told) == expected
-    assert without_folders(told) == told
+    assert leaves(shown) == expected
+    assert without_folders(shown) == shown

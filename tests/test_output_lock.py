@@ -122,7 +122,7 @@ def test_a_run_that_was_refused_leaves_no_folder_above_its_own(tmp_path):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mine"]
 
 
-def test_a_disk_without_locks_goes_by_the_record_alone(tmp_path, monkeypatch):
+def test_without_locks_of_the_disk_the_record_alone_decides(tmp_path, monkeypatch):
     def refuse(self, *args, **kwargs):
         raise OSError(output_lock.NO_LOCKS[0], "no locks available")
 

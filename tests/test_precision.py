@@ -94,7 +94,7 @@ def arguments_of(tmp_path, **values) -> DistillationTrainingArguments:
     return DistillationTrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **values)
 
 
-def test_unless_told_otherwise_the_device_decides(tmp_path, monkeypatch):
+def test_by_default_the_device_decides(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(training, "bf16_by_default", lambda kind: asked.append(kind) or bf16_by_default(kind))
     for has_units in each_device(monkeypatch):

@@ -151,7 +151,7 @@ def test_folders_that_are_no_class_are_named(student, photos, tmp_path, capsys):
     assert "measured  nothing, all folders are called as no class of the model: night (1)" in capsys.readouterr().out
 
 
-def test_images_that_the_model_was_made_from_are_told_apart(student, photos, save_photos, tmp_path, capsys):
+def test_images_that_the_model_was_made_from_are_counted_apart(student, photos, save_photos, tmp_path, capsys):
     model = shutil.copytree(student, tmp_path / "run")
     data = load_image_data(train_dir=str(photos), validation_fraction=0.2)
     (model / "images.json").write_text(json.dumps(data.listing))  # by name, as some runs know them

@@ -279,7 +279,7 @@ def test_fsdp2_shards_block_by_block_and_saves_whole_models():
     assert settings["fsdp_state_dict_type"] == "FULL_STATE_DICT"
 
 
-def test_the_launchers_precision_is_the_one_that_is_told(tmp_path, monkeypatch):
+def test_the_launchers_precision_is_the_one_that_is_reported(tmp_path, monkeypatch):
     settings = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
     monkeypatch.setenv(BF16_VARIABLE, "false")
     assert not DistillationTrainingArguments(**settings).bf16

@@ -35,8 +35,8 @@ def test_the_teacher_that_is_to_be_kept_comes_first():
 @given(st.floats(0, 10**6))
 def test_a_duration_is_off_by_less_than_its_last_unit(seconds):
     number_of = {unit: int(number) for number, unit in re.findall(r"(\d+) (h|min|s)", duration(seconds))}
-    told = number_of.get("h", 0) * 3600 + number_of.get("min", 0) * 60 + number_of.get("s", 0)
-    assert abs(told - seconds) <= (60 if "h" in number_of else 0.5)
+    parsed = number_of.get("h", 0) * 3600 + number_of.get("min", 0) * 60 + number_of.get("s", 0)
+    assert abs(parsed - seconds) <= (60 if "h" in number_of else 0.5)
     assert number_of.get("s", 0) < 60 and number_of.get("min", 0) < 60
 
 

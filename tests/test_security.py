@@ -139,7 +139,7 @@ def poison(folder, kind: str, mark: Path):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": kind, "auto_map": classes}))
 
 
-def test_it_is_not_trusted_unless_told():
+def test_it_is_not_trusted_by_default():
     trust = {field.name: field.default for field in fields(ModelArguments)}["trust_remote_code"]
     assert trust is False
 

@@ -437,7 +437,7 @@ def test_a_teacher_of_another_number_of_classes_is_refused(tmp_path):
         trainer(tmp_path, teacher=teacher).train()
 
 
-def test_agreement_is_told_for_the_set_that_the_teacher_was_asked_about_alone(tmp_path):
+def test_agreement_is_measured_on_the_set_that_the_teacher_was_asked_about_alone(tmp_path):
     run = trainer(tmp_path, teacher=CountingTeacher())
     run.evaluate_teacher()
     other = Images()

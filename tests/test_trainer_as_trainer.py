@@ -282,7 +282,7 @@ def test_a_model_is_saved_by_place_as_transformers_saves_it(tmp_path):
     assert DeiTDistillForImageClassification.from_pretrained(tmp_path).num_parameters() == student().num_parameters()
 
 
-def test_the_card_says_what_create_model_card_was_told(tmp_path):
+def test_the_card_says_what_create_model_card_was_given(tmp_path):
     run = trainer(tmp_path, teacher=CountingTeacher())
     run.save_model()
     words = {"language": "de", "license": "mit", "tags": "flowers", "tasks": "image-classification"}

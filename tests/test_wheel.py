@@ -111,7 +111,7 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(place) -> dict:
+def reported(place) -> dict:
     """What a process says that has the wheel alone: what it imported, its model's answer, its card."""
     installed = str(place / "installed")
     printed = run_python(
@@ -131,25 +131,25 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(place):
 
 
 @pytest.mark.slow
-def test_every_module_is_imported_from_the_wheel_without_the_extras(place, told):
+def test_every_module_is_imported_from_the_wheel_without_the_extras(place, reported):
     sources = [Path(name).with_suffix("") for name in files_below(PACKAGE) if name.endswith(".py")]
     modules = {path.parent if path.name == "__init__" else path for path in sources} - {Path()}
-    assert set(told["names"]) == {".".join([PACKAGE.name, *path.parts]) for path in modules}
-    assert all(Path(file).is_relative_to(place / "installed") for file in told["files"]), told["files"]
+    assert set(reported["names"]) == {".".join([PACKAGE.name, *path.parts]) for path in modules}
+    assert all(Path(file).is_relative_to(place / "installed") for file in reported["files"]), reported["files"]
 
 
 @pytest.mark.slow
-def test_a_checkpoint_made_with_the_wheel_needs_no_package(place, told):
+def test_a_checkpoint_made_with_the_wheel_needs_no_package(place, reported):
     code, home = WITHOUT_THE_PACKAGE + LOAD, str(place / "home")
     logits = json.loads(run_python(code, place, str(place / "checkpoint"), HF_HOME=home).splitlines()[-1])
-    assert logits == [pytest.approx(row, abs=1e-6) for row in told["logits"]]
+    assert logits == [pytest.approx(row, abs=1e-6) for row in reported["logits"]]
 
 
 @pytest.mark.slow
-def test_a_card_is_written_from_the_template_in_the_wheel(told):
+def test_a_card_is_written_from_the_template_in_the_wheel(reported):
     template = (PACKAGE / "publishing" / "card_template.md").read_text()
     heading = next(line for line in template.splitlines() if line.startswith("## "))
-    assert "cat, dog" in told["card"] and heading in told["card"]
+    assert "cat, dog" in reported["card"] and heading in reported["card"]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ class ModelArguments:
     teacher_compile: bool = HfArg(default=False, help="Compile the teacher with torch.compile.")
     teacher_label_map: Annotated[list[str] | None, TEACHER] = HfArg(
         default=None,
-        help="JSON or YAML file: dataset class to the teacher's class, where names do not tell. Of several teachers "
+        help="JSON or YAML file: dataset class to the teacher's class, where names are not enough. Of several teachers "
         "one each, `none` for a teacher that needs none.",
     )
     allow_weak_teacher: Annotated[bool, TEACHER] = HfArg(

@@ -277,7 +277,7 @@ class DistillationTrainingArguments(TrainingArguments):
             raise InputError(one_line(error)) from error
         for name, value in vars(self).items():  # JSON has been read by now
             check_finite(name, value)
-        # A launcher's configuration may ask for a precision too; what will run is told, and the teacher follows.
+        # A launcher's configuration may ask for a precision too; what will run is recorded, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
         check_precision(self)
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):

@@ -156,7 +156,7 @@ def _container(content: object, source: str) -> str | None:
     """The key of the weights in a training checkpoint, trained ones before averaged ones; None in a state dict.
 
     Raises:
-        InputError: it cannot be told which is meant.
+        InputError: it is not clear which is meant.
     """
     trained, averaged = ([key for key in keys if _holds_weights(content, key)] for keys in (TRAINED, AVERAGED))
     chosen = trained or averaged

@@ -37,7 +37,7 @@ def class_weights(wanted: str | None, class_names: Sequence[str], rows: Dataset 
     if rows is None:
         raise InputError(
             "class_weights 'balanced' counts the training images of each class, which a stream or a dataset without "
-            f"rows does not tell; give a file of weights: {FILE_FORM}"
+            f"rows does not have; give a file of weights: {FILE_FORM}"
         )
     return balanced_weights(np.bincount(label_column(rows), minlength=len(class_names)))
 

@@ -87,7 +87,7 @@ def is_missing(label) -> bool:
 
 
 def encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:
-    """Labels that have no class names yet become indices into the sorted classes of training; others go by name.
+    """Labels without class names become indices into the sorted classes of training; others are matched by name.
 
     Raises:
         InputError: validation has a class that training lacks, or only one of them has class names.

@@ -1,6 +1,6 @@
 """The images of a run by name, in order, kept in its folder: one that is gone later stays in the numbering.
 
-The cut, the order of the views and the draws go by the numbers of rows. So a file that is removed between a checkpoint
+Cut, order of the views and draws depend on the numbers of rows. So a file that is removed between a checkpoint
 and its resumption becomes an image that cannot be read, as a broken one is.
 """
 

@@ -49,7 +49,7 @@ def to_eight_bits(
         opened: not loaded yet.
         encoded: the file.
         reopen: opens it once more.
-        notes: is told what was assumed.
+        notes: gets what was assumed.
 
     Raises:
         BadImageError: samples of which nobody knows what is black and what is white.
@@ -188,7 +188,7 @@ def _colours(samples: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _raw_mode(tile) -> str:
-    """How Pillow's decoder is told that the samples lie in the file."""
+    """How the samples lie in the file, as Pillow's decoder expects it."""
     return tile[3] if isinstance(tile[3], str) else str(tile[3][0])
 
 

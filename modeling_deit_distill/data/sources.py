@@ -41,7 +41,7 @@ logger = logging.get_logger(__name__)
 EVALUATION_SPLITS = ("validation", "val", "valid", "dev", "test")
 KNOWN_BY_FEW = (
     "a teacher_store or a teacher of an earlier version knows its data by 256 of the images; whether others were "
-    "changed since cannot be told"
+    "changed since cannot be found"
 )
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 

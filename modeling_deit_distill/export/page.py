@@ -1,6 +1,6 @@
 """The demo page: an export's folder that a browser opens, without a server that computes.
 
-The page's own files lie in `page/` beside this one; `demo.json` tells them what is shown. The runtime is the
+The page's own files lie in `page/` beside this one; `demo.json` says what is shown. The runtime is the
 WebAssembly build of onnxruntime-web, from a CDN or copied into the folder.
 """
 
@@ -34,7 +34,7 @@ NPM_SECONDS = 600
 
 @dataclass(frozen=True)
 class Description:
-    """What the page is told.
+    """What the page is given.
 
     Attributes:
         title: of the page: the model's name.
@@ -188,7 +188,7 @@ def _copy_package(package: Path, folder: Path) -> Runtime:
         version = read_json(package / "package.json")["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--runtime {package}: its package.json tells no version ({one_line(error)}); install {PACKAGE} again, or "
+            f"--runtime {package}: its package.json has no version ({one_line(error)}); install {PACKAGE} again, or "
             "give --runtime cdn or npm"
         ) from error
     folder.mkdir()

@@ -130,7 +130,7 @@ preprocessing (float[batch, {len(steps.mean)}, rows, columns] photograph)
     centred = Sub(cropped, mean)
     prepared = Div(centred, std)
 }}""")
-    # Named, so that a runtime without `antialias` can be told to keep them on the CPU.
+    # Named, so that a runtime without `antialias` can be configured to keep them on the CPU.
     for name, node in zip(RESIZES, (node for node in model.graph.node if node.op_type == "Resize"), strict=True):
         node.name = name
     for name, array in _constants(steps).items():

@@ -73,7 +73,7 @@ def write_card_and_curves(output_dir: str | Path, results: dict[str, float] | No
 
 def metadata(run: Run) -> ModelCardData:
     """What the Hub reads of a card; what is None is left out."""
-    evaluated, said = evaluation_results(run), run.record.get("card") or {}  # as `create_model_card` was told
+    evaluated, said = evaluation_results(run), run.record.get("card") or {}  # as given to `create_model_card`
     tags = ["image-classification", "vision", "vit", "deit", *(["distillation"] if run.has_teacher else [])]
     return ModelCardData(
         language=said.get("language"),

@@ -159,18 +159,18 @@ def _too_few_in_words(outcome: Outcome) -> str:
 def results_table(outcome: Outcome) -> str:
     """What came of a run, as a table for a terminal: the comparison, what was counted, and the verdict."""
     heads, rows = comparison(outcome)
-    told = list(_told(outcome))
-    width = max((len(name) for name, *_ in (*rows, *told)), default=0)
+    facts = list(_facts(outcome))
+    width = max((len(name) for name, *_ in (*rows, *facts)), default=0)
     table = aligned([["".ljust(width), *heads], *rows]) if rows else ""
     lines = [f"  {line}" for line in table.splitlines()]
-    for name, value in told:
+    for name, value in facts:
         first, *rest = textwrap.wrap(value, WIDTH, break_long_words=False, break_on_hyphens=False)
         lines += [f"  {name:<{width}}  {first}", *(f"  {'':<{width}}  {line}" for line in rest)]
     rule = "-" * max((len(line) for line in lines), default=0)
     return "\n".join([rule, *lines, rule])
 
 
-def _told(outcome: Outcome) -> Iterator[tuple[str, str]]:
+def _facts(outcome: Outcome) -> Iterator[tuple[str, str]]:
     """Names and values of what stands under the comparison."""
     results, judged = outcome.results, outcome.judged
     for name in ("student", "teacher"):

@@ -69,7 +69,7 @@ def push_finished(args: DistillationTrainingArguments):
 
 
 def say_pushed(args: DistillationTrainingArguments):
-    """Tell where a run is by now; a page shows some of the images, which is told too."""
+    """Print where a run is by now, and that a page shows some of the images."""
     name = name_of(args.output_dir)  # as the push noted it: the Hub may have given no answer before
     pushed = [name, *(f"its branch {branch}" for copy, branch in BRANCHES.items() if copy in args.copies)]
     if "demo" in args.copies:

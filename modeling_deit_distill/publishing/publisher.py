@@ -41,13 +41,13 @@ class Publisher(TrainerCallback):
         if {"browser", "demo"} & set(args.copies):
             check_packages()
         self.args, self._announce = args, announce
-        self._strategy = args.hub_strategy  # while Trainer trains, it is told another
+        self._strategy = args.hub_strategy  # while Trainer trains, it sees another
         self.destination = None  # where to push, once it was opened
         self.pushes = Pushes(args.hub_max_wait)
 
     @property
     def repo_id(self) -> str | None:
-        """The repository's name, once the Hub has told it."""
+        """The repository's name, once the Hub has returned it."""
         return None if self.destination is None else self.destination.repo_id
 
     def open(self, token: str | None = None, private: bool | None = None) -> str | None:

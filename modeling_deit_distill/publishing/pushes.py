@@ -1,4 +1,4 @@
-"""The thread that pushes, one push after the other, and waiting for it: said while it lasts, and no longer than told.
+"""The thread that pushes, one push after the other, and waiting for it: said while it lasts, and up to a limit.
 
 The library's own (`run_as_future`) is joined by the interpreter at its end, however long an upload hangs. This one is
 a daemon: what is under way at the end of the process is waited for once, and then left behind.

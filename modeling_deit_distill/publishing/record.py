@@ -188,7 +188,7 @@ def base_model(name_or_path: str | None) -> str | None:
 
 
 def path_as_given(folder: str) -> str:
-    """A relative path below the working folder as it was given, of any other the last part: nothing above is told."""
+    """A relative path below the working folder as it was given, of any other the last part alone."""
     path = Path(folder)
     is_below = not path.is_absolute() and path.parts and not {"..", "~"} & set(path.parts)
     return path.as_posix() if is_below else Path(os.path.abspath(os.path.expanduser(folder))).name
@@ -208,7 +208,7 @@ def path_in_set(path: str, is_table: bool = False) -> str:
 
 
 def _shown(key: str, value: str) -> str:
-    """What is told of an argument: of a folder of this machine its last part, of data the path in their set."""
+    """What is recorded of an argument: of a folder of this machine its last part, of data the path in their set."""
     if key == "group_by":  # a regular expression may look like a path
         return value
     if key == "output_dir":

@@ -257,7 +257,7 @@ class PlainFile:
     num_views: int
 
     def read(self, positions: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """Entries (views,) at the positions, zeros where none is known; damage cannot be told.
+        """Entries (views,) at the positions, zeros where none is known; damage cannot be found.
 
         Raises:
             InputError: a file of another size.

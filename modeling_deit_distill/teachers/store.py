@@ -41,7 +41,7 @@ EPOCH_FILE = re.compile(r"epoch-(\d{5,9})\.bin", re.ASCII)
 DEFAULT_TOP_K = 10
 MAX_VIEWS, MAX_CLASSES = 2**40, 2**31 - 2
 WITHOUT_CHECKSUMS = (
-    "teacher_store {!r} was written by an earlier version, without checksums: damage to its answers cannot be told. "
+    "teacher_store {!r} was written by an earlier version, without checksums: damage to its answers cannot be found. "
     "`python -m modeling_deit_distill.store_cli upgrade {}` adds them"
 )
 VIEWS_READ_AT_ONCE = 8192

@@ -46,7 +46,7 @@ from .objective import weights_of_classes
 logger = logging.getLogger(__name__)
 
 # Arguments that a run and the checkpoint that it goes on from must agree about. Batch and seed decide which views come
-# next. What the optimiser is told comes back with its state, so that another value would be ignored without a word.
+# next. The optimiser's settings come back with its state, so that another value would be ignored without a word.
 # The objective and the schedule cannot change in the middle: the card would claim the last for the whole run.
 AGREED_ARGUMENTS = (
     "effective_batch_size",

@@ -11,7 +11,7 @@ from .early_stopping import has_stopped
 
 
 def is_extended(args: DistillationTrainingArguments) -> bool:
-    """Whether `output_dir` holds a finished run that is told to go on to a greater length; says so.
+    """Whether `output_dir` holds a finished run that is to go on to a greater length; says so.
 
     The main process looks; all processes get its answer.
 

@@ -101,7 +101,7 @@ def test_which_of_several_sets_of_weights_is_taken_is_said(tmp_path, public, mon
 
 
 @pytest.mark.parametrize("keys", [("model", "state_dict"), ("model_ema", "state_dict_ema")])
-def test_where_it_cannot_be_told_which_weights_are_meant_they_are_named(tmp_path, public, keys):
+def test_where_it_is_not_clear_which_weights_are_meant_they_are_named(tmp_path, public, keys):
     torch.save(dict(zip(keys, (public, other(public)), strict=True)), tmp_path / "checkpoint.pth")
     assert f"several sets of weights: {', '.join(keys)}; save one of them alone" in refused(tmp_path / "checkpoint.pth")
 

@@ -52,7 +52,7 @@ def test_a_null_image_is_a_bad_image(warnings):
     assert "row 1" in warnings()[0]
 
 
-def test_the_first_bad_image_stops_the_run_if_it_is_told_so(warnings):
+def test_the_first_bad_image_stops_the_run_if_asked_to(warnings):
     data = with_bad_rows(9, {3: b""})
     BadImages(data).note([3])
     message = complaint(BadImages(data, on_bad_image="error"), [3])

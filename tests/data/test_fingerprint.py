@@ -116,7 +116,7 @@ def test_each_row_of_both_splits_counts(tmp_path, kind):
         assert fingerprint(name, train, held_out) != whole, name
 
 
-def test_replaced_images_of_which_earlier_versions_saw_none_are_told():
+def test_replaced_images_of_which_earlier_versions_saw_none_are_found():
     digits = load_image_data("digits")
     other = np.setdiff1d(np.arange(len(digits.train)), sampled_rows(len(digits.train)))
     assert len(other) == 1361

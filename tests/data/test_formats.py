@@ -108,7 +108,7 @@ def test_avif_is_shown_upright():
 
 @needs_avif
 @pytest.mark.parametrize("brand", [b"mif1", b"avif"])
-def test_avif_is_told_from_heic_by_all_its_brands(brand, monkeypatch):
+def test_avif_is_distinguished_from_heic_by_all_its_brands(brand, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # nothing of it is needed
     encoded = encode(PHOTO, "AVIF")["bytes"]
     assert encoded[8:12] == b"avif" and b"mif1" in encoded[16:40]

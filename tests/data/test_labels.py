@@ -173,11 +173,11 @@ def test_names_of_classes_are_kept_in_a_stream(saved):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("names", [["c", "b", "a"], ["b", "c", "a"], ["c", "a"]])
 def test_classes_in_another_order_are_matched_by_name(saved, warnings, streaming, names):
-    told = [*names, names[0]]
-    folder = saved(rows([0, 1, 2, 0], ["a", "b", "c"]), test=rows([names.index(name) for name in told], names))
+    expected = [*names, names[0]]
+    folder = saved(rows([0, 1, 2, 0], ["a", "b", "c"]), test=rows([names.index(name) for name in expected], names))
     data = load_image_data(folder, streaming=streaming)
     assert data.class_names == ["a", "b", "c"] == data.validation.features["label"].names
-    assert names_by_level(data, data.validation) == told
+    assert names_by_level(data, data.validation) == expected
     assert names_by_level(data, data.train) == ["a", "b", "c", "a"]
     assert warnings() == ["validation numbers its classes otherwise than training: they are matched by their names"]
 

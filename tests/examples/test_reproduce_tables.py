@@ -223,10 +223,10 @@ def test_what_was_made_by_another_command_is_not_tabulated(tmp_path, profile, mo
     changed = {run.name: run for run in reproduce_tables.plan(profile, str(tmp_path))} | {"none-0": longer}
     with pytest.raises(reproduce_tables.Failed, match="remove these folders") as raised:
         reproduce_tables.refuse_stale(changed.values(), tmp_path)
-    told = str(raised.value)
-    assert f"{tmp_path}/sgd-0 (differs in weight_decay)" in told and "token-0" not in told
-    assert f"{tmp_path}/none-0 (differs in num_train_epochs)" in told
-    assert f"{tmp_path}/deit-0 (used one of these)" in told
+    message = str(raised.value)
+    assert f"{tmp_path}/sgd-0 (differs in weight_decay)" in message and "token-0" not in message
+    assert f"{tmp_path}/none-0 (differs in num_train_epochs)" in message
+    assert f"{tmp_path}/deit-0 (used one of these)" in message
 
 
 def test_a_teacher_grows_with_the_finer_student():
@@ -470,7 +470,7 @@ def test_a_row_of_views_that_come_round_says_what_the_teacher_was_asked(tmp_path
     assert first.endswith("| 80,000 views, 2 min 00 s |") and all("asked" not in row for row in others)
 
 
-def test_every_machine_and_version_is_told_and_the_time_of_students_whose_teacher_is_silent(finished):
+def test_every_machine_and_version_is_named_and_the_time_of_students_whose_teacher_is_silent(finished):
     record = {**RECORD, "hardware": "1 × GPU", "versions": {"python": "3.11"}}
     finish(finished, "token-2", record=record, train_runtime=600.0, teacher_views_asked=5, truth=TRUTH, fused=TRUTH)
     made = tables_report.how_made(left_in(finished), 9)

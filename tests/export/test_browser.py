@@ -320,7 +320,7 @@ def test_without_webassembly_the_page_says_so(new_page, vendored):
         assert demo.error.startswith("This browser has no WebAssembly.")
 
 
-def test_a_browser_that_hides_pixels_is_told(new_page, vendored):
+def test_a_browser_that_hides_pixels_is_warned(new_page, vendored):
     demo = new_page()
     demo.page.add_init_script(
         "const read = CanvasRenderingContext2D.prototype.getImageData;"

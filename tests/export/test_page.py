@@ -52,7 +52,7 @@ def written(tmp_path):
     return write
 
 
-def test_the_page_is_told_classes_models_and_crop(written):
+def test_the_page_knows_classes_models_and_crop(written):
     folder, content = written()
     assert {path.name for path in folder.iterdir()} == {*PAGE_FILES, "demo.json", "onnx"}
     assert content == {
@@ -178,14 +178,14 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("code", FAILURES)
-def test_an_npm_that_fails_is_told_with_the_other_ways(tmp_path, npm, code):
+def test_an_npm_that_fails_is_reported_with_the_other_ways(tmp_path, npm, code):
     npm(code)
     with pytest.raises(InputError, match=f"--runtime npm: `npm pack {PACKAGE}@{VERSION}` {FAILURES[code]}") as caught:
         place_runtime("npm", tmp_path)
     assert str(caught.value).endswith("; give --runtime cdn, or the folder of an unpacked onnxruntime-web")
 
 
-def test_a_machine_without_npm_is_told_the_other_ways(tmp_path, monkeypatch):
+def test_without_npm_the_other_ways_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="--runtime npm: npm is not installed; install Node.js, or give --runtime cdn"):
         place_runtime("npm", tmp_path)

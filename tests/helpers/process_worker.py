@@ -27,7 +27,7 @@ def do_nothing():
 
 
 def make(folder, prepare=do_nothing, **arguments) -> DistillationTrainer:
-    """A trainer on views whose losses are kept, one a step; 16 images a step in all, unless told otherwise."""
+    """A trainer on views whose losses are kept, one a step; 16 images a step in all by default."""
     settings = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     settings |= {"max_steps": 20, "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "bf16": False}
     settings |= {"per_device_eval_batch_size": 8, "repeated_augmentation": 1}

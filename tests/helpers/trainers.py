@@ -18,7 +18,7 @@ from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.views import AugmentationSettings
 
 CLASSES = 7
-# What a trainer of these tests is told unless a test says otherwise. The precision is always said: where nobody says
+# The arguments of a trainer, unless a test says otherwise. The precision is always said: where nobody says
 # it, the processor decides, and bits would differ from machine to machine.
 SETTINGS = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "bf16": False}
 SETTINGS |= {"save_strategy": "no", "learning_rate": 1e-2}

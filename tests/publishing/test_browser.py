@@ -138,7 +138,7 @@ def test_places_promise_no_runtime_that_refuses_the_files():
     assert not any("WebGPU" in words for words in PLACES.values())
 
 
-def test_where_a_run_was_pushed_is_told_and_what_a_page_shows(tmp_path, capsys):
+def test_where_a_run_was_pushed_is_printed_and_what_a_page_shows(tmp_path, capsys):
     settings = {"output_dir": str(tmp_path), "push_to_hub": True, "hub_token": TOKEN, "use_cpu": True}
     note_repository(tmp_path, "me/colours")
     say_pushed(DistillationTrainingArguments(**settings))

@@ -144,11 +144,11 @@ def test_pictures_are_shown_if_they_are_there(run):
     assert f"]({CURVES})" in section(text, "How it was trained")
 
 
-def test_the_tokens_cosine_is_told_where_it_was_measured(run):
+def test_the_tokens_cosine_is_shown_where_it_was_measured(run):
     one = {"images": 64, "attention_distance": [[5.0], [6.0]]}
     both = {**one, "cosine_learned": 0.0625, "cosine_by_block": [0.5, 0.93125]}
-    told = "is 0.06 as they were learned, 0.50 after the first block and 0.93 after the last (mean over 64 held-out"
-    assert told in card_of(run(tokens=both)).text
+    sentence = "is 0.06 as they were learned, 0.50 after the first block and 0.93 after the last (mean over 64 held-out"
+    assert sentence in card_of(run(tokens=both)).text
     for nothing in (one, None):
         (run(tokens=None) / "tokens.json").unlink(missing_ok=True)
         assert "cosine" not in card_of(run(tokens=nothing)).text
@@ -222,7 +222,7 @@ def test_the_card_leads_with_where_the_model_runs(run):
     assert_no_trace_of_what_is_missing(text.replace(script, ""))
 
 
-def test_without_int8_a_browser_is_told_which_precision_there_is(run):
+def test_without_int8_the_code_for_browsers_names_the_precision_there_is(run):
     text = card_of(run(run={**RECORD, "browser": True, "exports": EXPORTS[:1]})).text
     assert '"me/my-small-deit", { revision: "browser", dtype: "fp32" })' in text
     assert "Try it" not in text
@@ -326,7 +326,7 @@ def test_a_model_without_mistakes_has_no_confusions(run):
     assert_no_trace_of_what_is_missing(text)
 
 
-def test_a_model_with_one_head_is_not_told_apart_from_its_head(run):
+def test_a_model_with_one_head_has_no_rows_of_heads(run):
     decisions = {name: DECISIONS[name] for name in ("labels", "fused", "cls", "teacher")}
     results = {key: RESULTS[key] for key in ("teacher_accuracy", "eval_accuracy", "eval_accuracy_cls")}
     text = card_of(run({"use_distillation_token": False}, predictions=decisions, all_results=results)).text

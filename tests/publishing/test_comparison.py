@@ -96,7 +96,7 @@ def test_what_is_hardly_smaller_is_not_called_smaller():
     assert "smaller (1,000 against 1,100 parameters)" in verdict(outcome_of(student=94, teacher=95, costs=unlike))
 
 
-def test_balanced_accuracy_that_orders_them_otherwise_is_told():
+def test_balanced_accuracy_that_orders_them_otherwise_is_mentioned():
     labels = np.repeat([0, 1], [90, 10])
     student, teacher = labels.copy(), np.zeros(100, dtype=int)
     student[:20] = 1
@@ -106,7 +106,7 @@ def test_balanced_accuracy_that_orders_them_otherwise_is_told():
     assert words.endswith("Neither is known to be better than always answering ant (90.00 %).")
 
 
-def test_two_that_have_learned_nothing_of_use_are_told_together():
+def test_two_that_have_learned_nothing_of_use_are_named_together():
     words = verdict(outcome_of(student=50, teacher=52))
     assert words.startswith(
         "keep neither as it is: the student is right on 50.00 % of 100 held-out images, the teacher"

@@ -185,7 +185,7 @@ def test_what_is_drawn_is_what_the_model_says(tiny_model, drawn):
     assert drawn["maps"].shape == (8, 2, 4, 4)
 
 
-def test_two_classes_of_one_name_are_told_apart(tiny_model, drawn):
+def test_two_classes_of_one_name_are_distinguished(tiny_model, drawn):
     names = ["crane", "hen", "crane", "ox", "pig"]
     model = tiny_model(id2label=dict(enumerate(names)))
     pixel_values = torch.randn(1, 3, 32, 32)

@@ -122,7 +122,7 @@ def test_a_private_repository_and_a_branch(server, train_again):
     assert "model.safetensors" not in server.files("models", "me/colours")
 
 
-def test_the_folder_names_the_repository_unless_told(server, train_again):
+def test_the_folder_names_the_repository_by_default(server, train_again):
     train_again(hub_model_id=None)
     assert "model.safetensors" in server.files("models", "me/colours")
     train_again(hub_model_id="colours-of-mine")

@@ -68,7 +68,7 @@ def test_the_command_goes_without_resuming_and_with_as_many_threads(tmp_path, ph
 def test_the_folder_of_a_run_is_called_as_it_was_given(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    for given_path, told in (
+    for given_path, shown in (
         ("outputs/photos", "outputs/photos"),
         ("./photos/", "photos"),
         ("../photos", "photos"),
@@ -76,7 +76,7 @@ def test_the_folder_of_a_run_is_called_as_it_was_given(tmp_path, monkeypatch):
         (str(tmp_path / "photos"), "photos"),
         (".", "work"),
     ):
-        assert path_as_given(given_path) == told
+        assert path_as_given(given_path) == shown
 
 
 def test_a_run_that_is_not_pushed_is_loaded_from_its_path(tmp_path, photos, monkeypatch):
@@ -217,7 +217,7 @@ def test_of_any_absolute_path_the_last_name_is_left(parents, name, is_joined):
     assert shown.endswith(f"{'=' if is_joined else ' '}{name}") and "/" not in shown
 
 
-def test_a_folder_that_a_store_remembers_is_not_told(tmp_path):
+def test_a_folder_that_a_store_remembers_is_left_out(tmp_path):
     summary = {"held out": "4 images", "teacher": "/home/you/convnet"}
     store = SimpleNamespace(about={"teacher": "/home/you/convnet"})
     record = written(tmp_path, "--dataset_name", "digits", summary=summary, store=store)

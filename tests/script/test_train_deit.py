@@ -127,11 +127,11 @@ def test_a_stranger_without_the_package_loads_it(run, photos, tmp_path):
     command = [sys.executable, "-c", STRANGER, str(folder), str(image)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    printed = json.loads(done.stdout.splitlines()[-1])
     here = pipeline("image-classification", model=str(folder))(PIL.Image.open(image), top_k=3)
-    assert told["tokens"] == 18
-    assert told["heads"] == [True]
-    assert told["answer"] == pytest.approx({entry["label"]: entry["score"] for entry in here}, abs=1e-6)
+    assert printed["tokens"] == 18
+    assert printed["heads"] == [True]
+    assert printed["answer"] == pytest.approx({entry["label"]: entry["score"] for entry in here}, abs=1e-6)
 
 
 def test_again_on_a_finished_folder_says_so_and_touches_nothing(run, photos, capsys):

@@ -129,15 +129,15 @@ def replace_file(server, name: str, content: bytes):
 
 def test_info_names_teacher_coverage_and_size(filled, capsys):
     assert cli("info", filled.answers) == 0
-    told = facts(capsys.readouterr().out)
+    printed = facts(capsys.readouterr().out)
     size = sum(len(content) for content in contents(filled.answers).values())
-    assert told["teacher"] == str(filled.teacher)
-    assert told["views known"] == f"36 of at most {2 * NUM_VIEWS}, 2 epoch(s)"
-    assert told["size"] == f"{size:,} bytes, 2 a view"
-    assert told["teacher on validation"] == "75.00%"
-    assert told["image_size"] == "16"
-    assert told["teacher_weights"] == TeacherStore(filled.answers).fingerprint["teacher_weights"]
-    assert told["distillation_type"] == "hard"
+    assert printed["teacher"] == str(filled.teacher)
+    assert printed["views known"] == f"36 of at most {2 * NUM_VIEWS}, 2 epoch(s)"
+    assert printed["size"] == f"{size:,} bytes, 2 a view"
+    assert printed["teacher on validation"] == "75.00%"
+    assert printed["image_size"] == "16"
+    assert printed["teacher_weights"] == TeacherStore(filled.answers).fingerprint["teacher_weights"]
+    assert printed["distillation_type"] == "hard"
 
 
 def test_info_of_an_incomplete_store_counts_what_is_known(place, capsys):
@@ -153,7 +153,7 @@ def empty(filled, tmp_path):
     return tmp_path / "empty"
 
 
-def test_an_empty_store_is_told_and_neither_verified_nor_pushed(empty, capsys):
+def test_an_empty_store_is_reported_and_neither_verified_nor_pushed(empty, capsys):
     cli("info", empty)
     assert facts(capsys.readouterr().out)["views known"] == "none, 0 epoch(s)"
     assert "holds no answers yet; there is nothing to verify" in refused("verify", empty)

@@ -40,7 +40,7 @@ def same(one, other):
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
 
-def test_a_skipped_step_is_told_on_the_device():
+def test_a_skipped_step_is_known_on_the_device():
     for skipped, expected in ((True, [1.0, 3.0]), (False, [1.25, 3.5])):
         average, weights = [torch.tensor([1.0, 3.0])], [torch.tensor([2.0, 5.0])]
         update_average(average, weights, 0.75, torch.tensor(skipped))

@@ -1,4 +1,4 @@
-"""Whether a finished run would go on with what it is told now."""
+"""Whether a finished run would go on with what is changed now."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ LOG = [{"eval_loss": loss, "step": step} for step, loss in ((7, 0.5), (14, 0.6),
 
 
 @pytest.mark.parametrize(
-    ("state", "told", "is_it"),
+    ("state", "changed", "is_it"),
     [
         (EPOCHS, {"num_train_epochs": 100}, False),
         (EPOCHS, {"num_train_epochs": 50}, False),
@@ -29,7 +29,7 @@ LOG = [{"eval_loss": loss, "step": step} for step, loss in ((7, 0.5), (14, 0.6),
         (STOPPED, {"num_train_epochs": 100}, True),
     ],
 )
-def test_a_run_is_longer_by_epochs_steps_or_patience(state, told, is_it):
+def test_a_run_is_longer_by_epochs_steps_or_patience(state, changed, is_it):
     settings = {"max_steps": -1, "num_train_epochs": 3.0, "early_stopping_patience": None}
     settings |= {"metric_for_best_model": "loss", "greater_is_better": False}
-    assert is_longer({**state, "log_history": LOG}, SimpleNamespace(**{**settings, **told})) == is_it
+    assert is_longer({**state, "log_history": LOG}, SimpleNamespace(**{**settings, **changed})) == is_it

@@ -289,15 +289,15 @@ def test_verdicts_may_be_read_later_and_nothing_changed_meanwhile(monkeypatch):
 
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.integers(0, 20), max_size=7))
-def test_few_positions_are_all_told(positions):
-    told = set()
+def test_few_positions_are_all_named(positions):
+    named = set()
     for part in shorten(positions).split(", ") if positions else ():
         first, _, last = part.partition("-")
-        told.update(range(int(first), int(last or first) + 1))
-    assert told == positions
+        named.update(range(int(first), int(last or first) + 1))
+    assert named == positions
 
 
-def test_positions_are_told_shortly():
+def test_positions_are_named_shortly():
     assert shorten([3, 1, 2, 2, 9, 11, 12]) == "1-3, 9, 11-12"
     assert shorten(range(0, 200, 2)) == "0, 2, 4, 6, 8, 10, 12, ... 198"
     assert shorten([]) == ""

@@ -89,7 +89,7 @@ def test_a_launcher_that_is_gone_is_as_a_closed_terminal(tmp_path, monkeypatch, 
     assert run.state.global_step == (3 if is_ignored else 2)
 
 
-def test_of_the_model_alone_nobody_is_told_to_go_on(tmp_path):
+def test_a_checkpoint_of_the_model_alone_has_no_command_to_go_on(tmp_path):
     run = views_trainer(
         tmp_path, rows(26), **{**SAVING, "max_steps": 8, "save_only_model": True, "save_strategy": "no"}
     )

@@ -177,7 +177,7 @@ def test_a_run_that_is_killed_once_ends_with_the_same_bits_in_bf16(forked, words
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_end_at_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
+def test_a_run_that_a_signal_ends_at_random_moments_ends_with_the_same_bits(forked, words, whole, tmp_path):
     for folder in signal_until_done(forked, words, whole, random.Random(1), "SIGTERM", tmp_path, NUM_KILLS):
         assert_same_end(folder, whole[0])
 
@@ -193,7 +193,7 @@ def test_a_run_killed_while_it_fills_a_store_ends_with_the_same_bits_and_a_whole
     assert done.codes == [0], done.printed
     draws, whole = random.Random(2), (tmp_path / "whole" / "run", done.calls)
     changes["teacher_store"] = tmp_path / "answers"
-    # The store knows what was asked before a kill; once it is full, no teacher is loaded whose size could be told.
+    # The store knows what was asked before a kill; once it is full, no teacher is loaded whose size could be measured.
     but = ["teacher_views_asked", "teacher_num_parameters"]
     for folder in signal_until_done(forked, words, whole, draws, "SIGKILL", tmp_path, NUM_KILLS, **changes):
         assert_same_end(folder, whole[0], but)
