@@ -7,9 +7,11 @@ import pickle
 import pytest
 import yaml
 from helpers.arguments import parse
+from helpers.paths import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from docs import arguments_table
 from modeling_deit_distill import DeiTDistillConfig, DistillationTrainingArguments, InputError
 from modeling_deit_distill.arguments import DataArguments, ModelArguments
 from modeling_deit_distill.recipes import said_arguments, without_tokens
@@ -349,3 +351,12 @@ def test_held_out_images_alone_are_a_source():
         DataArguments(validation_dir="other", validation_csv="other.csv")
     with pytest.raises(InputError, match="validation_dir goes with train_dir"):
         DataArguments(dataset_name="digits", validation_dir="other")
+
+
+# --- the table in the docs --------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_arguments_are_those_of_the_fields():
+    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
+    written = page.partition(arguments_table.BEGIN)[2].partition(arguments_table.END)[0]
+    assert written == arguments_table.tables(), "run `python docs/arguments_table.py`"

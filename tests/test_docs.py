@@ -11,8 +11,6 @@ from helpers.docs import FILES, anchors, blocks, links, name_of
 from helpers.messages import is_said, messages
 from helpers.paths import ROOT
 
-from docs import arguments_table
-
 by_file = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 
@@ -53,12 +51,6 @@ def test_the_example_of_the_library_names_its_classes():
     exec(example.partition("args = ")[0], found)
     assert found["student"].config.id2label == {0: "hat", 1: "shirt", 2: "shoe"}
     assert found["student"].config.label2id["shoe"] == 2 and found["student"].cls_classifier.out_features == 3
-
-
-def test_the_tables_of_arguments_are_those_of_the_fields():
-    page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
-    written = page.partition(arguments_table.BEGIN)[2].partition(arguments_table.END)[0]
-    assert written == arguments_table.tables(), "run `python docs/arguments_table.py`"
 
 
 def test_each_message_in_troubleshooting_is_one_of_ours():

@@ -13,7 +13,7 @@ from ..errors import InputError
 from .ensemble import Ensemble, ask_each, naming_teacher
 from .teacher import Teacher
 
-# On so many validation images; with fewer than MIN_TRIAL nothing can be told.
+# On so many validation images; with fewer than MIN_TRIAL nothing can be concluded.
 TRIAL_IMAGES, MIN_TRIAL = 400, 50
 
 

@@ -1,4 +1,4 @@
-"""The script with several teachers: live, from a store, and what is told of them."""
+"""The script with several teachers: live, from a store, and what is recorded of them."""
 
 import json
 import re
