@@ -174,7 +174,7 @@ def _one_or_all(values: list[str]) -> str | list[str] | None:
 
 
 def names_apart(names: Sequence[str]) -> dict[str, str]:
-    """What is recorded of several names: the last part of a folder of this machine, or two parts where names share it."""
+    """What is recorded of several names: of a folder of this machine the last part, or two where names share it."""
     shown = {name: without_folders(name) for name in names}
     alike = {name for name in names if list(shown.values()).count(shown[name]) > 1}
     return {name: path_in_set(name, is_table=True) if name in alike else short for name, short in shown.items()}
