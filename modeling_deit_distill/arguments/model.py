@@ -1,6 +1,7 @@
 """Arguments of student and teacher."""
 
 import json
+import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -151,9 +152,13 @@ class ModelArguments:
                 values = f"{name} has {counted(many, 'value')} for {counted(number, 'teacher')}"
                 either = "one for all, or one each" if name == "teacher_image_size" else "one each, `none` for no map"
                 raise InputError(f"{values}; give {either if number > 1 else 'one'}")
-        each = self.teachers
-        if twice := [one.teacher_name_or_path for place, one in enumerate(each) if one in each[:place]]:
-            raise InputError(f"teacher_name_or_path names {twice[0]!r} twice; name each teacher once")
+        seen = []
+        for one in self.teachers if number > 1 else ():
+            name = one.teacher_name_or_path
+            path = os.path.realpath(name) if os.path.exists(name) else name  # a folder may be written in several ways
+            if (asked := (path, one.teacher_label_map, one.teacher_image_size)) in seen:
+                raise InputError(f"teacher_name_or_path names {name!r} twice; name each teacher once")
+            seen.append(asked)
 
 
 def _parse_json_object(name: str, text: str) -> dict:

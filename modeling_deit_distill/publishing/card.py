@@ -185,14 +185,18 @@ def introduction(run: Run) -> str:
     )
     if run.config.use_distillation_token:
         how = (
-            "It was distilled through attention: its class token learned from labels, its distillation token from a "
-            f"teacher's answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
+            "It was distilled through attention: its class token learned from labels, its distillation token from "
+            f"{_a_teacher(run)}'s answers. Its answer is {FUSION_WORDS[run.config.fusion]}."
         )
     elif run.has_teacher:
-        how = "It has a class token and one head, which learned from labels and from a teacher's answers."
+        how = f"It has a class token and one head, which learned from labels and from {_a_teacher(run)}'s answers."
     else:
         how = "It has a class token and one head."
     return f"{what}\n\n{how}"
+
+
+def _a_teacher(run: Run) -> str:
+    return f"an {run.outcome.called('teacher')}" if run.outcome.teachers else "a teacher"
 
 
 def class_list(names: Sequence[str]) -> str:
@@ -378,7 +382,7 @@ def limitations(run: Run) -> Iterable[str]:
             f"of how well it recognises them: {class_list(unseen)}."
         )
     if run.has_teacher:
-        yield "It learned from a teacher, its mistakes included." + teacher_mistakes(run)
+        yield f"It learned from {_a_teacher(run)}, its mistakes included." + teacher_mistakes(run)
     if run.measured("bad_images"):
         yield f"{run.measured('bad_images'):,.0f} training image(s) could not be read, so it has not learned from them."
     if run.measured("bad_held_out_images"):

@@ -24,19 +24,21 @@ def measure_costs(output_dir: str | Path, teacher: Teacher | Ensemble | None, de
     Args:
         output_dir: the run's folder, in which the model was saved.
         teacher: None without one, or if only its stored answers are there; then nothing is said of it. Of several the
-            parameters of all, and the time in which all have answered, one after the other.
+            sums: they answer one after the other.
     """
     student = DeiTDistillForImageClassification.from_pretrained(output_dir).to(device).eval()
-    answering = {"milliseconds_per_image": _answering(student, as_pair(student.config.image_size), device)}
-    costs = {}
-    if teacher is not None:
-        calls = [
-            _answering(member.model, (member.view.image_size,) * 2, device, member.memory_format)
-            for member in teacher.members
-        ]
-        answering["teacher_milliseconds_per_image"] = lambda: [call() for call in calls]
-        costs["teacher_num_parameters"] = sum(member.model.num_parameters() for member in teacher.members)
-    return {**costs, **dict(zip(answering, _milliseconds(list(answering.values()), device), strict=True))}
+    members = [] if teacher is None else list(teacher.members)
+    calls = [
+        _answering(member.model, (member.view.image_size,) * 2, device, member.memory_format) for member in members
+    ]
+    own, *times = _milliseconds([_answering(student, as_pair(student.config.image_size), device), *calls], device)
+    if teacher is None:
+        return {"milliseconds_per_image": own}
+    return {
+        "teacher_num_parameters": sum(member.model.num_parameters() for member in members),
+        "milliseconds_per_image": own,
+        "teacher_milliseconds_per_image": round(sum(times), 3),
+    }
 
 
 def _answering(

@@ -113,11 +113,12 @@ def _of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, obj
         return agreed | {"teacher_training": record, "label_map": None}
     name_or_path, label_map = model_args.teacher_name_or_path, read_label_map(model_args.teacher_label_map)
     view = own_view(name_or_path, InputView(training.student_image_size), model_args.trust_remote_code)
-    return agreed | {
-        "teacher_weights": weights_checksum(name_or_path),
+    return {
+        "teacher_weights": weights_checksum(name_or_path),  # first: another teacher may have another size too
         "teacher_mean": list(view.mean),
         "teacher_std": list(view.std),
         "label_map": teacher_classes(training.config, training.data.class_names, label_map),
+        **agreed,
     }
 
 

@@ -461,9 +461,11 @@ def _first_difference(field: str, theirs: dict, ours: dict) -> tuple[str, object
     return field, theirs, ours
 
 
-def _first_teacher(field: str, theirs: object, ours: object) -> tuple[str, object, object]:
-    """Of a field of several teachers, the first in which they differ; all of it where they are not as many."""
-    if not (isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours)):
+def _first_teacher(field: str, theirs: list, ours: object) -> tuple[str, object, object]:
+    """Of a field of several teachers the first in which they differ, or how many teachers there are."""
+    if field == "teacher_weights" and (not isinstance(ours, list) or len(ours) != len(theirs)):
+        return "num_teachers", len(theirs), len(ours) if isinstance(ours, list) else 1
+    if not (isinstance(theirs, list) and isinstance(ours, list)):  # one precision of all
         return field, theirs, ours
     place = next(place for place, (one, other) in enumerate(zip(theirs, ours, strict=True)) if one != other)
     return f"{field} of teacher {place + 1}", theirs[place], ours[place]

@@ -240,3 +240,14 @@ def test_odd_names_of_classes_keep_the_table_whole(name):
     )
     table = results_table(outcome)
     assert "\x1b" not in table and len(table.splitlines()) == len({*table.splitlines()}) + 1  # the rule alone twice
+
+
+def test_several_teachers_are_an_ensemble_and_each_is_told_alone():
+    results = {**SMALL_TEACHER, "teacher_1_accuracy": 0.9, "teacher_2_accuracy": 0.8, "teacher_views_asked": 64}
+    results["teacher_accuracy"] = 0.95
+    outcome = Outcome(results, outcome_of(50, 95).decisions, NAMES, ["one", "two"])
+    assert comparison(outcome)[0][1] == "ensemble of 2 teachers"
+    table = " ".join(results_table(outcome).split())
+    assert "teacher 1 alone 90.00 % (one) teacher 2 alone 80.00 % (two)" in table
+    assert "views the teachers were asked about 64, by each of 2: 128 answers" in table
+    assert "keep the ensemble of 2 teachers" in table and "the teacher " not in table

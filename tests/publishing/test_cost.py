@@ -1,9 +1,11 @@
 """What an answer costs: of student and teacher, or of the student alone."""
 
 import torch
+from helpers.teachers import SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from modeling_deit_distill.publishing.cost import measure_costs
+from modeling_deit_distill.teachers.ensemble import Ensemble
 from modeling_deit_distill.teachers.teacher import InputView, Teacher
 
 
@@ -22,6 +24,18 @@ def test_student_and_teacher_answer_one_image_at_a_time_at_their_own_size(tiny_m
     assert costs["teacher_num_parameters"] == sum(weights.numel() for weights in model.parameters())
     assert shapes == {(1, 3, 40, 40)}  # its own size, whatever it was shown in training
     assert min(costs.values()) > 0
+
+
+def test_several_teachers_cost_the_sum(tiny_model, tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    models = [ResNetForImageClassification(ResNetConfig(**SMALL, num_labels=labels)) for labels in (3, 5)]
+    members = [Teacher(model, InputView(size), InputView(32)) for model, size in zip(models, (40, 48), strict=True)]
+    monkeypatch.setattr("modeling_deit_distill.publishing.cost._milliseconds", lambda calls, device: [1.5, 2.25, 4.0])
+    assert measure_costs(tmp_path, Ensemble(members), torch.device("cpu")) == {
+        "milliseconds_per_image": 1.5,
+        "teacher_milliseconds_per_image": 6.25,
+        "teacher_num_parameters": sum(weights.numel() for model in models for weights in model.parameters()),
+    }
 
 
 def test_a_teacher_that_is_not_there_costs_nothing_known(tiny_model, tmp_path):

@@ -204,7 +204,7 @@ def test_a_run_uses_what_was_combined_and_loads_no_teacher(filled_by, run_of, te
     words = ("--teacher_store", str(tmp_path / "all"), "--teacher_name_or_path")
     assert run_of(*words, *names, "--num_train_epochs", "1", teacher=None).plan().teacher() is None
     with pytest.raises(
-        InputError, match=r"teacher_weights .*; name the teacher that the store was made with \(.*mine "
+        InputError, match=r"weights of teacher 1 .*; name the teacher that the store was made with \(.*mine "
     ):
         run_of(*words, names[1], names[0], names[2], teacher=None).find()
     for named in (words[:2], (*words, *names)):  # nobody can add to a majority

@@ -138,7 +138,10 @@ def test_of_one_teacher_one_value_is_enough():
     assert named("one", teacher_label_map=["none"], teacher_image_size=[16]).teacher_label_map is None
 
 
-def test_a_teacher_that_is_named_twice_is_refused_unless_it_sees_another_size():
+def test_a_teacher_that_is_named_twice_is_refused_unless_it_sees_another_size(tmp_path):
+    with pytest.raises(InputError, match="/../one' twice"):
+        (tmp_path / "one").mkdir()
+        named(tmp_path / "one", f"{tmp_path}/one/../one")
     with pytest.raises(InputError, match="names 'one' twice"):
         named("one", "two", "one")
     assert len(named("one", "one", teacher_image_size=[16, 24]).teachers) == 2
@@ -163,8 +166,13 @@ def test_a_store_holds_the_answers_of_the_ensemble_and_agrees_about_all_teachers
     assert len(set(fields["teacher_weights"])) == len(fields["teacher_mean"]) == len(fields["label_map"]) == 2
     assert fields["teacher_image_size"] == [16, 16] and fields["teacher_precision"] == "fp32"
     assert both().find() is not None
-    for words in (("mine",), ("other", "mine"), ("mine", "reversed")):
-        with pytest.raises(InputError, match=rf"weights.*; name .* \({teachers['mine']} {teachers['other']}\)"):
+    for words, differs in (
+        (("mine",), "num_teachers 2, this run has 1"),
+        (("mine", "other", "reversed"), "num_teachers 2, this run has 3"),
+        (("other", "mine"), "teacher_weights of teacher 1 "),
+        (("mine", "reversed"), "teacher_weights of teacher 2 "),
+    ):
+        with pytest.raises(InputError, match=rf"{differs}.*; name .* \({teachers['mine']} {teachers['other']}\)"):
             run_of("--teacher_name_or_path", *(teachers[name] for name in words), teacher=None).find()
 
 
