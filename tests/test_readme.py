@@ -21,3 +21,10 @@ def test_the_two_commands_are_written_as_they_are_run():
     assert "pip install -e . && accelerate launch --quiet train_deit.py examples/recipes/digits.yaml" in README
     assert "pip install -e '.[test]' && pytest" in README
     assert "s/^\\(pip install .*&& pytest\\)$" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_guide_is_linked_and_is_in_the_navigation():
+    guides = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert {guide for guide in guides if f": {guide}\n" not in navigation} == set()
+    assert {guide for guide in guides if f"]({guide}" not in README} == set()
