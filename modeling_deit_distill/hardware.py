@@ -1,5 +1,6 @@
 """What a run computes on, in words: devices, threads and cores."""
 
+import multiprocessing
 import os
 import platform
 from pathlib import Path
@@ -12,6 +13,9 @@ from .report import say_once
 
 # What sets the number of torch's threads. `accelerate launch` sets the first to 1 by default.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+MAX_WORKERS = 16
+# How many microseconds of all cores, or max, a container may use in so many of the clock (Linux, control groups 2).
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def hardware(args: TrainingArguments) -> str:
@@ -22,10 +26,43 @@ def hardware(args: TrainingArguments) -> str:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: those that its scheduler, and the quota of its container, leave it."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    try:
+        allowed, period = QUOTA.read_text().split()
+        return max(min(affinity, int(allowed) // int(period)), 1)
+    except (OSError, ValueError):  # no Linux, no quota
+        return affinity
+
+
+def workers_by_default(device_type: str) -> int:
+    """Processes that decode images beside a training process: none where the CPU trains, which needs the cores.
+
+    Else one for each core that this process may use, shared among the training processes of this machine; at most
+    `MAX_WORKERS`. Where processes are spawned, as on Windows and macOS, none either: each would run the user's script
+    once more.
+    """
+    # The first of all is the default; asking for the method in use would fix it.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    if device_type == "cpu" or method == "spawn":
+        return 0
+    return min(max(num_cores() // processes_of_machine(), 1), MAX_WORKERS)
+
+
+def processes_of_machine() -> int:
+    """The training processes that a launcher has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def workers_in_words(args: TrainingArguments, is_automatic: bool) -> str:
+    """How many processes decode images, for the summary, and why."""
+    number = args.dataloader_num_workers
+    if number == 0:
+        return "0: the training process decodes the images itself"
+    if not is_automatic:
+        return f"{number} in each process"
+    shared = f", shared among {processes_of_machine()} processes" if processes_of_machine() > 1 else ""
+    return f"{number} in each process, for {num_cores()} cores{shared}; --dataloader_num_workers overrides this"
 
 
 def device_in_words(args: TrainingArguments) -> str:

@@ -56,6 +56,8 @@ from .training.layers import check_layers
 from .training.metrics import check_metric
 from .training.schedule import check_optimisation
 
+STREAM_WORKERS = 4  # by default: each keeps some gigabyte of images that it shuffles
+
 
 class Plan:
     """Data, student, teacher, store and checkpoint of a run.
@@ -452,7 +454,10 @@ def _check_streaming(arguments: Arguments):
     if model_args.train_teacher and args.distillation_type != "none":
         raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
     # There shuffling counts too few shards (huggingface/datasets issue 8669); the other workers would get nothing.
-    if args.dataloader_num_workers > 1 and datasets.__version__ == "5.0.0":
+    can_share = datasets.__version__ != "5.0.0"
+    if args.workers_are_automatic:
+        args.dataloader_num_workers = min(args.dataloader_num_workers, STREAM_WORKERS if can_share else 1)
+    elif args.dataloader_num_workers > 1 and not can_share:
         raise InputError(
             "streaming: datasets 5.0.0 gives all shards of a stream to one worker; install another (pip install -U "
             "datasets), or give --dataloader_num_workers 1"

@@ -25,10 +25,10 @@ from .classifiers import Classifier, TorchClassifier, load_any_classifier
 from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
 from .data.listing import are_listed
-from .data.loaders import available_cores
 from .data.unlabelled import NO_FOLDER, UNREADABLE, FoundImages, RowImages, find_images
-from .errors import InputError, one_line, printable_lines
+from .errors import InputError, one_line, printable_lines, worker_failure
 from .files import written_whole
+from .hardware import MAX_WORKERS, num_cores
 from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_run_file
@@ -39,7 +39,6 @@ from .teachers.classes import known_classes
 from .teachers.teacher import PRECISIONS
 
 NOTHING = -1  # in place of a class: no answer, or no truth
-MAX_WORKERS = 16
 MAX_LISTED = 20
 
 
@@ -206,7 +205,7 @@ def predict(
     if classifier.takes_photographs:  # of any size, which do not fit into one batch
         batch_size = 1
     if num_workers is None:
-        num_workers = min(available_cores(), MAX_WORKERS, -(-len(images) // batch_size))
+        num_workers = min(num_cores(), MAX_WORKERS, -(-len(images) // batch_size))
     loader = DataLoader(
         ImageDataset(images, evaluation_transform(classifier.processor)),
         batch_size,
@@ -231,6 +230,8 @@ def _loaded(loader: DataLoader) -> Iterator[dict]:
     try:
         yield from loader
     except RuntimeError as error:
+        if (words := worker_failure(error, "--num_workers")) is not None:
+            raise InputError(words) from error
         if "DataLoader worker" not in str(error):
             raise
         raise InputError(

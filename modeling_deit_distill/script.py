@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .errors import InputError, LocalInputError, printable, printable_lines
+from .errors import InputError, LocalInputError, printable, printable_lines, worker_failure
 from .signals import Interrupted, handling, leave, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
@@ -21,10 +21,11 @@ LEFT_BEHIND = "left behind"
 def run_script(main: Callable[[list[str]], object], arguments: list[str] | None = None):
     """Run a command and end this process with its exit code.
 
-    An [`InputError`] is printed as one line on the error stream, and the exit code is 2. Of several processes the first
-    prints it, unless only one of them met it. A signal that ends the command is one line too, and the exit code is 128
-    plus its number. Any other error is a fault of ours and keeps its traceback. What we log has its control characters
-    written out: names of classes, files and models come from anywhere.
+    An [`InputError`] is printed as one line on the error stream, and the exit code is 2. So is a worker of a DataLoader
+    that lacks shared memory. Of several processes the first prints it, unless only one of them met it. A signal that
+    ends the command is one line too, and the exit code is 128 plus its number. Any other error is a fault of ours and
+    keeps its traceback. What we log has its control characters written out: names of classes, files and models come
+    from anywhere.
 
     Args:
         main: takes the command line's words; a whole number that it returns is the exit code.
@@ -35,15 +36,23 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
             returned = main(sys.argv[1:] if arguments is None else arguments)
         exit_code = returned if isinstance(returned, int) else 0
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-        _end_beside_threads(INPUT_ERROR_EXIT_CODE)
+        _end_with_one_line(error)
+    except RuntimeError as error:
+        if (words := worker_failure(error)) is None:
+            raise
+        _end_with_one_line(LocalInputError(words))
     except Interrupted as interrupted:
         leave_to_the_system()
         exit_code = interrupted.code
     except SystemExit as error:
         exit_code = error.code
     end_process(exit_code)
+
+
+def _end_with_one_line(error: InputError):
+    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+    _end_beside_threads(INPUT_ERROR_EXIT_CODE)
 
 
 @contextlib.contextmanager

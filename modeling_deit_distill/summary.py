@@ -18,7 +18,7 @@ from .data.inspection import readable
 from .data.loaders import planned_steps, steps_per_epoch
 from .data.sources import ImageData
 from .data.views import ViewSampler
-from .hardware import device_in_words
+from .hardware import device_in_words, workers_in_words
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from .precision import precision_in_words
 from .report import counted
@@ -69,6 +69,7 @@ def summary(plan) -> dict[str, str]:
         **early_stopping_in_words(args, plan.trains_teacher),
         "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
         "device": device_in_words(args),
+        "workers": workers_in_words(args, args.workers_are_automatic),
         "output": str(args.output_dir),
     }
 

@@ -360,3 +360,24 @@ def test_the_tables_of_arguments_are_those_of_the_fields():
     page = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
     written = page.partition(arguments_table.BEGIN)[2].partition(arguments_table.END)[0]
     assert written == arguments_table.tables(), "run `python docs/arguments_table.py`"
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_are_automatic_where_nobody_says(recipe, monkeypatch):
+    name = "modeling_deit_distill.arguments.training.workers_by_default"
+    monkeypatch.setattr(name, lambda device_type: 0 if device_type == "cpu" else 6)
+    args = parse(recipe())[2]
+    assert (args.dataloader_num_workers, args.workers_are_automatic) == (0, True)
+    for words, expected in [(["--dataloader_num_workers", "3"], 3), (["--dataloader_num_workers", "0"], 0)]:
+        args = parse(recipe(), *words)[2]
+        assert (args.dataloader_num_workers, args.workers_are_automatic) == (expected, False)
+    assert parse(recipe("dataloader_num_workers: 10\n"))[2].dataloader_num_workers == 10
+    monkeypatch.setattr(name, lambda device_type: 6)  # as if a GPU trained
+    args = parse(recipe())[2]
+    assert (args.dataloader_num_workers, args.workers_are_automatic) == (6, True)
+    assert dataclasses.replace(args).dataloader_num_workers == 6 and dataclasses.replace(args).workers_are_automatic
+    assert parse(recipe(), "--dataloader_num_workers", "0")[2].dataloader_num_workers == 0
+    assert parse(recipe(), "--keep_decoded_images", "true")[2].dataloader_num_workers == 0
+    assert parse(recipe(), "--dataloader_persistent_workers", "true")[2].dataloader_num_workers == 6

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from modeling_deit_distill import hardware, hints
-from modeling_deit_distill.hardware import change_in_words, device_in_words, hardware_by_step, parts_in_words
+from modeling_deit_distill.hardware import (
+    change_in_words,
+    device_in_words,
+    hardware_by_step,
+    num_cores,
+    parts_in_words,
+    workers_by_default,
+    workers_in_words,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,3 +55,40 @@ def test_the_parts_of_a_run_and_their_hardware():
     assert change_in_words({}, "one thread") is change_in_words(begun, "one thread") is None
     assert change_in_words(begun, "two threads").startswith("the checkpoint is of a run on one thread, this one goes")
     assert change_in_words(parts, "two threads") is None
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_are_the_cores_shared_among_the_processes(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "fork")
+    for cores, processes, expected in [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 8, 1), (96, 1, 16), (96, 8, 12)]:
+        monkeypatch.setattr(hardware, "num_cores", lambda cores=cores: cores)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert workers_by_default("cuda") == expected, (cores, processes)
+        assert workers_by_default("cpu") == 0
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "spawn")
+    assert workers_by_default("cuda") == 0
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
+)
+def test_a_container_may_have_fewer_cores(tmp_path, monkeypatch, quota, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8), raising=False)
+    monkeypatch.setattr(hardware, "QUOTA", tmp_path / "cpu.max")
+    assert num_cores() == 8
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert num_cores() == expected
+
+
+def test_the_summary_tells_the_workers(monkeypatch):
+    monkeypatch.setattr(hardware, "num_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    four, none = SimpleNamespace(dataloader_num_workers=4), SimpleNamespace(dataloader_num_workers=0)
+    assert workers_in_words(four, is_automatic=False) == "4 in each process"
+    words = "4 in each process, for 8 cores, shared among 2 processes; --dataloader_num_workers overrides this"
+    assert workers_in_words(four, is_automatic=True) == words
+    for is_automatic in (True, False):
+        assert workers_in_words(none, is_automatic) == "0: the training process decodes the images itself"

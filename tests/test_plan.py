@@ -30,6 +30,14 @@ def test_datasets_5_0_0_streams_to_one_worker_only(monkeypatch):
         Plan.from_arguments(many)
 
 
+def test_a_stream_has_few_workers_by_itself(monkeypatch):
+    monkeypatch.setattr("modeling_deit_distill.arguments.training.workers_by_default", lambda device_type: 12)
+    assert Plan.from_arguments(STREAMED).args.dataloader_num_workers == 4
+    assert Plan.from_arguments([*STREAMED, "--dataloader_num_workers", "12"]).args.dataloader_num_workers == 12
+    monkeypatch.setattr(datasets, "__version__", "5.0.0")
+    assert Plan.from_arguments(STREAMED).args.dataloader_num_workers == 1
+
+
 # --- before anything is loaded or trained -----------------------------------------------------------------------------
 
 

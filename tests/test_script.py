@@ -55,3 +55,34 @@ def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down():
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == EXPECTED
+
+
+# A worker ends as Linux ends one that writes to shared memory which is full.
+WORKER_SCRIPT = """
+import os, signal
+import torch
+from modeling_deit_distill.script import run_script
+
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGBUS)
+
+
+def main(arguments):
+    list(torch.utils.data.DataLoader(Images(), num_workers=1, multiprocessing_context="fork"))
+
+
+run_script(main, [])
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_without_shared_memory_ends_a_command_by_one_line():
+    done = subprocess.run([sys.executable, "-c", WORKER_SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "error: shared memory (/dev/shm), which hands over" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from ..errors import InputError, one_line
 from ..fields import Choice, Range, check_fields, check_finite
+from ..hardware import workers_by_default
 from ..hub import check_license
 from ..precision import bf16_by_default
 from ..supported import check_precision, check_supported
@@ -186,6 +187,11 @@ class DistillationTrainingArguments(TrainingArguments):
         help="Compute in bfloat16; where the device has it, unless given.",
         metadata={"nargs": "?", "const": True},
     )
+    dataloader_num_workers: int | None = HfArg(
+        default=None,
+        help="Processes that decode images beside each training process; 0 where the CPU trains and with "
+        "keep_decoded_images, else one for each core, shared among the training processes, unless given.",
+    )
     logging_nan_inf_filter: bool = HfArg(default=False, help="Hide NaN losses from the log.")
     remove_unused_columns: bool = HfArg(default=False, help="Our datasets yield what is needed.")
     dataloader_drop_last: bool = HfArg(
@@ -223,7 +229,7 @@ class DistillationTrainingArguments(TrainingArguments):
         "ddp_bucket_cap_mb": Count,
         "ddp_timeout": Count,
         "local_rank": Annotated[int, Range(at_least=-1)],
-        "dataloader_num_workers": Annotated[int, Range(at_least=0, at_most=1024)],
+        "dataloader_num_workers": Annotated[int | None, Range(at_least=0, at_most=1024)],
         "dataloader_prefetch_factor": Count,
         "per_device_train_batch_size": Count,
         "per_device_eval_batch_size": Count,
@@ -266,7 +272,10 @@ class DistillationTrainingArguments(TrainingArguments):
         launchers_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no": nobody asked
         self.bf16_is_automatic = self.bf16 is None and not self.fp16 and launchers_precision == "no"
         if self.bf16_is_automatic:
-            self.bf16 = bf16_by_default("cpu" if self.use_cpu else torch.accelerator.current_accelerator().type)
+            self.bf16 = bf16_by_default(self._device_type)
+        self.workers_are_automatic = self.dataloader_num_workers is None
+        if self.workers_are_automatic:  # each worker would keep images of its own
+            self.dataloader_num_workers = 0 if self.keep_decoded_images else workers_by_default(self._device_type)
         is_copying_as_usual = self.accelerator_config is None
         check_supported(self)
         try:
@@ -304,6 +313,10 @@ class DistillationTrainingArguments(TrainingArguments):
             yield
         finally:
             self.save_total_limit, self.hub_strategy = kept
+
+    @property
+    def _device_type(self) -> str:
+        return "cpu" if self.use_cpu else torch.accelerator.current_accelerator().type
 
     @property
     def precision(self) -> str:

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -91,8 +90,3 @@ def planned_steps(num_images: int | None, num_epochs: float, args, max_steps: in
         max_steps: instead of the epochs, if above 0.
     """
     return max_steps if max_steps > 0 else math.ceil(num_epochs * steps_per_epoch(num_images, args))
-
-
-def available_cores() -> int:
-    """How many cores this process may use, which a container or a scheduler may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
