@@ -192,13 +192,13 @@ def occasions(strategy: str, every: float, num_steps: int, num_epochs: int) -> i
 
 def _try_phases(plan, student: nn.Module, folder: Path) -> dict[str, tuple[Costs, Counts]]:
     args, model_args, phases = plan.args, plan.model_args, {}
-    num_images = None if plan.data_args.streaming else len(plan.data.train)
+    num_images, num_labelled = (None, None) if plan.data_args.streaming else (len(plan.views), len(plan.data.train))
     teacher_folder = Path(args.output_dir, TEACHER) if model_args.train_teacher else None
     if plan.trains_teacher:
         (training,) = plan.teachers_trainings
         trainer = teacher_trainer(training, *plan.teachers_evaluation, folder / "training")
-        steps = planned_steps(num_images, model_args.teacher_num_train_epochs, args)
-        phases["1 of 2: teacher"] = _try_phase(trainer, args, steps, num_images)
+        steps = planned_steps(num_labelled, model_args.teacher_num_train_epochs, args)
+        phases["1 of 2: teacher"] = _try_phase(trainer, args, steps, num_labelled)
         teacher_folder = folder / TEACHER
         if args.local_process_index == 0:  # its weights do not matter, what they cost does
             trainer.model.save_pretrained(teacher_folder)

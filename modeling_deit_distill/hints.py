@@ -23,7 +23,7 @@ FINETUNING, FROM_SCRATCH = "examples/recipes/finetune_own_images.yaml", "example
 def run_hints(plan) -> dict[str, str]:
     """What will go poorly in a run as its [`Plan`] has it, by name; empty if nothing will."""
     args, data = plan.args, plan.data
-    num_images = len(data.train) if isinstance(data.train, Dataset) else None
+    num_images = len(plan.views) if isinstance(data.train, Dataset) else None
     found = {"patches": of_patches(plan.config, is_new=plan.start is None)}
     if num_images is not None:
         is_photographs = plan.data_args.dataset_name != "digits"  # which are learned from few

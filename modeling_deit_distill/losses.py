@@ -12,22 +12,29 @@ def label_loss(
     labels: torch.Tensor,
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
+    labelled: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy with the true label, CE(ψ(Z_s), y), in which each class may have its weight.
 
     With weights w the loss of an image is -Σ_c w_c · t_c · log ψ(Z_s)_c, where t = (1 - ε)·y + ε/classes is the mixed
     and smoothed target. It is divided by the batch, not by the sum of the weights in it, which torch does for class
     indices alone: so mixed and unmixed labels mean the same, and a batch may be split over processes and accumulation.
+    Of a view of which the share s has labels, y sums to s and t = (1 - ε)·y + ε·s/classes: its loss is s times that of
+    its labels alone, zero without any.
 
     Args:
         student_logits: (batch, classes).
         labels: (batch,) class indices, or (batch, classes) probabilities, as mixup and cutmix make them.
         label_smoothing: weight ε of the uniform distribution: the target is (1 - ε)·y + ε/classes.
         class_weights: (classes,), w; None for ones.
+        labelled: (batch,), s from 0 to 1, to which the labels (batch, classes) sum; None where all is labelled.
 
     Returns:
         Scalar, the mean over the batch.
     """
+    if labelled is not None:
+        target = (1 - label_smoothing) * labels + label_smoothing / student_logits.shape[-1] * labelled[:, None]
+        return F.cross_entropy(student_logits, target, class_weights)
     if class_weights is None:
         return F.cross_entropy(student_logits, labels, label_smoothing=label_smoothing)
     if labels.dim() == 1:
@@ -37,7 +44,11 @@ def label_loss(
 
 
 def soft_distillation_loss(
-    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, code_compatible: bool = False
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    code_compatible: bool = False,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """τ²·KL between the tempered distributions of teacher and student (paper, equation 2; Hinton et al. 2015).
 
@@ -49,6 +60,7 @@ def soft_distillation_loss(
         temperature: τ > 0; the paper uses 3.0.
         code_compatible: divide by batch × classes, as the public code does, where the paper's formula means a mean
             over the batch: a thousandth of it on ImageNet.
+        weights: (batch,) of the views; None for ones.
 
     Returns:
         Scalar, the mean over the batch.
@@ -65,13 +77,19 @@ def soft_distillation_loss(
         )
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
-    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    if weights is None:
+        kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    else:
+        of_views = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
+        kl = (of_views * weights).mean()
     if code_compatible:
         kl = kl / student_logits.shape[-1]
     return temperature**2 * kl
 
 
-def hard_distillation_loss(student_logits: torch.Tensor, teacher_labels: torch.Tensor) -> torch.Tensor:
+def hard_distillation_loss(
+    student_logits: torch.Tensor, teacher_labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy with the teacher's decision, CE(ψ(Z_s), y_t) with y_t = argmax_c Z_t(c) (paper, equation 3).
 
     The teacher's label is taken as it is: it gets no label smoothing.
@@ -79,8 +97,11 @@ def hard_distillation_loss(student_logits: torch.Tensor, teacher_labels: torch.T
     Args:
         student_logits: (batch, classes).
         teacher_labels: (batch,) class indices.
+        weights: (batch,) of the views; None for ones.
 
     Returns:
-        Scalar, the mean over the batch.
+        Scalar, the mean over the batch, not divided by the weights.
     """
-    return F.cross_entropy(student_logits, teacher_labels)
+    if weights is None:
+        return F.cross_entropy(student_logits, teacher_labels)
+    return (F.cross_entropy(student_logits, teacher_labels, reduction="none") * weights).mean()

@@ -21,7 +21,7 @@ from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
 from .data.inspection import has_large_photographs, readable, try_held_out, try_sample
 from .data.sources import ImageData, load_image_data
-from .data.views import AugmentationSettings, with_current_names
+from .data.views import NO_BALANCE, AugmentationSettings, with_current_names
 from .errors import InputError
 from .export.onnx import check_packages
 from .files import write_json
@@ -54,6 +54,7 @@ from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint, means_the_last
 from .training.layers import check_layers
 from .training.metrics import check_metric
+from .training.objective import NEEDS_TEACHER
 from .training.schedule import check_optimisation
 
 STREAM_WORKERS = 4  # by default: each keeps some gigabyte of images that it shuffles
@@ -84,6 +85,7 @@ class Plan:
                 "--do_train false to judge a finished model"
             )
         _check_streaming(arguments)
+        _check_unlabelled(arguments)
         self._keeps_own_store = bool(self.args.view_epochs) and self.distils and self.args.teacher_store is None
         if self._keeps_own_store:
             self.args.teacher_store = str(Path(self.args.output_dir, OWN_STORE))
@@ -100,7 +102,10 @@ class Plan:
         """The images to train on and those held out, on all processes."""
         listing = self._listing()
         with self.args.main_process_first(desc="loading data"):
-            data = load_image_data(**self.data_args.sources, listing=listing)
+            sources = self.data_args.sources
+            if not self.args.do_train:
+                sources["unlabeled_dir"] = None
+            data = load_image_data(**sources, listing=listing)
         if self.args.do_train and self.args.scaled_decoding is None:
             self.args.scaled_decoding = self._scales_when_decoding(data)
             self.args.note_filled_in(scaled_decoding=None)
@@ -120,7 +125,7 @@ class Plan:
             return record.get("scaled_decoding", False)
         if self.data_args.streaming:
             return False
-        return as_the_main_process(args, lambda: has_large_photographs(data.train))
+        return as_the_main_process(args, lambda: has_large_photographs(data.shown))
 
     @cached_property
     def checkpoint(self) -> str | None:
@@ -160,6 +165,8 @@ class Plan:
             try:
                 if self.args.do_train and not self.data_args.streaming:
                     try_sample(self.data.train, *limits)
+                    if self.data.unlabelled is not None:
+                        try_sample(self.data.unlabelled, *limits)
                 return try_held_out(self.data.validation, *limits)
             except InputError:  # the summary does not come any more
                 say(args, "What was read", summary_table(data_in_words(self.data)))
@@ -179,10 +186,10 @@ class Plan:
 
     @cached_property
     def views(self) -> ViewDataset | StreamingViewDataset:
-        """The training images as the student sees them."""
+        """The training images as the student sees them, those without labels last."""
         args, settings = self.args, AugmentationSettings.from_arguments(self.args, self.config.image_size)
         if not self.data_args.streaming:
-            return ViewDataset(self.data.train, settings, args.views_seed, args.keep_decoded_images)
+            return ViewDataset(self.data.shown, settings, args.views_seed, args.keep_decoded_images)
         share = {"seed": args.views_seed, "rank": args.process_index, "num_processes": args.world_size}
         stream, repeats = self.data.train, args.repeated_augmentation
         return StreamingViewDataset(stream, settings, args.train_batch_size, repeats, **share)
@@ -434,6 +441,17 @@ def _naming_what_needs_no_network():
         raise InputError(f"{error}; or train from scratch, which needs no network: {FROM_SCRATCH}") from error
 
 
+def _check_unlabelled(arguments: Arguments):
+    """Refuse images without labels where nothing would teach what they show, or where classes are counted."""
+    _, data_args, args = arguments
+    if data_args.unlabeled_dir is None:
+        return
+    if args.distillation_type == "none":
+        raise InputError(f"unlabeled_dir: {NEEDS_TEACHER}")
+    if args.balanced_views:
+        raise InputError(f"unlabeled_dir: {NO_BALANCE}")
+
+
 def _check_streaming(arguments: Arguments):
     """Refuse what needs to know the stream's length or its images' positions."""
     model_args, data_args, args = arguments
@@ -449,6 +467,10 @@ def _check_streaming(arguments: Arguments):
         raise InputError("streaming: view_epochs repeats views by position, which a stream has not; drop one")
     if args.balanced_views:
         raise InputError("streaming: balanced_views needs to know the class of every image before; drop one")
+    if data_args.unlabeled_dir is not None:
+        raise InputError(
+            "streaming: unlabeled_dir puts its images among the others of an epoch, a stream has none; drop one"
+        )
     if args.teacher_store:
         raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
     if model_args.train_teacher and args.distillation_type != "none":

@@ -41,11 +41,12 @@ def summary(plan) -> dict[str, str]:
     rate = f"{args.learning_rate:g}"
     if args.base_learning_rate is not None:
         rate += f" ({args.base_learning_rate:g} × {args.effective_batch_size} / 512)"
-    num_images = len(data.train) if isinstance(data.train, Dataset) else None
+    num_images = len(plan.views) if isinstance(data.train, Dataset) else None
     return {
         **data_in_words(data),
         **decoding_in_words(args),
         **held_out_in_words(data, plan.bad_held_out),
+        **unlabelled_in_words(plan),
         "teacher": teacher_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
@@ -127,6 +128,18 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
         is_cut = not data.validation_source.startswith("split ")
         said["accuracy"] += "; a larger --validation_fraction holds out more" if is_cut else ""
     return said
+
+
+def unlabelled_in_words(plan) -> dict[str, str]:
+    """How many images without labels there are beside the others, if any, and what teaches what they show."""
+    rows = plan.data.unlabelled
+    if rows is None:
+        return {}
+    share = len(rows) / len(plan.views)
+    return {
+        "unlabelled": f"{plan.data_args.unlabeled_dir}: {len(rows):,} images without labels, {share:.0%} of an epoch; "
+        "both heads learn the teacher's answers about them"
+    }
 
 
 def _half_width(num_images: int) -> float:

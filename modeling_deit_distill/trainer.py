@@ -26,7 +26,7 @@ from .training.finite import FiniteGuard, gradient_norm
 from .training.given import Given
 from .training.layers import freeze, scaled_by_layer
 from .training.metrics import HeldOutMetrics
-from .training.objective import Views, agreement_with_teacher, objective_terms
+from .training.objective import Views, agreement_with_teacher, objective_terms, total_loss
 from .training.progress import Progress, count_flops
 from .training.schedule import decayed_names, resolve_warmup, schedule
 from .weights import check_finite_weights
@@ -127,18 +127,18 @@ class DistillationTrainer(Trainer):
         if not model.training:
             outputs = model(inputs["pixel_values"], labels=inputs["labels"])
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        pixel_values, labels = self.views(inputs)
+        pixel_values, labels, labelled = self.views(inputs)
         outputs = model(pixel_values)
         answers = self.answers(inputs, pixel_values)
-        terms = objective_terms(outputs, labels, answers, self.args, self.views.class_weights)
-        loss = terms["label_loss"]
+        terms = objective_terms(outputs, labels, answers, self.args, self.views.class_weights, labelled)
         if answers is not None:
             terms["teacher_loss"] = self.answers.checked(terms["teacher_loss"])
-            alpha = self.args.distillation_alpha
-            loss = (1 - alpha) * terms["label_loss"] + alpha * terms["teacher_loss"]
+        loss = total_loss(terms, self.args.distillation_alpha)
         loss = self.finite.watch(loss, terms, inputs, pixel_values)
         if answers is not None:
             terms["teacher_agreement"] = agreement_with_teacher(outputs.logits, answers)
+        if labelled is not None:
+            terms["labelled_share"] = labelled.mean()
         self.progress.remember({"loss": loss, **terms})
         return (loss, outputs) if return_outputs else loss
 

@@ -73,6 +73,7 @@ def test_all_of_a_run():
     plan = SimpleNamespace(
         args=arguments(warmup_epochs=3),
         data=SimpleNamespace(train=images),
+        views=images,
         data_args=SimpleNamespace(dataset_name=None),
         config=size(224, 8),
         start=None,

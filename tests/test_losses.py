@@ -230,3 +230,58 @@ def test_weights_work_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         loss = label_loss(logits, torch.randint(7, (6,)), 0.1, weights)
     assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+# --- views of which a share has labels ------------------------------------------------------------------------------
+
+
+def test_the_labels_loss_of_a_partly_labelled_view_by_hand():
+    # Two classes, student (3/4, 1/4). A mixed view keeps 0.6 of an image of class 0, whose partner has no label:
+    # 0.6 · -ln 3/4. A labelled view of class 1: -ln 1/4 = 2 ln 2. One without any label: 0. Divided by the three views.
+    logits = torch.tensor([[LN3, 0.0]] * 3)
+    labels, labelled = torch.tensor([[0.6, 0.0], [0.0, 1.0], [0.0, 0.0]]), torch.tensor([0.6, 1.0, 0.0])
+    expected = (0.6 * (2 * LN2 - LN3) + 2 * LN2) / 3
+    assert label_loss(logits, labels, labelled=labelled).item() == pytest.approx(expected, abs=1e-6)
+    # ε = 0.1: the target of the first is (0.9 · 0.6 + 0.1 · 0.6 / 2, 0.1 · 0.6 / 2) = (0.57, 0.03), of the last (0, 0).
+    expected = (0.57 * (2 * LN2 - LN3) + 0.03 * 2 * LN2 + 0.05 * (2 * LN2 - LN3) + 0.95 * 2 * LN2) / 3
+    assert label_loss(logits, labels, 0.1, labelled=labelled).item() == pytest.approx(expected, abs=1e-6)
+    # Weights (1, 2) of the classes double what is said of the second.
+    expected = (0.57 * (2 * LN2 - LN3) + 2 * 0.03 * 2 * LN2 + 0.05 * (2 * LN2 - LN3) + 2 * 0.95 * 2 * LN2) / 3
+    weights = torch.tensor([1.0, 2.0])
+    assert label_loss(logits, labels, 0.1, weights, labelled).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 1.0, 2.0, 1.5, 1.0])])
+def test_labels_of_the_whole_view_are_an_ordinary_case(smoothing, weights):
+    logits, labels = torch.randn(6, 5), torch.rand(6, 5).softmax(dim=-1)
+    ours = label_loss(logits, labels, smoothing, weights, torch.ones(6))
+    torch.testing.assert_close(ours, label_loss(logits, labels, smoothing, weights))
+
+
+def test_a_view_without_labels_moves_nothing():
+    logits = torch.randn(4, 5, requires_grad=True)
+    labels = torch.zeros(4, 5)
+    labels[0, 2] = 1.0
+    label_loss(logits, labels, 0.1, labelled=labels.sum(-1)).backward()
+    assert logits.grad[0].abs().min() > 0 and not logits.grad[1:].any()
+
+
+def test_weights_of_views_by_hand():
+    # Student (1/2, 1/2), teacher (3/4, 1/4): KL = 3/4 ln 3 - ln 2 each, weighted by 1, 0.25 and 0 over three views.
+    student, teacher, weights = torch.zeros(3, 2), torch.tensor([[LN3, 0.0]] * 3), torch.tensor([1.0, 0.25, 0.0])
+    loss = soft_distillation_loss(student, teacher, 1.0, weights=weights)
+    assert loss.item() == pytest.approx(1.25 / 3 * (0.75 * LN3 - LN2), abs=1e-6)
+    assert hard_distillation_loss(student, teacher.argmax(-1), weights).item() == pytest.approx(
+        1.25 / 3 * LN2, abs=1e-6
+    )
+
+
+def test_weights_of_one_are_none():
+    student, teacher = random_logits()
+    ones = torch.ones(len(student))
+    for code_compatible in (False, True):
+        ours = soft_distillation_loss(student, teacher, 2.0, code_compatible, ones)
+        torch.testing.assert_close(ours, soft_distillation_loss(student, teacher, 2.0, code_compatible))
+    labels = teacher.argmax(-1)
+    torch.testing.assert_close(hard_distillation_loss(student, labels, ones), hard_distillation_loss(student, labels))

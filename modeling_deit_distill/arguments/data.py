@@ -28,6 +28,11 @@ class DataArguments:
         default=None, help="CSV file of paths, relative to it, and labels."
     )
     validation_csv: Annotated[str | None, DATA] = HfArg(default=None, help="CSV file of validation images.")
+    unlabeled_dir: str | None = HfArg(
+        default=None,
+        help="Folder of more training images, at any depth, without labels: the student learns the teacher's answers "
+        "about them.",
+    )
     train_split: Annotated[str, DATA] = HfArg(default="train", help="Split to train on.")
     validation_split: Annotated[str | None, DATA] = HfArg(
         default=None, help="Split to evaluate on; else validation, test, or a cut of the training split."

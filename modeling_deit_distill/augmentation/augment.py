@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..data.columns import NO_LABEL
 from ..data.views import NO_OPERATION, NUM_OPERATIONS, OPERATIONS, Draws
 from . import geometry
 from . import operations as colours
@@ -76,12 +77,20 @@ def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: 
 
     Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels. `mix_ratio` (n / 2,) is what a
     view keeps of itself; None leaves the labels as they are, class indices (n,).
+
+    An image without a label, `NO_LABEL`, shares none: with λ the ratio and y the one-hot class, zero where there is
+    none, the label of the first view of a pair is λ·y₁ + (1 - λ)·y₂. It sums to the labelled share of the view.
     """
     if mix_ratio is None:
         return labels
-    one_hot = F.one_hot(labels, num_classes).float()
+    one_hot = as_one_hot(labels, num_classes)
     kept = to_device(np.repeat(mix_ratio, 2)[:, None], labels.device)
     return kept * one_hot + (1 - kept) * one_hot.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+
+
+def as_one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Class indices (n,) as (n, classes) float32, of which the row of a `NO_LABEL` is zero."""
+    return F.one_hot(labels - NO_LABEL, num_classes + 1)[:, 1:].float()
 
 
 def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:

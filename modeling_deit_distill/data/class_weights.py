@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError, one_line
-from .columns import label_column
+from .columns import known_labels
 from .image_files import shown
 from .tables import csv_rows, read_text
 
@@ -25,7 +25,8 @@ def class_weights(wanted: str | None, class_names: Sequence[str], rows: Dataset 
     Args:
         wanted: "balanced", see [`balanced_weights`]; a file, see [`read_weights`]; or None.
         class_names: of the student.
-        rows: the training images, with a column `label`; None where they cannot be counted.
+        rows: the training images, with a column `label`, of which those without a label do not count; None where they
+            cannot be counted.
 
     Raises:
         InputError: images to count that cannot be, or a file of no weights for these classes.
@@ -39,7 +40,7 @@ def class_weights(wanted: str | None, class_names: Sequence[str], rows: Dataset 
             "class_weights 'balanced' counts the training images of each class, which a stream or a dataset without "
             f"rows does not have; give a file of weights: {FILE_FORM}"
         )
-    return balanced_weights(np.bincount(label_column(rows), minlength=len(class_names)))
+    return balanced_weights(np.bincount(known_labels(rows), minlength=len(class_names)))
 
 
 def balanced_weights(counts: np.ndarray) -> list[float]:

@@ -5,6 +5,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+NO_LABEL = -1  # the label of an image without one, here and in the usual splits without labels
+
 
 def in_order(rows: Dataset, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of the rows' table, or what was made of one, in the order of the rows.
@@ -15,8 +17,14 @@ def in_order(rows: Dataset, column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def label_column(rows: Dataset) -> np.ndarray:
-    """The class index of each row."""
+    """The class index of each row, `NO_LABEL` where it has none."""
     return in_order(rows, rows.data.column("label")).to_numpy().astype(np.int64, copy=False)
+
+
+def known_labels(rows: Dataset) -> np.ndarray:
+    """The class index of each row that has one, in their order."""
+    labels = label_column(rows)
+    return labels[labels != NO_LABEL]
 
 
 def has_heic(rows: Dataset) -> bool:

@@ -1,5 +1,6 @@
 """Batches of views: each image decoded once for all its views in a batch, cropped and resized to uint8 by a worker."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +11,7 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
 from ..errors import InputError, LocalInputError
+from .columns import NO_LABEL, label_column
 from .decoding import BadImageError, decode_pixels, encoded_bytes, jpeg_size
 from .scaled import factor_of_image, factor_of_view, scaled_box
 from .views import AugmentationSettings, View, check_pairs, crop_box, draw, draw_replacement, draw_uniforms
@@ -70,9 +72,9 @@ class ViewDataset(torch.utils.data.Dataset):
     `position` (views,), `draws` (see `views.Draws`) and `bad_images`, rows that were asked for but could not be
     read. In their place a row drawn from the view itself is shown, so the batch does not depend on the company.
 
-    The rows are the training split of [`ImageData`]. With `keep_decoded` each worker keeps the pixels of every image
-    that it decoded: for small datasets of small images, whose decoding costs more than their cropping. The batches are
-    the same.
+    The rows are those that [`ImageData`] shows; the label of one without is `NO_LABEL`. With `keep_decoded` each worker
+    keeps the pixels of every image that it decoded: for small datasets of small images, whose decoding costs more than
+    their cropping. The batches are the same.
     """
 
     def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0, keep_decoded: bool = False):
@@ -84,6 +86,11 @@ class ViewDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @functools.cached_property
+    def num_unlabelled(self) -> int:
+        """How many of the images have no label."""
+        return int(np.count_nonzero(label_column(self.rows) == NO_LABEL))
 
     def __getitems__(self, views: list[View]) -> dict:
         """The batch of `views`, which are of one epoch."""

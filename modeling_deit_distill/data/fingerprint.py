@@ -29,11 +29,14 @@ DIGITS, EARLIER_DIGITS = 32, 16
 NUM_THREADS, FILES_AT_ONCE = 4, 512
 
 
-def image_checksums(rows: Dataset) -> np.ndarray:
-    """A checksum of each row's image, uint32 (rows,); `GONE` where it cannot be read."""
+def image_checksums(rows: Dataset, samples: bool = True) -> np.ndarray:
+    """A checksum of each row's image, uint32 (rows,); `GONE` where it cannot be read.
+
+    Without `samples` it depends on the image alone: of no large one all bytes count.
+    """
     checksums = np.full(len(rows), GONE, np.uint32)
     is_sampled = np.zeros(len(rows), bool)
-    is_sampled[sampled_rows(len(rows))] = True
+    is_sampled[sampled_rows(len(rows)) if samples else []] = True
     for row, encoded in _bytes_in_tables(rows):
         checksums[row] = _checksum(encoded, is_sampled[row])
     paths = image_paths(rows, only_files=True)
@@ -63,13 +66,13 @@ def is_earlier(fingerprint: object) -> bool:
 
 
 class Fingerprint:
-    """What is known of two splits and their classes, looked at once.
+    """What is known of splits and their classes, looked at once.
 
     Args:
-        of: training rows, validation rows, class names.
+        of: training rows, validation rows, class names; or the rows of one split alone, and class names.
     """
 
-    def __init__(self, of: tuple[Dataset, Dataset, list[str]]):
+    def __init__(self, of: tuple[Dataset | list[str], ...]):
         self.of = of
 
     def of_all(self, listed: dict[str, str] | None = None) -> str:
@@ -110,12 +113,13 @@ class Fingerprint:
 
     @cached_property
     def _images(self) -> np.ndarray:
-        return np.concatenate([image_checksums(rows) for rows in self.of[:2]])
+        return np.concatenate([image_checksums(rows) for rows in self.of[:-1]])
 
     def _labels(self):
-        train, validation, class_names = self.of
+        *splits, class_names = self.of
         digest = hashlib.sha256(repr(class_names).encode())
-        digest.update(label_column(train).tobytes() + label_column(validation).tobytes())
+        for rows in splits:
+            digest.update(label_column(rows).tobytes())
         return digest
 
 

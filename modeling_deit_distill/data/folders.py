@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from .columns import NO_LABEL
 from .image_files import Found, Skipped, as_text, why_skipped
 
 # What systems and network drives put beside photographs; `@eaDir` holds thumbnails of them.
@@ -57,6 +58,28 @@ def read_class_folders(folder: str, argument: str) -> Found:
         )
     if all(below.values()):
         _refuse_splits(argument, folder, list(below))
+    return found
+
+
+def read_unlabelled_folder(folder: str, argument: str) -> Found:
+    """The images of a folder, at any depth, in the order of their paths; its subfolders mean nothing.
+
+    Args:
+        folder: of images.
+        argument: that named it, for messages.
+
+    Raises:
+        InputError: not a folder, or no images in it.
+    """
+    root = os.path.realpath(Path(folder).expanduser())
+    if not os.path.isdir(root):
+        raise InputError(f"{argument} {folder!r} is not a folder; give one of images, at any depth")
+    found = Found()
+    found.paths = list(_images(root, root, found.skipped, {_place(path) for path in Path(root).parents}))
+    found.labels = [NO_LABEL] * len(found.paths)
+    if not found.paths:
+        reason = f" (skipped: {found.skipped})" if found.skipped.counts else ""
+        raise InputError(f"{argument} {folder!r} holds no images; give a folder of images, or leave it out{reason}")
     return found
 
 

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image
 from transformers.utils import logging
 
 from ..errors import InputError
+from .columns import NO_LABEL
 from .decoding import can_read_avif, can_read_heic, open_picture
 
 logger = logging.get_logger(__name__)
@@ -67,10 +68,10 @@ class Skipped:
 
 @dataclass
 class Found:
-    """Images on a disk, each with the name of its class, and what was skipped beside them."""
+    """Images on a disk, each with the name of its class or `NO_LABEL`, and what was skipped beside them."""
 
     paths: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: list[str | int] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
 
 
@@ -155,6 +156,11 @@ def image_splits(train: Found, validation: Found | None, streaming: bool) -> dic
     return splits
 
 
+def rows_without_labels(found: Found, class_names: list[str]) -> Dataset:
+    """Rows as those of [`image_splits`], in the order of `found`, each with `NO_LABEL`."""
+    return _image_rows(found, class_names)
+
+
 def in_words(train: Found, validation: Found | None) -> str:
     """What was skipped in both; empty for nothing."""
     parts = [str(train.skipped)]
@@ -175,7 +181,7 @@ def _warn_of_case(class_names: list[str]):
 def _image_rows(found: Found, class_names: list[str], shuffle: bool = False) -> Dataset:
     """Rows in the order of `found`, built as Arrow arrays: a million rows take a second."""
     features = Features({"image": Image(decode=False), "label": ClassLabel(names=class_names)})
-    index = {name: position for position, name in enumerate(class_names)}
+    index = {name: position for position, name in enumerate(class_names)} | {NO_LABEL: NO_LABEL}
     kept = _bytes_of_odd_names(found.paths)
     order = np.arange(len(found.paths))
     if shuffle:

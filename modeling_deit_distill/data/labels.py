@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers.utils import logging
 
 from ..errors import InputError, LocalInputError
+from .columns import NO_LABEL
 
 logger = logging.get_logger(__name__)
 
@@ -82,8 +83,8 @@ def check_labels(rows: Dataset, where: str, option: str):
 
 
 def is_missing(label) -> bool:
-    """Whether there is no label: none at all, the usual -1 of unlabelled splits, or not a number."""
-    return label is None or label == -1 or label != label
+    """Whether there is no label: none at all, the usual `NO_LABEL` of unlabelled splits, or not a number."""
+    return label is None or label == NO_LABEL or label != label
 
 
 def encode_labels(train: Dataset, validation: Dataset) -> tuple[Dataset, Dataset]:

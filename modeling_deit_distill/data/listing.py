@@ -18,6 +18,7 @@ from .fingerprint import file_checksums
 
 logger = logging.get_logger(__name__)
 NUM_NAMED = 5
+UNLABELLED = "unlabeled_dir"  # in a listing: the images without labels, beside the splits
 
 
 def listed(rows: Dataset) -> dict[str, object] | None:
@@ -57,7 +58,9 @@ def are_listed(paths: Iterable[str], listing: dict[str, object]) -> list[bool]:
 
     They are known by their content where the listing has checksums, else by their names.
     """
-    splits = [each for each in listing.values() if isinstance(each, dict) and "names" in each]
+    splits = [
+        each for name, each in listing.items() if name != UNLABELLED and isinstance(each, dict) and "names" in each
+    ]
     if not splits:
         return [False for _ in paths]
     train, *others = splits

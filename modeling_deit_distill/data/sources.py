@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants as hub_constants
@@ -20,6 +30,7 @@ from ..report import say_once
 from .columns import label_column as class_indices
 from .cutting import GROUP, cut
 from .decoding import REFUSED
+from .extra_images import load_unlabelled
 from .fingerprint import Fingerprint, is_earlier
 from .folders import read_class_folders
 from .image_files import image_splits, in_words, plain_path
@@ -32,7 +43,7 @@ from .labels import (
     label_columns,
     with_label_column,
 )
-from .listing import aligned, listed
+from .listing import UNLABELLED, aligned, listed
 from .tables import read_table
 
 logger = logging.get_logger(__name__)
@@ -60,8 +71,17 @@ class ImageData:
     # The images by name before the cut (`listing.listed`), and what their fingerprint was made of: those of the run
     # that is resumed, if there is one. Empty where the images are no files.
     listing: dict[str, object] = dataclasses.field(default_factory=dict)
+    unlabelled: Dataset | None = None  # more images to train on, each with `NO_LABEL`; None for none
 
     _known: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+    _known_unlabelled: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def shown(self) -> Dataset:
+        """The images that a student is trained on: those of the training split, then those without labels."""
+        if self.unlabelled is None:
+            return self.train
+        return concatenate_datasets([self.train.select_columns(self.unlabelled.column_names), self.unlabelled])
 
     def fingerprint(self, like: object = None) -> str:
         """A hash of classes, labels and all images: the same data gives the same hash anywhere.
@@ -80,8 +100,16 @@ class ImageData:
             say_once(KNOWN_BY_FEW)
         return earlier
 
+    def unlabelled_fingerprint(self) -> str | None:
+        """A hash of the images without labels, as [`fingerprint`]; None where there are none."""
+        if self.unlabelled is None:
+            return None
+        return self._fingerprint_of_unlabelled().of_all(self.listing.get(UNLABELLED, {}).get("checksums"))
+
     def keep_fingerprint(self):
         """Put into the listing what the fingerprint is made of, unless it is there."""
+        if UNLABELLED in self.listing:
+            self.listing[UNLABELLED].setdefault("checksums", self._fingerprint_of_unlabelled().checksums)
         if self.listing:
             self.listing.setdefault("checksums", self._fingerprint().checksums)
             self.listing.setdefault("fingerprint", self._fingerprint().earlier)
@@ -91,6 +119,11 @@ class ImageData:
         if self._known is None or any(one is not other for one, other in zip(self._known.of, of, strict=True)):
             self._known = Fingerprint(of)
         return self._known
+
+    def _fingerprint_of_unlabelled(self) -> Fingerprint:
+        if self._known_unlabelled is None or self._known_unlabelled.of[0] is not self.unlabelled:
+            self._known_unlabelled = Fingerprint((self.unlabelled, []))
+        return self._known_unlabelled
 
 
 def load_image_data(
@@ -108,6 +141,7 @@ def load_image_data(
     label_column: str | None = None,
     streaming: bool = False,
     group_by: str | None = None,
+    unlabeled_dir: str | None = None,
     listing: dict[str, object] | None = None,
 ) -> ImageData:
     """Load images and labels from the embedded digits, a Hub dataset, a local folder, parquet, class folders or a CSV.
@@ -115,8 +149,9 @@ def load_image_data(
     The validation split is the one named; else `validation`, else `test`; else a stratified cut of the training split,
     always the same one (see `cutting.cut`, also for `group_by`). With `streaming` the training split is never stored:
     `train` is a stream, and the validation split, which must exist, is stored. Where labels have no class names, the
-    classes are those of the validation split. With the `listing` of an earlier run its images keep their order, and
-    those that are gone since keep their places, see `listing.aligned`.
+    classes are those of the validation split. With `unlabeled_dir` there are more images to train on, without labels,
+    see `extra_images.load_unlabelled`. With the `listing` of an earlier run its images keep their order, and those that
+    are gone since keep their places, see `listing.aligned`.
 
     Raises:
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
@@ -152,7 +187,17 @@ def load_image_data(
     _check_classes(train, validation, source)
     class_names = train.features["label"].names
     listing = listing or _listing(splits, (train_split, split))
-    return ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
+    data = ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
+    return data if unlabeled_dir is None else _with_unlabelled(data, unlabeled_dir)
+
+
+def _with_unlabelled(data: ImageData, folder: str) -> ImageData:
+    rows, skipped = load_unlabelled(folder, (data.train, data.validation))
+    rows = aligned(rows, data.listing.get(UNLABELLED))
+    names = listed(rows)
+    listing = data.listing if names is None else {UNLABELLED: names, **data.listing}
+    skipped = "; ".join(filter(None, (data.skipped, skipped)))
+    return dataclasses.replace(data, unlabelled=rows, skipped=skipped, listing=listing)
 
 
 def _with_columns(splits: dict, source: str, needed: tuple, columns: tuple, group_by: str | None) -> dict:

@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 from torch.utils.data import Sampler
 
 from ..errors import InputError
-from .columns import label_column
+from .columns import NO_LABEL, label_column
 
 # The operations of RandAugment, policy `rand-m9-mstd0.5-inc1` of the public recipe, in its order.
 OPERATIONS = (
@@ -59,6 +59,10 @@ _NUM_UNIFORMS = 56  # one to spare: Philox makes four numbers at a count
 _NUM_PAIR_UNIFORMS = 4
 _NUM_REPLACEMENT_COUNTS = 16
 
+NO_BALANCE = (
+    "balanced_views draws each class equally often, and images without labels have none; give --class_weights balanced "
+    "instead, which weights the labelled images alone"
+)
 # Names of settings in stores and checkpoints of earlier versions.
 _EARLIER_NAMES = {
     "crop_scale": "random_crop_scale",
@@ -247,8 +251,17 @@ class ViewSampler(Sampler[View]):
 
 
 def labels_to_balance(args, rows) -> np.ndarray | None:
-    """The labels (rows,) that [`ViewSampler`] needs where `args.balanced_views`; None where it is false."""
-    return label_column(rows) if args.balanced_views else None
+    """The labels (rows,) that [`ViewSampler`] needs where `args.balanced_views`; None where it is false.
+
+    Raises:
+        InputError: images without labels.
+    """
+    if not args.balanced_views:
+        return None
+    labels = label_column(rows)
+    if (labels == NO_LABEL).any():
+        raise InputError(NO_BALANCE)
+    return labels
 
 
 def members_of_classes(labels: np.ndarray) -> dict[int, np.ndarray]:

@@ -395,6 +395,8 @@ def reach(run: Run) -> str:
     """What it was trained and measured on, and that the figures go no further."""
     trained, held_out = run.summary.get("data"), run.summary.get("held out")
     done = [f"trained on {_text(trained)}"] if trained else []
+    if done and run.measured("unlabelled_images"):
+        done[0] += f" and on {run.measured('unlabelled_images'):,.0f} images without labels"
     if held_out:
         is_cut = re.search(r"\d%\s+of\s+split", held_out)
         done.append(f"measured on {_text(held_out)}" + (", a cut of the same data" if is_cut else ""))

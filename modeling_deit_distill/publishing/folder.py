@@ -111,6 +111,8 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
     """
     output_dir = plan.args.output_dir
     results = {**results, "bad_held_out_images": len(plan.bad_held_out)}
+    if plan.data.unlabelled is not None:
+        results["unlabelled_images"] = len(plan.data.unlabelled)
     with disk_errors_explained(output_dir, "the card"):
         if plan.args.process_index == 0:
             write_run_record(plan, trainer.publisher.repo_id)

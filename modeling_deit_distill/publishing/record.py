@@ -25,7 +25,7 @@ from ..recipes import said_arguments, without_arguments, without_tokens
 # Arguments that change nothing about what a run makes.
 NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "license")
 TASK = "image-classification"
-DATA_FOLDERS = ("dataset_name", "train_dir", "validation_dir")
+DATA_FOLDERS = ("dataset_name", "train_dir", "validation_dir", "unlabeled_dir")
 DATA_TABLES = ("train_csv", "validation_csv")
 SPLIT = re.compile(r"(train|training|val|valid|validation|dev|eval|test|testing)(?![a-z])", re.IGNORECASE)
 LIBRARIES = ("modeling-deit-distill", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm")
@@ -43,12 +43,13 @@ def write_run_record(plan, name: str | None = None) -> Path:
     shown |= {path: _shown(key, path) for key in (*DATA_FOLDERS, *DATA_TABLES) if (path := getattr(data_args, key))}
     source = data_args.train_dir or data_args.train_csv or data_args.dataset_name
     dataset, parts = hub_id(data_args.dataset_name), _earlier_parts(args)
+    splits = (plan.data.train, plan.data.validation, plan.data.unlabelled)
     # It goes on where an interrupted run was; only an extension is another command.
     words = plan.command_line if parts else without_arguments(plan.command_line, {"resume_from_checkpoint"})
     record = {
         "name": name or Path(args.output_dir).resolve().name,
         **({} if name else {"path": path_as_given(args.output_dir)}),
-        **({"heic": True} if any(map(has_heic, (plan.data.train, plan.data.validation))) else {}),
+        **({"heic": True} if any(has_heic(rows) for rows in splits if rows is not None) else {}),
         "facts": {key: _renamed(shown, text) for key, text in summary.items() if key not in ("device", "output")},
         "command": command(words, args),
         "recipe": _said(words),

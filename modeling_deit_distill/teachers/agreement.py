@@ -22,6 +22,7 @@ REMEDIES = {
     "format": "update the library, or fill a store with this one",
     # The data
     **dict.fromkeys(("dataset", "num_images", "num_classes"), "give the data that the store was made with"),
+    "unlabelled_images": "give the --unlabeled_dir that the store was made with, or none if it was made without",
     # The views
     "num_views": "the data are smaller than a batch: give the run the store's batch size",
     "data_seed": "pass --data_seed {theirs}, which leaves --seed free for the student",
@@ -55,6 +56,8 @@ OF_TEACHER = (
     "label_map",
 )
 
+# Fields that a store has only where there is something to agree about: those of earlier versions do without.
+ONLY_IF_ANY = ("unlabelled_images",)
 # Fields with a comparison of their own; it returns None for values that agree.
 DIFFERENCES = {"teacher_training": record_difference}
 
@@ -86,7 +89,8 @@ def of_views(args, views: ViewDataset, data: ImageData | None = None, kept: Mapp
         num_classes, order = len(data.class_names), ViewSampler.from_arguments(args, views)
         num_views = max(len(views), len(order))
         dataset = data.fingerprint((kept or {}).get("dataset"))
-        agreed = {"dataset": dataset, "num_classes": num_classes, "num_views": num_views, **agreed}
+        about_data = {"dataset": dataset, "unlabelled_images": data.unlabelled_fingerprint()}
+        agreed = {**about_data, "num_classes": num_classes, "num_views": num_views, **agreed}
         if args.distillation_type == "soft" and args.teacher_store_top_k is not None:
             agreed["k"] = min(args.teacher_store_top_k, num_classes)
     return agreed

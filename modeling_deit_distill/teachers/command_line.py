@@ -76,7 +76,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--teacher_label_map", nargs="+", help=words)
     moved = "if moved since the store was made"
     check.add_argument("--teacher_name_or_path", nargs="+", help=f"the teacher, or all of several, {moved}")
-    for name in DATA_SOURCES:
+    for name in (*DATA_SOURCES, "unlabeled_dir"):
         check.add_argument(f"--{name}", help=f"the images, {moved}")
     check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
     check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
@@ -174,11 +174,15 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     moved = {name: getattr(options, name) for name in DATA_SOURCES}
     if any(moved.values()):
         sources |= moved
+    if options.unlabeled_dir:
+        sources["unlabeled_dir"] = options.unlabeled_dir
     data = load_image_data(**sources)
-    store.check({"dataset": data.fingerprint(store.fingerprint.get("dataset")), "num_images": len(data.train)})
+    rows, unlabelled = data.shown, data.unlabelled_fingerprint()
+    dataset = data.fingerprint(store.fingerprint.get("dataset"))
+    store.check({"dataset": dataset, "unlabelled_images": unlabelled, "num_images": len(rows)})
     kept = argparse.Namespace(**store.fingerprint)
     settings = AugmentationSettings.from_arguments(kept, kept.image_size)
-    return ViewDataset(data.train, settings, kept.data_seed), data.class_names
+    return ViewDataset(rows, settings, kept.data_seed), data.class_names
 
 
 def combine_stores(options: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ from ..data.views import with_current_names
 from ..errors import InputError, LocalInputError, one_line, printable
 from ..files import check_json, read_json, with_checksum, without_folders, write_json
 from ..report import say_once
-from .agreement import DIFFERENCES, OF_TEACHER, REMEDIES
+from .agreement import DIFFERENCES, OF_TEACHER, ONLY_IF_ANY, REMEDIES
 from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
 
 FORMAT, FORMAT_WITHOUT_CHECKSUMS = 2, 1
@@ -327,7 +327,8 @@ def create_store(directory: str | os.PathLike, fingerprint: Mapping[str, object]
     Raises:
         InputError: the folder holds something else, or another store.
     """
-    directory, fingerprint = Path(directory), dict(fingerprint)
+    directory = Path(directory)
+    fingerprint = {name: each for name, each in fingerprint.items() if name not in ONLY_IF_ANY or each is not None}
     if fingerprint["distillation_type"] == "soft":
         fingerprint.setdefault("k", min(DEFAULT_TOP_K, fingerprint["num_classes"]))
     if not (directory / DESCRIPTION).exists():

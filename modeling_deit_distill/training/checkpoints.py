@@ -80,6 +80,7 @@ AGREED_ARGUMENTS = (
 )
 # What checkpoints of earlier versions did without and do not mention.
 NOT_THERE_BEFORE = {"class_weights": None, "freeze_blocks": None, "layer_decay": None, "view_epochs": 0}
+NOT_THERE_BEFORE |= {"num_unlabelled": 0}
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
@@ -101,6 +102,7 @@ def agreement(args: DistillationTrainingArguments, dataset: Dataset, config: Pre
         # The trainer writes there what the epochs of warm-up are in steps.
         "warmup_steps": None if args.warmup_epochs > 0 else args.warmup_steps,
         "data_seed": getattr(dataset, "seed", args.data_seed),
+        "num_unlabelled": getattr(dataset, "num_unlabelled", 0),
         "num_images": None if is_stream else len(dataset),
         "ema_decay": args.weight_average_decay,
         # Themselves, since a file may change or move.

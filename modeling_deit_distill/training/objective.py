@@ -3,12 +3,17 @@
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..augmentation.augment import augment, mix_labels
+from ..augmentation.augment import as_one_hot, augment, mix_labels
 from ..data.bad_images import BadImages
 from ..data.class_weights import class_weights
 from ..data.datasets import StreamingViewDataset, ViewDataset
 from ..errors import InputError
 from ..losses import hard_distillation_loss, label_loss, soft_distillation_loss
+
+NEEDS_TEACHER = (
+    "images without labels teach by a teacher's answers alone, and distillation_type is 'none'; choose hard or soft "
+    "with a teacher, or leave them out"
+)
 
 
 class Views:
@@ -23,6 +28,10 @@ class Views:
     Attributes:
         class_weights: (classes,) weights of the label's term, on the device; None for ones.
         bad_images: a [`BadImages`]; None for a training set that is not of views.
+        has_unlabelled: whether there are images without labels.
+
+    Raises:
+        InputError: images without labels, and no teacher to learn from.
     """
 
     def __init__(self, args, dataset, processor, config):
@@ -31,14 +40,20 @@ class Views:
         self.num_classes, self.args = config.num_labels, args
         weights = weights_of_classes(args, dataset, config)
         self.class_weights = None if weights is None else torch.tensor(weights, device=args.device)
+        self.has_unlabelled = isinstance(dataset, ViewDataset) and dataset.num_unlabelled > 0
+        if self.has_unlabelled and args.distillation_type == "none":
+            raise InputError(f"{dataset.num_unlabelled:,} training images have no label: {NEEDS_TEACHER}")
         self.bad_images: BadImages | None = None
         if isinstance(dataset, (ViewDataset, StreamingViewDataset)):
             rows = getattr(dataset, "rows", None)
             self.bad_images = BadImages(rows, args.on_bad_image, args.max_bad_image_fraction, args.world_size)
         self._pixels: torch.Tensor | None = None  # written to again and again: fresh memory costs more
 
-    def __call__(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """What the model and the teacher see: (batch, 3, height, width) float, and labels, mixed if views are.
+
+        Of a training set with images without labels the third is the labelled share of each view, (batch,) from 0 to 1;
+        the labels are then (batch, classes) and sum to it.
 
         Raises:
             InputError: a batch without labels.
@@ -48,13 +63,17 @@ class Views:
                 "the training set's samples have no labels, which the loss of a student needs; give each `labels`"
             )
         if "draws" not in inputs:
-            return inputs["pixel_values"], inputs["labels"]
+            return inputs["pixel_values"], inputs["labels"], None
         self.bad_images.note(inputs["bad_images"], len(inputs["labels"]) / self.args.repeated_augmentation)
         pixel_values, draws = inputs["pixel_values"], inputs["draws"]
         if self._pixels is None or self._pixels.shape != pixel_values.shape:
             self._pixels = torch.empty_like(pixel_values, dtype=torch.float32)
         pixel_values = augment(pixel_values, draws, self.mean, self.std, out=self._pixels)
-        return pixel_values, mix_labels(inputs["labels"], draws.mix_ratio, self.num_classes)
+        labels = mix_labels(inputs["labels"], draws.mix_ratio, self.num_classes)
+        if not self.has_unlabelled:
+            return pixel_values, labels, None
+        labels = as_one_hot(labels, self.num_classes) if draws.mix_ratio is None else labels
+        return pixel_values, labels, labels.sum(dim=-1)
 
 
 def weights_of_classes(args, dataset, config) -> list[float] | None:
@@ -65,9 +84,17 @@ def weights_of_classes(args, dataset, config) -> list[float] | None:
 
 
 def objective_terms(
-    outputs, labels: torch.Tensor, answers: torch.Tensor | None, args, class_weights: torch.Tensor | None = None
+    outputs,
+    labels: torch.Tensor,
+    answers: torch.Tensor | None,
+    args,
+    class_weights: torch.Tensor | None = None,
+    labelled: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The losses that the objective is made of.
+
+    Where the share s of a view has labels, the label's term is s times its own, and the class head learns the teacher's
+    answer with the weight 1 - s.
 
     Args:
         outputs: the student's. The label's term reads the class head, the teacher's term the distillation head; a
@@ -76,21 +103,37 @@ def objective_terms(
         answers: the teacher's: class indices (batch,) for hard distillation, logits (batch, classes) for soft.
         args: the [`DistillationTrainingArguments`].
         class_weights: (classes,), of the label's term alone; None for ones.
+        labelled: (batch,), s, to which the labels (batch, classes) sum; None where all is labelled.
 
     Returns:
-        Scalars `label_loss` and, with a teacher, `teacher_loss`.
+        Scalars `label_loss`; with a teacher `teacher_loss`; and with `labelled` the `unlabelled_loss`.
     """
-    terms = {"label_loss": label_loss(outputs.cls_logits, labels, args.label_smoothing_factor, class_weights)}
+    smoothing = args.label_smoothing_factor
+    terms = {"label_loss": label_loss(outputs.cls_logits, labels, smoothing, class_weights, labelled)}
     if answers is None:
         return terms
     student_logits = outputs.cls_logits if outputs.distillation_logits is None else outputs.distillation_logits
+    terms["teacher_loss"] = _teacher_loss(student_logits, answers, args)
+    if labelled is not None:
+        terms["unlabelled_loss"] = _teacher_loss(outputs.cls_logits, answers, args, 1 - labelled)
+    return terms
+
+
+def total_loss(terms: dict[str, torch.Tensor], alpha: float) -> torch.Tensor:
+    """(1 - α)·label + α·teacher of the `objective_terms`; the class head's share of the unlabelled counts as label."""
+    if "teacher_loss" not in terms:
+        return terms["label_loss"]
+    label = terms["label_loss"]
+    if "unlabelled_loss" in terms:
+        label = label + terms["unlabelled_loss"]
+    return (1 - alpha) * label + alpha * terms["teacher_loss"]
+
+
+def _teacher_loss(student_logits: torch.Tensor, answers: torch.Tensor, args, weights: torch.Tensor | None = None):
     if args.distillation_type == "hard":
-        return {**terms, "teacher_loss": hard_distillation_loss(student_logits, answers)}
+        return hard_distillation_loss(student_logits, answers, weights)
     temperature, code_compatible = args.distillation_temperature, args.code_compatible
-    return {
-        **terms,
-        "teacher_loss": soft_distillation_loss(student_logits, answers, temperature, code_compatible),
-    }
+    return soft_distillation_loss(student_logits, answers, temperature, code_compatible, weights)
 
 
 def agreement_with_teacher(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from helpers.augmented import PLAIN, S, elsewhere, fetched, idle, photos, recipe
 from timm.data.mixup import mixup_target
 
-from modeling_deit_distill.augmentation.augment import augment, mix, mix_labels
+from modeling_deit_distill.augmentation.augment import as_one_hot, augment, mix, mix_labels
+from modeling_deit_distill.data.columns import NO_LABEL
 from modeling_deit_distill.data.views import NO_OPERATION
 
 
@@ -70,6 +71,21 @@ def test_labels_are_shared_as_pixels_are():
     torch.testing.assert_close(shares[labels, labels], own, rtol=0, atol=1e-5)
     torch.testing.assert_close(shares[labels, labels ^ 1], 1 - own, rtol=0, atol=1e-5)
     assert ((shares > 0).sum(dim=1) <= 2).all()
+
+
+def test_an_image_without_a_label_shares_none():
+    # Class 2 keeps 0.75 of itself; its partner has no label. Then two without, and two with one each.
+    labels = torch.tensor([2, NO_LABEL, NO_LABEL, NO_LABEL, 0, 1])
+    result = mix_labels(labels, np.array([0.75, 0.5, 0.25], dtype=np.float32), 3)
+    expected = [[0, 0, 0.75], [0, 0, 0.25], [0, 0, 0], [0, 0, 0], [0.25, 0.75, 0], [0.75, 0.25, 0]]
+    assert result.tolist() == expected
+    assert as_one_hot(labels[:2], 3).tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+def test_the_labelled_share_of_whole_pairs_is_exactly_one():
+    ratios = np.random.default_rng(0).random(4096).astype(np.float32)
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, 5, 2 * len(ratios)))
+    assert (mix_labels(labels, ratios, 5).sum(dim=-1) == 1).all()  # else the teacher's term would get the rest
 
 
 def test_mixed_labels_by_hand():

@@ -67,3 +67,26 @@ def test_folders_beside_each_other_are_taken(here):
     check("photos/out", "photos/answers", train_dir="photos/train", validation_dir="photos/validation")
     check("photos/train-2", train_dir="photos/train")
     assert check(dataset_name="owner/name", validation_split="test") is None
+
+
+@pytest.mark.parametrize(("unlabelled", "how"), [("photos/train", "are the same"), ("all", "lie in each other")])
+@pytest.mark.parametrize("images", ["train_dir", "dataset_name"])
+def test_images_without_labels_lie_apart_from_those_with(here, images, unlabelled, how):
+    with pytest.raises(InputError, match=f"^unlabeled_dir '{unlabelled}' and {images} 'link' {how}, .*outside of it"):
+        check(**{images: "link"}, unlabeled_dir=unlabelled)
+
+
+def test_images_without_labels_lie_apart_from_those_to_judge_by(here):
+    held_out = "photos/validation"
+    with pytest.raises(InputError, match="^unlabeled_dir .* and validation_dir 'photos/validation' are the same"):
+        check(train_dir="photos/train", validation_dir=held_out, unlabeled_dir="photos/validation/")
+    check(train_dir="photos/train", unlabeled_dir=held_out)
+
+
+def test_a_run_does_not_write_among_images_without_labels(here):
+    with pytest.raises(
+        InputError, match="^output_dir .* and unlabeled_dir .* this one writes for images without labels"
+    ):
+        check("photos/validation/run", train_dir="photos/train", unlabeled_dir="photos/validation")
+    # The run's own teacher and answers lie in its folder, which may lie beside the images.
+    check("photos/run", train_dir="photos/train", unlabeled_dir="photos/validation")

@@ -31,7 +31,7 @@ def written(tmp_path, *words, name="me/model", summary=FACTS, store=None, train=
     words = ["--use_cpu", "true", *words]
     plan = Plan(parse_arguments(words), words)
     plan.args.output_dir = str(tmp_path / "run")
-    plan.data = SimpleNamespace(train=train, validation=train)
+    plan.data = SimpleNamespace(train=train, validation=train, unlabelled=None)
     summary = {key: text.format(folder=tmp_path / "photos") for key, text in summary.items()}
     plan.summary, plan.store = lambda: summary, store
     return json.loads(write_run_record(plan, name).read_text())
