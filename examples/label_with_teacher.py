@@ -44,7 +44,8 @@ def keep_validation(plan: Plan, teacher):
     args, view, held_out = plan.args, evaluation_view(plan.processor), plan.held_out
     if args.process_index == 0 and plan.store.read_validation(view) is None:
         accuracy = ask_about_validation(plan.store, teacher, held_out, view, args.per_device_eval_batch_size)
-        print(f"the teacher is right on {accuracy:.1%} of {len(held_out):,} held-out images", flush=True)
+        who = "teachers together are" if len(teacher.members) > 1 else "teacher is"
+        print(f"the {who} right on {accuracy:.1%} of {len(held_out):,} held-out images", flush=True)
 
 
 def label(plan: Plan, teacher, epochs: range):

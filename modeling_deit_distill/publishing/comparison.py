@@ -211,7 +211,7 @@ def accuracies_of_teachers(outcome: Outcome) -> Iterator[tuple[str, str]]:
 def views_asked_in_words(outcome: Outcome) -> tuple[str, str]:
     """About how many views the teacher was asked; of several each about all of them."""
     asked, number = outcome.results["teacher_views_asked"], len(outcome.teachers)
-    if number < 2:
+    if number < 2 or not asked:
         return "views the teacher was asked about", f"{asked:,.0f}"
     return "views the teachers were asked about", f"{asked:,.0f}, by each of {number}: {asked * number:,.0f} answers"
 

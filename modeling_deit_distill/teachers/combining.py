@@ -62,13 +62,21 @@ def check_alike(stores: Sequence[TeacherStore]):
     for other in others:
         names = [name for name in {**first.fingerprint, **other.fingerprint} if name not in OWN_FIELDS]
         pairs = [(name, first.fingerprint.get(name), other.fingerprint.get(name)) for name in names]
-        for name, ours, theirs in (*pairs, ("epochs", *map(combined_epochs, ((first,), (other,))))):
+        for name, ours, theirs in (*pairs, ("epochs", *(_runs(combined_epochs((store,))) for store in (first, other)))):
             if ours != theirs:
                 raise InputError(
                     f"{first.directory} holds answers for {name} {short(ours)}, {other.directory} for {short(theirs)}; "
                     "only stores about the same views can be combined: fill both alike"
                 )
         _check_known(first, other)
+
+
+def _runs(epochs: Sequence[int]) -> str:
+    """Ascending numbers in words: `0-99, 120`."""
+    firsts = [epoch for epoch in epochs if epoch - 1 not in epochs]
+    lasts = [epoch for epoch in epochs if epoch + 1 not in epochs]
+    pairs = zip(firsts, lasts, strict=True)
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
 def _check_known(first: TeacherStore, other: TeacherStore):
@@ -126,4 +134,9 @@ def _combine_validation(combined: TeacherStore, stores: Sequence[TeacherStore]):
     answers, labels = np.array([each["answers"] for each in kept]), np.array(kept[0]["labels"])
     together = majority(answers)
     accuracy = float(np.mean(together == labels)) if len(labels) else math.nan
+    if combined.fingerprint["combined"] == SOFT:
+        say_once(
+            f"{combined.directory}: about validation images stores hold decisions alone; the accuracy of the teachers "
+            "together is that of the majority, of two stores of the first"
+        )
     combined.write_validation(shown[0][0], accuracy, together, labels, accuracies_of(answers, labels))

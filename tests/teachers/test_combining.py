@@ -153,8 +153,14 @@ def test_stores_about_other_views_are_refused_with_the_field_and_both_values(tmp
 
 def test_other_epochs_and_other_views_of_an_epoch_are_refused(tmp_path):
     first, other = labelled(tmp_path / "a", [0, 1]), labelled(tmp_path / "b", [0, 1])
+    for epoch in range(40, 43):
+        other.write(epoch, np.arange(2), np.array([1, 1], dtype=first.dtype))
+    with pytest.raises(InputError, match='epochs "0", .* for "0, 40-42"; only'):
+        list(combine([first, other], tmp_path / "all"))
+    for epoch in range(40, 43):
+        other.path(epoch).unlink()
     first.write(3, np.arange(2), np.array([1, 1], dtype=first.dtype))
-    with pytest.raises(InputError, match=r"epochs \[0, 3\], .* for \[0\]; only"):
+    with pytest.raises(InputError, match='epochs "0, 3", .* for "0"; only'):
         list(combine([first, other], tmp_path / "all"))
     other.write(3, np.arange(2), np.array([1, 1], dtype=first.dtype))
     forget(other, [1], epoch=3)
