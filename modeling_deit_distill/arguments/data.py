@@ -38,12 +38,13 @@ class DataArguments:
         default=None, help="Split to evaluate on; else validation, test, or a cut of the training split."
     )
     validation_fraction: Annotated[float, Range(above=0, below=1), DATA] = HfArg(
-        default=0.1, help="Share of the training split held out where no other split exists."
+        default=0.1, help="Share of the training split that is held out if there is no other split."
     )
     group_by: Annotated[str | None, DATA] = HfArg(
         default=None,
-        help="Column, or regular expression in the image's path, whose value (its first group, or the match) images "
-        "of one object share: the cut keeps them together.",
+        help="Keep images of one object together when images are held out: a column, or a regular "
+        "expression in the image's path. Images with the same value (the first group, or the "
+        "match) stay together.",
     )
     image_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of images, where several exist.")
     label_column: Annotated[str | None, DATA] = HfArg(default=None, help="Column of labels, where several exist.")
@@ -52,8 +53,8 @@ class DataArguments:
     )
     crop_pct: Annotated[float | None, Range(at_least=0.1, at_most=1)] = HfArg(
         default=None,
-        help="Evaluation resizes the shorter side to image_size / crop_pct, then crops; 0.875, or that of the "
-        "checkpoint to start from, unless given.",
+        help="Evaluation resizes the shorter side to image_size / crop_pct, then crops. Default: "
+        "0.875, or that of the checkpoint to start from.",
     )
 
     def __post_init__(self):

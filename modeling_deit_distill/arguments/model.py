@@ -29,10 +29,12 @@ class ModelArguments:
     """
 
     model_name_or_path: Annotated[str | None, Choice(STUDENT), Choice(REMOTE_CODE)] = HfArg(
-        default=None, help="Start from a DeiT: ours, transformers' or timm's (a folder or name), facebook's (a .pth)."
+        default=None,
+        help="Start from a DeiT checkpoint: ours, transformers' or timm's (a folder or name), "
+        "facebook's (a .pth file).",
     )
     model_size: Annotated[Literal["tiny", "small", "base"] | None, Choice(STUDENT)] = HfArg(
-        default=None, help="Named size of a new student (DeiT-Ti, -S, -B); tiny unless given."
+        default=None, help="Named size of a new student (DeiT-Ti, -S, -B). Default: tiny."
     )
     hidden_size: Annotated[Width | None, STUDENT] = HfArg(default=None, help="Width of a token.")
     num_hidden_layers: Annotated[Depth | None, STUDENT] = HfArg(default=None, help="Number of transformer blocks.")
@@ -49,7 +51,7 @@ class ModelArguments:
     layer_norm_eps: Rate | None = HfArg(default=None, help="Epsilon of every LayerNorm.")
     initializer_range: Rate | None = HfArg(default=None, help="Deviation of the initialisation.")
     use_distillation_token: bool | None = HfArg(
-        default=None, help="Two tokens and heads, or one; by default two wherever a teacher is used."
+        default=None, help="Two tokens and heads, or one. Default: two if there is a teacher."
     )
     fusion: Literal["logit_mean", "softmax_mean", "cls", "distillation"] | None = HfArg(
         default=None, help="How the two heads make one answer."
@@ -68,7 +70,7 @@ class ModelArguments:
         default=None, help="JSON object of fields that replace those of the teacher's configuration."
     )
     train_teacher: Annotated[bool, TEACHER] = HfArg(
-        default=False, help="Train the teacher on the same data first; kept in <output_dir>/teacher."
+        default=False, help="Train the teacher on the same data first. It is kept in <output_dir>/teacher."
     )
     teacher_num_train_epochs: Annotated[Epochs, TEACHER] = HfArg(default=10.0, help="Epochs of the teacher's training.")
     teacher_learning_rate: Annotated[NotNegative, TEACHER] = HfArg(
@@ -89,7 +91,7 @@ class ModelArguments:
         "one each, `none` for a teacher that needs none.",
     )
     allow_weak_teacher: Annotated[bool, TEACHER] = HfArg(
-        default=False, help="Go on with a teacher that is no better than chance on the validation images."
+        default=False, help="Continue with a teacher that is no better than chance on the validation images."
     )
     trust_remote_code: Annotated[bool, TEACHER, REMOTE_CODE] = HfArg(
         default=False, help="Run code that comes with the teacher's or the student's checkpoint."

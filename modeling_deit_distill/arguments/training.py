@@ -50,80 +50,84 @@ class DistillationTrainingArguments(TrainingArguments):
     output_dir: str | None = HfArg(default="outputs/deit", help="Where everything is written.")
     overwrite_output_dir: bool = HfArg(default=False, help="Train again into an output_dir that holds an earlier run.")
     dry_run: bool = HfArg(
-        default=False, help="Only check, try a few steps of each phase, and say how long each will take; nothing stays."
+        default=False,
+        help="Only check, try a few steps of each phase, and say how long each will take. Nothing is kept.",
     )
 
     distillation_type: Literal["none", "soft", "hard"] = HfArg(
-        default="hard", help="What the student learns from the teacher: nothing, its scores, its decision."
+        default="hard",
+        help="What the student learns from: labels alone, the teacher's logits too, or its decisions too.",
     )
     distillation_alpha: Fraction | None = HfArg(
-        default=None, help="Weight of the teacher's term; 0.5 for hard, 0.1 for soft unless given."
+        default=None, help="Weight of the teacher's term. Default: 0.5 for hard, 0.1 for soft."
     )
     distillation_temperature: Annotated[float, Range(at_least=0.01, at_most=1000)] = HfArg(
         default=3.0, help="Temperature of soft distillation."
     )
     teacher_store: str | None = HfArg(
-        default=None, help="Folder of the teacher's answers: read where it has them, written where it has not."
+        default=None, help="Folder of the teacher's answers. Known answers are read, new ones are written."
     )
     teacher_store_top_k: Count | None = HfArg(
-        default=None, help="Classes that a new store keeps per view for soft distillation; 10 unless given."
+        default=None, help="Classes that a new store keeps for each view in soft distillation. Default: 10."
     )
 
     push_native: bool = HfArg(
-        default=False, help="Push also, as revision 'native', a copy for transformers' own class: no remote code."
+        default=False,
+        help="Also push a copy for transformers' own class, which needs no remote code, as revision 'native'.",
     )
     push_onnx: bool = HfArg(
-        default=False, help="Push also, as revision 'browser', ONNX files for transformers.js and other runtimes."
+        default=False, help="Also push ONNX files for transformers.js and other runtimes, as revision 'browser'."
     )
     push_demo: bool = HfArg(
         default=False,
-        help="Make or update a static Space NAME-demo: a page that classifies photos, and shows up to 8 held-out ones.",
+        help="Make or update a static Space NAME-demo: a page that classifies photos. It shows up to 8 held-out ones.",
     )
     license: str | None = HfArg(
-        default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...); none unless given."
+        default=None, help="Licence on the model's card, as the Hub names it (mit, cc-by-4.0, ...). Default: none."
     )
 
     hub_max_wait: Positive = HfArg(
         default=600.0,
-        help="Seconds that the end of a run waits for the Hub; the model, its results and its card are saved before.",
+        help="Seconds that the end of a run waits for the Hub. The model, its results and its card are saved before.",
     )
 
     learning_rate: Annotated[NotNegative | None, Choice(LEARNING_RATE)] = HfArg(
         default=None, help="Peak learning rate, taken as it is."
     )
     base_learning_rate: Annotated[NotNegative | None, Choice(LEARNING_RATE)] = HfArg(
-        default=None, help="Peak learning rate per 512 images of the effective batch; 5e-4 by default."
+        default=None, help="Peak learning rate per 512 images of the effective batch. Default: 5e-4."
     )
     warmup_epochs: Annotated[NotNegative, Choice(WARM_UP)] = HfArg(
         default=0.0, help="Epochs of linear warm-up; replaces warmup_steps."
     )
     lr_scheduler_type: SchedulerType = HfArg(default="cosine", help="Learning-rate schedule.")
     warmup_learning_rate: NotNegative | None = HfArg(
-        default=None, help="Where the warm-up starts; 0, or 1e-6 as the public code, unless given."
+        default=None, help="Learning rate at which the warm-up starts. Default: 0, or 1e-6 with code_compatible."
     )
     min_learning_rate: NotNegative | None = HfArg(
-        default=None, help="Where the cosine ends; 0, or 1e-5 as the public code, unless given."
+        default=None, help="Learning rate at which the cosine ends. Default: 0, or 1e-5 with code_compatible."
     )
     code_compatible: bool = HfArg(
         default=False,
-        help="Where the public code differs from the paper, do as the code: KL also divided by the classes, "
-        "warm-up from 1e-6, cosine to 1e-5, rate changed between epochs, distillation token decayed.",
+        help="Follow the public code where it differs from the paper: KL also divided by the classes, "
+        "warm-up from 1e-6, cosine to 1e-5, rate changed between epochs, distillation token "
+        "decayed.",
     )
     weight_decay: NotNegative = HfArg(default=0.05, help="Not on biases, norms, tokens and positions.")
     label_smoothing_factor: Rate = HfArg(default=0.1, help="Smoothing of the true label alone.")
     freeze_blocks: str | None = HfArg(
         default=None,
-        help="Train neither patches, tokens and positions nor the first so many blocks of a student that starts from a "
-        "checkpoint; 'all' leaves the heads alone to train.",
+        help="Freeze patches, tokens, positions and the first so many blocks of a student that starts "
+        "from a checkpoint; 'all' trains the heads alone.",
     )
     layer_decay: Annotated[float | None, Range(above=0, at_most=1)] = HfArg(
         default=None,
-        help="Multiply the learning rate by this once more for each layer below the heads, e.g. 0.75 (BEiT, timm).",
+        help="Multiply the learning rate by this for each layer below the heads, e.g. 0.75 (BEiT, timm).",
     )
     early_stopping_patience: Count | None = HfArg(
         default=None,
-        help="Stop after so many evaluations without a better metric_for_best_model; the teacher's training too, by "
-        "epochs. Needs load_best_model_at_end.",
+        help="Stop after so many evaluations without a better metric_for_best_model; the teacher's "
+        "training too, by epochs. Needs load_best_model_at_end.",
     )
     class_weights: str | None = HfArg(
         default=None,
@@ -133,19 +137,20 @@ class DistillationTrainingArguments(TrainingArguments):
     max_grad_norm: NotNegative = HfArg(default=0.0, help="Gradient clipping; 0 is none, as in the recipe.")
 
     ema_decay: Annotated[float | None, Range(above=0, below=1), Choice(AVERAGE)] = HfArg(
-        default=None, help="Keep a moving average of the weights by this decay a step (public code: 0.99996)."
+        default=None, help="Keep a moving average of the weights with this decay for each step (public code: 0.99996)."
     )
     ema_half_life: Annotated[float | None, Range(at_least=0.001, at_most=1e16), Choice(AVERAGE)] = HfArg(
-        default=None, help="The same, said by the update steps after which a step's share has halved."
+        default=None, help="The same decay, given as the number of steps after which a step's share has halved."
     )
 
     repeated_augmentation: Count = HfArg(
-        default=3, help="Views of each drawn image in an epoch, which sees that many fewer images."
+        default=3, help="Views of each drawn image in an epoch. An epoch then has so many times fewer images."
     )
     view_epochs: Natural = HfArg(
         default=0,
-        help="Epochs after which the same views come round in another order, so that a teacher is asked about these "
-        "alone; without a teacher_store its answers are kept in output_dir/answers. 0 for new views in each epoch.",
+        help="Repeat the views of the first so many epochs, in another order each time, so that a "
+        "teacher is asked about these alone. Without a teacher_store its answers are kept in "
+        "output_dir/answers. 0: new views in each epoch.",
     )
     balanced_views: bool = HfArg(
         default=False, help="Draw each class equally often, whatever the number of its images; also for the teacher."
@@ -168,19 +173,19 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     keep_decoded_images: bool = HfArg(
         default=False,
-        help="Decode each training image once and keep it in memory, for small datasets; in each worker, as "
-        "long as it lives (dataloader_persistent_workers).",
+        help="Decode each training image once and keep it in memory, for small datasets. Each worker "
+        "keeps its own, for as long as it lives (dataloader_persistent_workers).",
     )
     on_bad_image: Literal["warn", "error"] = HfArg(
         default="warn", help="What to do about an image that cannot be read."
     )
     max_bad_image_fraction: Fraction = HfArg(
         default=0.01,
-        help="Stop where more than this share of the training or held-out images, and more than 5, cannot be read.",
+        help="Stop if more than this share of the training or held-out images, and more than 5, cannot be read.",
     )
 
     max_nonfinite_steps: Count = HfArg(
-        default=10, help="Stop after so many skipped steps in a row, their loss or gradient NaN or infinite."
+        default=10, help="Stop after so many skipped steps in a row, with a loss or gradient that is NaN or infinite."
     )
     bf16: bool | None = HfArg(
         default=None,
@@ -199,7 +204,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     do_train: bool = HfArg(
         default=True,
-        help="Train; if false, judge the model of output_dir, or model_name_or_path, on the held-out images.",
+        help="Train. If false, judge the model of output_dir, or model_name_or_path, on the held-out images.",
     )
     do_eval: bool = HfArg(default=True, help="Must stay true: a run always evaluates.")
     do_predict: bool = HfArg(

@@ -47,7 +47,7 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 CUTMIX_PROB = 0.5  # against mixup, where both are on
 
-# What the generator's counter tells apart beside the position.
+# What the generator's counter distinguishes beside the position.
 _VIEW, _PAIR, _REPLACEMENT, _ORDER, _CYCLE, _ROUND = range(6)
 
 # Columns of a view's uniform draws; crops and erased boxes have ten attempts.

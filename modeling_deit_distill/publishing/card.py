@@ -180,8 +180,8 @@ def introduction(run: Run) -> str:
     parameters = run.measured("num_parameters")
     size = f" of {parameters / 1e6:.2f} million parameters" if parameters else ""
     what = (
-        f"A vision transformer ([DeiT]({PAPER})){size} that looks at images of {height} × {width} pixels and tells "
-        f"{len(run.class_names):,} classes apart: {class_list(run.class_names)}."
+        f"A vision transformer ([DeiT]({PAPER})){size} that classifies images of {height} × {width} pixels "
+        f"into {len(run.class_names):,} classes: {class_list(run.class_names)}."
     )
     if run.config.use_distillation_token:
         how = (
@@ -293,10 +293,10 @@ def class_table(run: Run) -> str:
         ],
     )
     if len(shown) == len(classes):
-        return f"How well it tells each class:\n\n{table}"
+        return f"Precision, recall and F1 of each class:\n\n{table}"
     left_out = len(classes) - len(shown)
     return (
-        f"How well it tells the {len(shown)} classes with the lowest F1; the other {left_out:,} are left out "
+        f"Precision, recall and F1 of the {len(shown)} classes with the lowest F1; the other {left_out:,} are left out "
         f"(`{DECISIONS}` has every decision):\n\n{table}"
     )
 

@@ -115,7 +115,7 @@ def test_it_says_what_the_model_is_and_how_good(run):
     first_screen = text.split("\n## ")[0]
     assert first_screen.strip().startswith("# my-small-deit\n")
     assert "5.91 million parameters" in first_screen and "images of 32 × 32 pixels" in first_screen
-    assert "tells 5 classes apart: ant, bee, cat, dog, eel." in first_screen
+    assert "into 5 classes: ant, bee, cat, dog, eel." in first_screen
     assert "distillation token from a teacher's answers. Its answer is the mean of both heads' logits." in first_screen
     # Wilson: 8 of 10
     expected = "right on **80.00 %** of 10 held-out images (95 % interval: 49.0 to 94.3 %), its teacher on 90.00 %."
@@ -157,7 +157,7 @@ def test_the_tokens_cosine_is_shown_where_it_was_measured(run):
 def test_classes_stand_in_the_order_of_their_indices(run):
     names = [f"class{index}" for index in range(12)]
     text = card_of(run(classes(names))).text
-    assert f"12 classes apart: {', '.join(names)}." in text
+    assert f"12 classes: {', '.join(names)}." in text
 
 
 def test_of_a_thousand_classes_ten_are_listed(run):
@@ -166,7 +166,7 @@ def test_of_a_thousand_classes_ten_are_listed(run):
     fused = [label if index % 2 else (label + 1) % 1000 for index, label in enumerate(labels)]
     config = classes(names)
     text = card_of(run(config, predictions={"labels": labels, "fused": fused})).text
-    assert f"1,000 classes apart: {', '.join(names[:10])}, ... and 990 others." in text
+    assert f"1,000 classes: {', '.join(names[:10])}, ... and 990 others." in text
     assert "Of 2 of the 1,000 classes no image was held out" in text and "class998, class999" in text
     assert len(re.findall(r"^\| class\d+ \| 50.00 % \| 50.00 % \| 50.00 % \| 2 \|$", text, re.MULTILINE)) == 20
     assert "the 20 classes with the lowest F1; the other 979 are left out (`predictions.json` has every" in text

@@ -80,7 +80,7 @@ def test_class_names_are_taken_for_no_markup(run):
         r"\# a\|b, two lines, &lt;script&gt;x&lt;/script&gt;, \*star\_ \[link\](http://x) \`code\`, "
         r"\$\\frac\$ &amp; \~\~gone\~\~."
     )
-    assert f"5 classes apart: {expected}" in text
+    assert f"5 classes: {expected}" in text
     assert r"| \# a\|b | two lines | 1 | 25.00 % |" in text
     assert "<script>" not in text
 
