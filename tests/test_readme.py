@@ -1,6 +1,7 @@
 """The README: short enough to be read to its end, its two first commands as they are run, nothing left to fill in."""
 
 import re
+from itertools import chain
 
 from helpers.paths import ROOT
 from helpers.prose import measure
@@ -28,3 +29,12 @@ def test_every_guide_is_linked_and_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert {guide for guide in guides if f": {guide}\n" not in navigation} == set()
     assert {guide for guide in guides if f"]({guide}" not in README} == set()
+
+
+def test_the_field_s_words_are_used():
+    """No word that stands for recorded, distinguished, matched by, available, wrong, ignores, uses."""
+    words = re.compile(r"(?<![a-z])(tol[d]|goes b[y]|at han[d]|lyin[g]|dea[f]|stands o[n])(?![a-z])")
+    folders = ("modeling_deit_distill", "tests", "docs", "examples")
+    paths = chain(ROOT.glob("*.md"), ROOT.glob("*.py"), *((ROOT / folder).rglob("*.[mp][dy]") for folder in folders))
+    found = {f"{path.relative_to(ROOT)}: {word}" for path in paths for word in words.findall(path.read_text("utf-8"))}
+    assert found == set()

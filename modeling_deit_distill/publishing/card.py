@@ -117,7 +117,7 @@ def evaluation_results(run: Run) -> list[EvalResult]:
 
 
 def _several(words: str | list[str] | None) -> list[str]:
-    return [words] if isinstance(words, str) else list(words or [])
+    return [words] if words and isinstance(words, str) else list(words or [])
 
 
 def content(run: Run) -> dict[str, object]:

@@ -242,7 +242,7 @@ def test_odd_names_of_classes_keep_the_table_whole(name):
     assert "\x1b" not in table and len(table.splitlines()) == len({*table.splitlines()}) + 1  # the rule alone twice
 
 
-def test_several_teachers_are_an_ensemble_and_each_is_told_alone():
+def test_several_teachers_are_an_ensemble_and_each_has_its_own_row():
     results = {**SMALL_TEACHER, "teacher_1_accuracy": 0.9, "teacher_2_accuracy": 0.8, "teacher_views_asked": 64}
     results["teacher_accuracy"] = 0.95
     outcome = Outcome(results, outcome_of(50, 95).decisions, NAMES, ["one", "two"])
