@@ -27,6 +27,11 @@ def main(arguments: list[str]):
     plan = Plan.from_arguments(arguments)
     if plan.args.teacher_store is None or not plan.distils or plan.data_args.streaming:
         raise InputError("give --teacher_store FOLDER, --distillation_type hard or soft, and data that is not a stream")
+    if plan.args.teacher_batch_size is not None and plan.args.teacher_batch_size % 2 and plan.views.settings.mixes:
+        raise InputError(
+            f"teacher_batch_size is {plan.args.teacher_batch_size}, which is odd; views that are mixed are labelled in "
+            "pairs: give an even one"
+        )
     if epochs is None:
         epochs = range(len(planned_views(plan.args, plan.views)))
     store = plan.store
@@ -55,7 +60,8 @@ def label(plan: Plan, teacher, epochs: range):
     last = start
     share = {"rank": args.process_index, "num_processes": args.world_size, "num_workers": args.dataloader_num_workers}
     sampler = whole_sampler(store, plan.views)
-    batches = fill(store, teacher, plan.views, sampler, epochs, batch_size=args.train_batch_size, **share)
+    batch_size = args.teacher_batch_size or args.train_batch_size
+    batches = fill(store, teacher, plan.views, sampler, epochs, batch_size=batch_size, **share)
     for epoch, num_views in batches:
         asked += num_views
         if time.monotonic() - last > SECONDS_BETWEEN_REPORTS:

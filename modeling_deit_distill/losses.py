@@ -44,11 +44,7 @@ def label_loss(
 
 
 def soft_distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    temperature: float,
-    code_compatible: bool = False,
-    weights: torch.Tensor | None = None,
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, code_compatible: bool = False
 ) -> torch.Tensor:
     """τ²·KL between the tempered distributions of teacher and student (paper, equation 2; Hinton et al. 2015).
 
@@ -60,7 +56,6 @@ def soft_distillation_loss(
         temperature: τ > 0; the paper uses 3.0.
         code_compatible: divide by batch × classes, as the public code does, where the paper's formula means a mean
             over the batch: a thousandth of it on ImageNet.
-        weights: (batch,) of the views; None for ones.
 
     Returns:
         Scalar, the mean over the batch.
@@ -77,19 +72,13 @@ def soft_distillation_loss(
         )
     student_log_probs = F.log_softmax(student_logits / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher_logits / temperature, dim=-1)
-    if weights is None:
-        kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
-    else:
-        of_views = F.kl_div(student_log_probs, teacher_log_probs, reduction="none", log_target=True).sum(dim=-1)
-        kl = (of_views * weights).mean()
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
     if code_compatible:
         kl = kl / student_logits.shape[-1]
     return temperature**2 * kl
 
 
-def hard_distillation_loss(
-    student_logits: torch.Tensor, teacher_labels: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def hard_distillation_loss(student_logits: torch.Tensor, teacher_labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy with the teacher's decision, CE(ψ(Z_s), y_t) with y_t = argmax_c Z_t(c) (paper, equation 3).
 
     The teacher's label is taken as it is: it gets no label smoothing.
@@ -97,11 +86,8 @@ def hard_distillation_loss(
     Args:
         student_logits: (batch, classes).
         teacher_labels: (batch,) class indices.
-        weights: (batch,) of the views; None for ones.
 
     Returns:
-        Scalar, the mean over the batch, not divided by the weights.
+        Scalar, the mean over the batch.
     """
-    if weights is None:
-        return F.cross_entropy(student_logits, teacher_labels)
-    return (F.cross_entropy(student_logits, teacher_labels, reduction="none") * weights).mean()
+    return F.cross_entropy(student_logits, teacher_labels)

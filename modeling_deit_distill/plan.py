@@ -448,6 +448,11 @@ def _check_unlabelled(arguments: Arguments):
         return
     if args.distillation_type == "none":
         raise InputError(f"unlabeled_dir: {NEEDS_TEACHER}")
+    if args.distillation_alpha == 0:
+        raise InputError(
+            "unlabeled_dir: images without labels teach by the teacher's term alone, and distillation_alpha is 0; "
+            "raise it, or leave unlabeled_dir out"
+        )
     if args.balanced_views:
         raise InputError(f"unlabeled_dir: {NO_BALANCE}")
 

@@ -58,6 +58,7 @@ def summary(plan) -> dict[str, str]:
         "parameters": f"{num_parameters:,}",
         "distillation": distillation_in_words(args),
         **rounds_in_words(plan),
+        **asking_in_words(plan),
         **balance_in_words(plan),
         **store_in_words(plan),
         "effective batch": f"{args.effective_batch_size} ({args.per_device_train_batch_size} per device, "
@@ -138,7 +139,7 @@ def unlabelled_in_words(plan) -> dict[str, str]:
     share = len(rows) / len(plan.views)
     return {
         "unlabelled": f"{plan.data_args.unlabeled_dir}: {len(rows):,} images without labels, {share:.0%} of an epoch; "
-        "both heads learn the teacher's answers about them"
+        "the teacher's term alone learns of them"
     }
 
 
@@ -219,6 +220,18 @@ def rounds_in_words(plan) -> dict[str, str]:
         who = f"each of {number} teachers" if number > 1 else "the teacher"
         words += f"; {who} is asked about {num_views:,} of {shown:,} views"
     return {"views": words}
+
+
+def asking_in_words(plan) -> dict[str, str]:
+    """How many views the teacher is asked about at once, if that was said and it will be asked."""
+    args, size = plan.args, plan.args.teacher_batch_size
+    if size is None or not plan.needs_teacher:
+        return {}
+    most = args.train_batch_size * args.gradient_accumulation_steps
+    words = f"about {min(size, most):,} views at once"
+    if size > most:
+        words += f", as many as a step has on a process; more accumulation steps would make it {size:,}"
+    return {"teacher is asked": words}
 
 
 def balance_in_words(plan) -> dict[str, str]:

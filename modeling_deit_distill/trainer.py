@@ -26,7 +26,7 @@ from .training.finite import FiniteGuard, gradient_norm
 from .training.given import Given
 from .training.layers import freeze, scaled_by_layer
 from .training.metrics import HeldOutMetrics
-from .training.objective import Views, agreement_with_teacher, objective_terms, total_loss
+from .training.objective import Views, answered_ahead, logged_shares, objective_terms, total_loss
 from .training.progress import Progress, count_flops
 from .training.schedule import decayed_names, resolve_warmup, schedule
 from .weights import check_finite_weights
@@ -133,13 +133,8 @@ class DistillationTrainer(Trainer):
         terms = objective_terms(outputs, labels, answers, self.args, self.views.class_weights, labelled)
         if answers is not None:
             terms["teacher_loss"] = self.answers.checked(terms["teacher_loss"])
-        loss = total_loss(terms, self.args.distillation_alpha)
-        loss = self.finite.watch(loss, terms, inputs, pixel_values)
-        if answers is not None:
-            terms["teacher_agreement"] = agreement_with_teacher(outputs.logits, answers)
-        if labelled is not None:
-            terms["labelled_share"] = labelled.mean()
-        self.progress.remember({"loss": loss, **terms})
+        loss = self.finite.watch(total_loss(terms, self.args.distillation_alpha), terms, inputs, pixel_values)
+        self.progress.remember({"loss": loss, **terms, **logged_shares(outputs.logits, answers, labelled)})
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_teacher(self) -> dict[str, float]:
@@ -157,6 +152,11 @@ class DistillationTrainer(Trainer):
         self.view_sampler = sampler if isinstance(sampler, ViewSampler) else None
         loader = training_loader(self.train_dataset, sampler, self.args, self.data_collator, self.accelerator)
         return leaving_sigterm_to_parent(loader)
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list[dict], object]:
+        """As in Trainer, the batches of a step; the teacher may be asked about them now, see [`answered_ahead`]."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        return answered_ahead(batches, self.views, self.answers), num_items
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As in Trainer; workers leave SIGTERM to their parent."""

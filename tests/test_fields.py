@@ -41,7 +41,7 @@ RANGES = {
     "at least 1": {
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("eval_accumulation_steps", "dataloader_prefetch_factor", "max_nonfinite_steps", "repeated_augmentation"),
-        *("teacher_store_top_k", "num_channels", "save_total_limit", "torch_empty_cache_steps"),
+        *("teacher_store_top_k", "teacher_batch_size", "num_channels", "save_total_limit", "torch_empty_cache_steps"),
         *("ddp_bucket_cap_mb", "ddp_timeout", "early_stopping_patience"),
     },
     "at least 1 and at most 1000": {"num_hidden_layers"},

@@ -265,23 +265,3 @@ def test_a_view_without_labels_moves_nothing():
     labels[0, 2] = 1.0
     label_loss(logits, labels, 0.1, labelled=labels.sum(-1)).backward()
     assert logits.grad[0].abs().min() > 0 and not logits.grad[1:].any()
-
-
-def test_weights_of_views_by_hand():
-    # Student (1/2, 1/2), teacher (3/4, 1/4): KL = 3/4 ln 3 - ln 2 each, weighted by 1, 0.25 and 0 over three views.
-    student, teacher, weights = torch.zeros(3, 2), torch.tensor([[LN3, 0.0]] * 3), torch.tensor([1.0, 0.25, 0.0])
-    loss = soft_distillation_loss(student, teacher, 1.0, weights=weights)
-    assert loss.item() == pytest.approx(1.25 / 3 * (0.75 * LN3 - LN2), abs=1e-6)
-    assert hard_distillation_loss(student, teacher.argmax(-1), weights).item() == pytest.approx(
-        1.25 / 3 * LN2, abs=1e-6
-    )
-
-
-def test_weights_of_one_are_none():
-    student, teacher = random_logits()
-    ones = torch.ones(len(student))
-    for code_compatible in (False, True):
-        ours = soft_distillation_loss(student, teacher, 2.0, code_compatible, ones)
-        torch.testing.assert_close(ours, soft_distillation_loss(student, teacher, 2.0, code_compatible))
-    labels = teacher.argmax(-1)
-    torch.testing.assert_close(hard_distillation_loss(student, labels, ones), hard_distillation_loss(student, labels))

@@ -25,6 +25,7 @@ OVERRIDDEN = {
     "create_scheduler": ["num_training_steps", "optimizer"],
     "evaluation_loop": ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
     "floating_point_ops": ["inputs"],
+    "get_batch_samples": ["epoch_iterator", "num_batches", "device"],
     "get_decay_parameter_names": ["model"],
     "get_eval_dataloader": ["eval_dataset"],
     "get_test_dataloader": ["test_dataset"],
@@ -39,7 +40,14 @@ OVERRIDDEN = {
     "_get_grad_norm": ["model", "grad_norm"],
 }
 # A run of two steps, each with a log, an evaluation and a checkpoint; the first checkpoint is the best.
-STEP = ["on_step_begin", "_get_grad_norm", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"]
+STEP = [
+    "get_batch_samples",
+    "on_step_begin",
+    "_get_grad_norm",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_step_end",
+]
 AFTER_A_STEP = ["log", "on_log", "get_eval_dataloader", "evaluation_loop", "log", "on_log", "on_evaluate"]
 SAVING = ["save_model", "on_save"]  # by now all files are written, but for ours
 EVENTS = [

@@ -11,6 +11,15 @@ One student, one batch of views, one optimiser; the kinds of step alternate in o
 
 A step is forward, loss, backward and AdamW on views that are augmented already: what is measured is the teacher. Its
 weights are random, which costs the same. Default: DeiT-Ti and RegNetY-16GF (83.6 M parameters, 16 GFLOPs an image).
+
+`live_over_none` is reckoned from these steps for a run of 300 epochs whose views come round after 50
+(`--view_epochs 50`): the teacher is asked in 50 epochs, and read from its answers in the other 250. With the faster of
+the live teachers it is
+
+    (50 · live + 250 · stored) / (300 · none)
+
+With `--teacher_batch_size N` the teacher is also asked alone, about the batch and about N views at once (`ask_*`):
+`at_once_over_each` is what a view costs then, against what it costs in the batch.
 """
 
 import argparse
@@ -30,33 +39,52 @@ from modeling_deit_distill.teachers.store import create_store, decode_labels
 from modeling_deit_distill.teachers.teacher import InputView, Teacher
 
 NUM_CLASSES = 1000
+EPOCHS, VIEW_EPOCHS = 300, 50
 
 
 def main(arguments: list[str]):
     options = parse_options(arguments)
     torch.manual_seed(0)
-    batch = make_batch(options)
+    batch = make_batch(options, options.batch_size)
+    many = make_batch(options, options.teacher_batch_size) if options.teacher_batch_size else None
     with tempfile.TemporaryDirectory() as folder:
         store = filled_store(folder, options.batch_size)
         steps = {
             "none": make_step(options, batch, None),
             "stored": make_step(options, batch, lambda views: read_labels(store, views)),
         }
-        for name, teacher in (("live_fp32", make_classifier(options)), ("live_bf16", make_teacher(options))):
-            steps[name] = make_step(options, batch, lambda views, teacher=teacher: ask(teacher, views))
+        for kind, teacher in (("fp32", make_classifier(options)), ("bf16", make_teacher(options))):
+            steps[f"live_{kind}"] = make_step(options, batch, lambda views, teacher=teacher: ask(teacher, views))
+            if options.teacher_batch_size:
+                steps[f"ask_{kind}"] = lambda teacher=teacher: ask(teacher, batch)
+                steps[f"ask_{kind}_at_once"] = lambda teacher=teacher: ask(teacher, many)
         seconds = alternate(steps, options.rounds, options.device)
     for name, value in seconds.items():
-        print(f"{name:12} {1000 * value:9.1f} ms a step of {options.batch_size}, {value / seconds['none']:6.2f} x none")
+        views = options.teacher_batch_size if name.endswith("at_once") else options.batch_size
+        print(f"{name:16} {1000 * value:9.1f} ms for {views} views, {value / seconds['none']:6.2f} x none")
     fastest = min(seconds["live_fp32"], seconds["live_bf16"])
     ratios = {
         "stored_over_none": seconds["stored"] / seconds["none"],
         "stored_over_live": seconds["stored"] / seconds["live_fp32"],
         "stored_over_fastest_live": seconds["stored"] / fastest,
+        "live_over_none": live_over_none(fastest, seconds["stored"], seconds["none"]),
     }
+    for kind in ("fp32", "bf16") if options.teacher_batch_size else ():
+        each = seconds[f"ask_{kind}_at_once"] / options.teacher_batch_size * options.batch_size
+        ratios[f"at_once_over_each_{kind}"] = each / seconds[f"ask_{kind}"]
     print(json.dumps({name: round(ratio, 4) for name, ratio in ratios.items()}))
     if options.json:
         figures = {"seconds": seconds, "ratios": ratios, "options": vars(options)}
         Path(options.json).write_text(json.dumps(figures, indent=2))
+
+
+def live_over_none(live: float, stored: float, none: float) -> float:
+    """What a run of 300 epochs costs whose views come round after 50, against one without a teacher.
+
+    Args:
+        live, stored, none: seconds of a step, of any unit.
+    """
+    return (VIEW_EPOCHS * live + (EPOCHS - VIEW_EPOCHS) * stored) / (EPOCHS * none)
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
@@ -64,6 +92,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--student", choices=["tiny", "small", "base"], default="tiny", help="size of the student")
     parser.add_argument("--teacher", default="regnety_160", help="architecture of the teacher, by timm's name")
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--teacher_batch_size", type=int, help="ask the teacher also about so many views at once")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=9, help="steps of each kind, alternating")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -72,12 +101,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make_batch(options) -> dict:
+def make_batch(options, size: int) -> dict:
     """Views as they are after augmentation, and where they stand in the store."""
     return {
-        "pixel_values": torch.randn(options.batch_size, 3, options.image_size, options.image_size).to(options.device),
-        "labels": torch.rand(options.batch_size, NUM_CLASSES).softmax(-1).to(options.device),  # as mixing makes them
-        "position": np.arange(options.batch_size),
+        "pixel_values": torch.randn(size, 3, options.image_size, options.image_size).to(options.device),
+        "labels": torch.rand(size, NUM_CLASSES).softmax(-1).to(options.device),  # as mixing makes them
+        "position": np.arange(size),
     }
 
 
@@ -101,7 +130,7 @@ def make_teacher(options) -> Teacher:
     return Teacher(make_classifier(options), view, view, precision="bf16", compile=on_gpu).to(options.device)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ask(teacher: torch.nn.Module, batch: dict) -> torch.Tensor:
     answer = teacher(batch["pixel_values"])
     return getattr(answer, "logits", answer).argmax(dim=-1)
@@ -126,7 +155,7 @@ def make_step(options, batch: dict, teacher_labels):
     device_type = torch.device(options.device).type
 
     def step():
-        decided = None if teacher_labels is None else teacher_labels(batch)
+        decided = None if teacher_labels is None else teacher_labels(batch).clone()  # of inference mode
         with torch.autocast(device_type, torch.bfloat16, enabled=options.bf16):
             outputs = model(batch["pixel_values"])
             loss = label_loss(outputs.cls_logits, batch["labels"], 0.1)

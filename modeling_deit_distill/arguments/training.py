@@ -64,6 +64,11 @@ class DistillationTrainingArguments(TrainingArguments):
     distillation_temperature: Annotated[float, Range(at_least=0.01, at_most=1000)] = HfArg(
         default=3.0, help="Temperature of soft distillation."
     )
+    teacher_batch_size: Count | None = HfArg(
+        default=None,
+        help="Views that the teacher is asked about at once: of several accumulation steps together, or fewer than the "
+        "student trains on; those of a batch unless given.",
+    )
     teacher_store: str | None = HfArg(
         default=None, help="Folder of the teacher's answers. Known answers are read, new ones are written."
     )

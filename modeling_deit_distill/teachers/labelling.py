@@ -50,7 +50,7 @@ def is_full(args: DistillationTrainingArguments, views, store: TeacherStore | No
     return broadcast_object_list([store is not None and store.holds(planned_views(args, views))])[0]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ask(store: TeacherStore, teacher: Teacher | Ensemble, batch: Mapping) -> np.ndarray:
     """Augment a batch of views on the teacher's device and ask it: entries (views,) as the store keeps them."""
     pixels = batch["pixel_values"].to(teacher.device, non_blocking=True)

@@ -105,7 +105,7 @@ def _why_weak(predicted: np.ndarray, true: np.ndarray, expected: float, trained_
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decisions_of(
     teacher: Teacher | Ensemble, images: Dataset, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

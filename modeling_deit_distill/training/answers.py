@@ -1,6 +1,6 @@
 """What the teacher says: asked live, or read from a store, which gets what is asked."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from ..teachers.agreement import of_views
 from ..teachers.ensemble import ask_each
 from ..teachers.labelling import accuracies_of
 from ..teachers.store import TeacherStore, decode_labels, decode_top_k
+
+ASKED = "asked"  # in a batch: its answers, and whether they are finite; None for those of a store
 
 
 class Answers:
@@ -69,14 +71,54 @@ class Answers:
         self._are_finite = None
         if not self.is_needed:
             return None
+        if ASKED not in inputs:
+            (inputs,) = self.about([inputs], [pixel_values])
+        answers, self._are_finite = inputs[ASKED]
+        return answers
+
+    def asks_ahead(self, num_batches: int) -> bool:
+        """Whether the teacher is asked about more than one of so many batches at once."""
+        size = self.args.teacher_batch_size
+        is_larger = size is not None and size > self.args.train_batch_size
+        return num_batches > 1 and is_larger and self.is_needed and self.teacher is not None
+
+    def about(self, batches: list[Mapping], pixel_values: list[torch.Tensor]) -> list[dict]:
+        """Several batches of one epoch with their answers, for which the teacher is asked `teacher_batch_size` at once.
+
+        Args:
+            batches, pixel_values: as of a call.
+
+        Raises:
+            LocalInputError: as in a call.
+        """
+        sizes = [len(each) for each in pixel_values]
         if self.store is None:
-            logits = self._ask(pixel_values)
+            logits = torch.cat([self._ask(chunk) for chunk in chunks_of(pixel_values, self._at_once(sizes))])
             self.num_asked += len(logits)
-            return logits.argmax(dim=-1) if self.is_hard else logits
-        entries = self._read_or_ask(int(inputs["epoch"][0]), inputs["position"], pixel_values)
+            answers = logits.argmax(dim=-1) if self.is_hard else logits
+            are_finite = logits.amax(dim=-1).isfinite().split(sizes)
+            asked = zip(answers.split(sizes), [each.all() for each in are_finite], strict=True)
+        else:
+            positions = np.concatenate([each["position"] for each in batches])
+            entries = self._read_or_ask(int(batches[0]["epoch"][0]), positions, pixel_values)
+            parts = np.split(entries, np.cumsum(sizes)[:-1])
+            asked = [
+                (self._decoded(part, pixels.device), None) for part, pixels in zip(parts, pixel_values, strict=True)
+            ]
+        return [{**batch, ASKED: about} for batch, about in zip(batches, asked, strict=True)]
+
+    def _decoded(self, entries: np.ndarray, device) -> torch.Tensor:
         if self.is_hard:
-            return decode_labels(entries, pixel_values.device)
-        return decode_top_k(entries, self.num_classes, self.args.distillation_temperature, pixel_values.device)
+            return decode_labels(entries, device)
+        return decode_top_k(entries, self.num_classes, self.args.distillation_temperature, device)
+
+    def _at_once(self, sizes: list[int]) -> list[int]:
+        """The numbers of views that the teacher is asked about at once, of batches of these sizes."""
+        size = self.args.teacher_batch_size
+        if size is None:
+            return sizes
+        whole, rest = divmod(sum(sizes), size)
+        return [size] * whole + [rest] * (rest > 0)
 
     def checked(self, loss: torch.Tensor) -> torch.Tensor:
         """A loss of the last answers, NaN if these were not finite: the index of a NaN is a class like any other."""
@@ -122,7 +164,7 @@ class Answers:
             self.store.write_validation(view, accuracy, answers, labels, shares)
         return {"accuracy": accuracy, "answers": answers, "labels": labels, "members": shares}
 
-    def _read_or_ask(self, epoch: int, positions: np.ndarray, pixel_values: torch.Tensor) -> np.ndarray:
+    def _read_or_ask(self, epoch: int, positions: np.ndarray, pixel_values: list[torch.Tensor]) -> np.ndarray:
         entries, known = self.store.read(epoch, positions)
         if known.all():
             return entries
@@ -133,16 +175,24 @@ class Answers:
                 f"of a batch of epoch {epoch}{damage}, and there is no teacher to ask; name it "
                 "(--teacher_name_or_path), or fill the store"
             )
-        # The whole batch, though only some of it may be unknown: the same shapes give the same bits.
-        answered = self.store.encode(self._ask(pixel_values))
-        self.num_asked += len(positions)
-        self.store.write(epoch, positions[~known], answered[~known])
-        return np.where(known, entries, answered)
+        sizes = self._at_once([len(each) for each in pixel_values])
+        entries, ends = np.array(entries), np.cumsum(sizes)
+        for end, chunk in zip(ends.tolist(), chunks_of(pixel_values, sizes), strict=True):
+            views = slice(end - len(chunk), end)
+            if known[views].all():
+                continue
+            # All of them, though only some may be unknown: the same shapes give the same bits.
+            answered = self.store.encode(self._ask(chunk))
+            self.num_asked += len(chunk)
+            unknown = ~known[views]
+            self.store.write(epoch, positions[views][unknown], answered[unknown])
+            entries[views] = np.where(known[views], entries[views], answered)
+        return entries
 
     def _ask(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self._ask_each(pixel_values)[0]
+        return self._ask_each(pixel_values)[0].clone()  # a tensor of inference mode is of no use to a backward pass
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _ask_each(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         output, each = ask_each(self.teacher, pixel_values)
         logits = output.logits if hasattr(output, "logits") else output
@@ -151,8 +201,19 @@ class Answers:
                 f"the teacher has {logits.shape[-1]} classes, the student {self.num_classes}; they must be the same "
                 "classes in the same order"
             )
-        self._are_finite = logits.amax(dim=-1).isfinite().all()
         return logits, each
+
+
+def chunks_of(pixel_values: Sequence[torch.Tensor], sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Views (batch, ...) of several batches in others of these sizes; nothing is copied of what lies in one batch."""
+    batches, left = iter(pixel_values), None
+    for size in sizes:
+        parts = []
+        while size:
+            left = next(batches) if left is None or not len(left) else left
+            parts.append(left[:size])
+            size, left = size - len(parts[-1]), left[size:]
+        yield parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def check_objective(model, args, teacher: nn.Module | None, store: TeacherStore | None):

@@ -296,3 +296,21 @@ def test_what_is_to_be_labelled_must_be_said(to_label, tmp_path):
     for wrong in (words[:place] + words[place + 2 :], [*words, "--distillation_type", "none"]):
         with pytest.raises(InputError, match="give --teacher_store FOLDER, --distillation_type hard or soft"):
             load_example("label_with_teacher").main(wrong)
+    with pytest.raises(InputError, match="teacher_batch_size is 7, which is odd; .* give an even one"):
+        load_example("label_with_teacher").main([*words, "--teacher_batch_size", "7"])
+
+
+@pytest.mark.slow
+def test_how_many_are_labelled_at_once_changes_no_label(to_label, tmp_path):
+    label = load_example("label_with_teacher")
+    for size in ("6", "64"):
+        label.main(words_to_label(to_label, tmp_path / size, "--bf16", "false", "--teacher_batch_size", size))
+    assert epochs_of(tmp_path / "6") == epochs_of(tmp_path / "64")
+
+
+def test_what_a_run_costs_whose_views_come_round(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    cost = load_example("benchmarks/distillation_cost").live_over_none
+    # 50 epochs of 5.4 steps without a teacher, 250 of 1.02: 270 + 255 of 300.
+    assert cost(live=5.4, stored=1.02, none=1.0) == pytest.approx(1.75)
+    assert cost(live=2.0, stored=2.0, none=2.0) == pytest.approx(1.0)

@@ -132,7 +132,7 @@ def test_the_log_tells_the_parts_of_the_loss(whole):
     assert len(logged) == 8
     for each in logged:
         assert 0 <= each["labelled_share"] <= 1
-        total = 0.5 * (each["label_loss"] + each["unlabelled_loss"]) + 0.5 * each["teacher_loss"]
+        total = 0.5 * each["label_loss"] + 0.5 * each["teacher_loss"]
         assert each["loss"] == pytest.approx(total, abs=1e-3)
 
 
@@ -185,6 +185,7 @@ def test_a_trainer_without_a_teacher_refuses_them(tmp_path):
             {"distillation_type": "none", "teacher_name_or_path": None},
             "unlabeled_dir: images without labels teach by a",
         ),
+        ({"distillation_alpha": 0}, "unlabeled_dir: images without labels .* distillation_alpha is 0; raise it"),
         (
             {"balanced_views": "true"},
             "unlabeled_dir: balanced_views draws each class .* --class_weights balanced instead",
