@@ -236,7 +236,7 @@ def collate(samples: dict | list[dict]) -> dict:
         InputError: samples that are no such dictionaries, or of which only some have a label.
     """
     if isinstance(samples, dict):
-        return samples
+        return in_shared_memory(samples)
     for sample in samples:
         if not isinstance(sample, Mapping) or "pixel_values" not in sample:
             keys = f"the keys {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else "no keys"
@@ -248,7 +248,20 @@ def collate(samples: dict | list[dict]) -> dict:
     labels = [torch.as_tensor(label) for label in map(label_of, samples) if label is not None]
     if 0 < len(labels) < len(samples):
         raise InputError(f"{len(samples) - len(labels)} of {len(samples)} samples have no labels; give all or none")
-    return {**batch, "labels": torch.stack(labels)} if labels else batch
+    return in_shared_memory({**batch, "labels": torch.stack(labels)} if labels else batch)
+
+
+def in_shared_memory(batch: dict) -> dict:
+    """The batch, with its tensors moved to where a worker hands them over; outside of a worker as it is.
+
+    Else the thread that sends them would move them. An error there, such as a full /dev/shm, is printed and the batch
+    is lost: the training would wait for it for ever.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        for value in batch.values():
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()
+    return batch
 
 
 def label_of(sample: Mapping):

@@ -13,7 +13,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..errors import InputError, LocalInputError
 from .bad_images import describe_row
 from .columns import label_column
-from .datasets import label_of
+from .datasets import in_shared_memory, label_of
 from .decoding import BadImageError, decode_image
 
 DEFAULT_CROP_PCT = 0.875  # paper: evaluation crops 224 pixels from a shorter side of 256
@@ -146,11 +146,12 @@ def collate_images(samples: list[dict]) -> dict:
             f"the image processor makes images of several sizes ({', '.join(map(str, sorted(shapes)))}), which do not "
             "fit into one batch; give --batch_size 1"
         )
-    return {
+    batch = {
         "rows": [sample["row"] for sample in read],
         "pixel_values": torch.stack([sample["pixel_values"] for sample in read]) if read else None,
         "errors": {sample["row"]: sample["error"] for sample in samples if "error" in sample},
     }
+    return in_shared_memory(batch)
 
 
 def chosen_set(sets, chosen):

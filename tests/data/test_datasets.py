@@ -31,6 +31,7 @@ from modeling_deit_distill.data.datasets import (
 from modeling_deit_distill.data.decoding import decode_image, decode_pixels
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, crop_box, draw_uniforms
+from modeling_deit_distill.errors import worker_failure
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -134,6 +135,37 @@ def test_workers_and_batch_sizes_change_nothing(dataset, expected, num_workers, 
     batches = list(loader(dataset, batch_size, num_workers))
     assert [len(batch["labels"]) for batch in batches] == [batch_size] * (48 // batch_size)
     assert by_position(batches) == expected
+
+
+class NoSharedMemory(ViewDataset):
+    """Where shared memory is full; forked, a worker has its parent's torch."""
+
+    def __getitems__(self, views):
+        def refuse(storage):
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+            )
+
+        torch.Tensor.share_memory_ = refuse
+        torch.UntypedStorage._share_fd_cpu_ = torch.UntypedStorage._share_filename_cpu_ = refuse
+        return super().__getitems__(views)
+
+
+def test_a_batch_that_cannot_be_handed_over_is_an_error(dataset):
+    # In the thread that sends batches it would be lost, and the training would wait for ever.
+    full = NoSharedMemory(dataset.rows, SETTINGS)
+    settings = {"collate_fn": collate, "num_workers": 1, "multiprocessing_context": "fork", "timeout": 60}
+    with pytest.raises(RuntimeError, match=r"unable to allocate shared memory\(shm\)") as caught:
+        list(DataLoader(full, 8, sampler=views_of(full), **settings))
+    assert "--shm-size" in worker_failure(caught.value)
+
+
+def test_outside_of_a_worker_nothing_is_shared(dataset):
+    assert not collate(dataset.__getitems__(views_of(dataset)[:8]))["pixel_values"].is_shared()
+    for batch in loader(dataset, 16, num_workers=1):
+        assert batch["pixel_values"].is_shared() and batch["pixel_values"].is_contiguous(
+            memory_format=torch.channels_last
+        )
 
 
 def test_another_epoch_or_seed_is_another_view(dataset, expected):
