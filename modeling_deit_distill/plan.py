@@ -31,7 +31,7 @@ from .hub import offline_remedy
 from .judging import judged_model
 from .machines import check_shared_folders
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
-from .output_folder import IMAGES, OWN_STORE, TEACHER, agreed_in, check_contents, read_run_file
+from .output_folder import IMAGES, OWN_STORE, TEACHER, agreed_in, check_contents, last_complete, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
 from .student import build_student, load_start, student_config, student_processor
@@ -117,8 +117,8 @@ class Plan:
         It is as the run has begun, its store's views were decoded, or its teacher was trained; else the images decide.
         """
         args, teacher = self.args, Path(self.args.output_dir, TEACHER, TRAINING_RECORD)
-        if self.checkpoint is not None:
-            return with_current_names(agreed_in(Path(self.checkpoint)))["scaled_decoding"]
+        if (resumed := self._resumed_from()) is not None:
+            return with_current_names(agreed_in(resumed))["scaled_decoding"]
         if self.distils and is_store(args.teacher_store) and not self._replaces_own_store:
             return TeacherStore(args.teacher_store).fingerprint["scaled_decoding"]
         if self.distils and self.model_args.train_teacher and (record := read_run_file(teacher)):
@@ -126,6 +126,13 @@ class Plan:
         if self.data_args.streaming:
             return False
         return as_the_main_process(args, lambda: has_large_photographs(data.shown))
+
+    def _resumed_from(self) -> Path | None:
+        # Not by `checkpoint` where it is the last: looking for it says that the run is resumed.
+        args, wanted = self.args, self.args.resume_from_checkpoint
+        if wanted and means_the_last(wanted):
+            return as_the_main_process(args, lambda: last_complete(args.output_dir, contents=False)[0])
+        return Path(self.checkpoint) if wanted else None
 
     @cached_property
     def checkpoint(self) -> str | None:

@@ -288,14 +288,16 @@ def predict_held_out(plan, model: DeiTDistillForImageClassification | None = Non
         model: the plan's student; the model in the output folder unless given.
     """
     args = plan.args
-    if not args.do_predict or args.process_index != 0:
+    if not args.do_predict:
+        return
+    images, output = RowImages(plan.data.validation), Path(args.output_dir, ANSWERS)  # the processes read it together
+    if args.process_index != 0:
         return
     if model is None:
         classifier = load_any_classifier(args.output_dir, args.device, args.precision)
     else:
         name = plan.model_args.model_name_or_path
         classifier = TorchClassifier(name, model, plan.processor, args.device, args.precision)
-    images, output = RowImages(plan.data.validation), Path(args.output_dir, ANSWERS)
     truth, workers = find_truth(classifier.class_names, images), args.dataloader_num_workers
     write_predictions(classifier, images, output, truth, args.per_device_eval_batch_size, workers)
     say(args, f"{output} has the answers on {_images(len(images))}")

@@ -72,10 +72,10 @@ def poisoned(folder, arguments: dict, is_sharded: bool = False):
     original, calls = trainer.views, []
 
     def spoil(inputs):
-        pixel_values, labels = original(inputs)
+        pixel_values, *rest = original(inputs)
         calls.append(1)
         spoilt = trainer.args.process_index == trainer.args.world_size - 1 and (len(calls) == 3 or len(calls) > 5)
-        return (pixel_values * float("nan") if spoilt else pixel_values), labels
+        return (pixel_values * float("nan") if spoilt else pixel_values), *rest
 
     spoil.bad_images, spoil.class_weights = original.bad_images, original.class_weights
     trainer.views = spoil

@@ -26,7 +26,7 @@ def bad_start(run):
 
 def bad_pixels(run):
     views = run.views
-    run.views = lambda inputs: (views(inputs)[0] * NAN, inputs["labels"])
+    run.views = lambda inputs: (views(inputs)[0] * NAN, inputs["labels"], None)
     run.views.class_weights = None
 
 
@@ -45,7 +45,7 @@ def overflowing_student(run):
 def bad_labels(run):
     views = run.views
     probabilities = lambda inputs: torch.full((len(inputs["labels"]), CLASSES), NAN)  # noqa: E731
-    run.views = lambda inputs: (views(inputs)[0], probabilities(inputs))
+    run.views = lambda inputs: (views(inputs)[0], probabilities(inputs), None)
     run.views.class_weights = None
 
 

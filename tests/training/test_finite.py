@@ -128,9 +128,9 @@ def poison_images(run, calls):
     original, run.calls = run.views, 0
 
     def poisoned(inputs):
-        pixel_values, labels = original(inputs)
+        pixel_values, *rest = original(inputs)
         run.calls += 1
-        return (pixel_values * NAN if run.calls in calls else pixel_values), labels
+        return (pixel_values * NAN if run.calls in calls else pixel_values), *rest
 
     poisoned.bad_images, poisoned.class_weights = original.bad_images, original.class_weights
     run.views = poisoned
