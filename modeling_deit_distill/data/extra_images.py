@@ -14,7 +14,7 @@ from .folders import read_unlabelled_folder
 from .image_files import Skipped, rows_without_labels
 
 ARGUMENT = "unlabeled_dir"
-HAS_LABEL = "image{s} that are among the training or held-out images too"
+HAS_LABEL = "image{s} found among the training or held-out images too"
 
 
 def load_unlabelled(folder: str, labelled: tuple[Dataset, Dataset]) -> tuple[Dataset, str]:

@@ -84,7 +84,7 @@ def test_images_that_have_a_label_already_are_left_out_and_named(folders, kind):
         shutil.copy(folders / sources[kind], copied)
     data = load(folders)
     assert names(data.unlabelled) == ["100.png", "101.png", "102.png"]
-    assert data.skipped == f"of unlabeled_dir: 1 image that are among the training or held-out images too: {copied}"
+    assert data.skipped == f"of unlabeled_dir: 1 image found among the training or held-out images too: {copied}"
 
 
 def test_a_folder_of_all_photographs_goes_with_a_table_of_a_few(folders):
