@@ -199,8 +199,13 @@ def test_a_run_goes_on_decoding_as_it_began(plan_of_jpegs, tmp_path, monkeypatch
     facts = {} if scales is None else {"scaled_decoding": scales}  # those of an earlier version say nothing
     (checkpoint / "complete.json").write_text(json.dumps({"facts": facts}))
     monkeypatch.setattr("modeling_deit_distill.plan.find_checkpoint", lambda args: str(checkpoint))
-    assert plan_of_jpegs().views.settings.scaled_decoding is bool(scales)
-    assert plan_of_jpegs("--scaled_decoding", "true").views.settings.scaled_decoding is True  # to be refused
+    monkeypatch.setattr("modeling_deit_distill.plan.last_complete", lambda folder, contents: (checkpoint, {}))
+    for resumed in ("true", str(checkpoint)):
+        words = ("--resume_from_checkpoint", resumed)
+        assert plan_of_jpegs(*words).views.settings.scaled_decoding is bool(scales)
+        assert (
+            plan_of_jpegs(*words, "--scaled_decoding", "true").views.settings.scaled_decoding is True
+        )  # refused later
 
 
 @pytest.mark.parametrize("record", [{"scaled_decoding": True}, {"seed": 42}])

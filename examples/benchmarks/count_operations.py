@@ -11,6 +11,7 @@ on a fake GPU. Views of a tensor count for nothing, a fused kernel (attention, a
 
 import argparse
 import json
+import unittest.mock
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from modeling_deit_distill import modeling_deit_distill
 from modeling_deit_distill.augmentation.augment import augment
 from modeling_deit_distill.configuration_deit_distill import SIZES
 from modeling_deit_distill.data.views import AugmentationSettings, draw, draw_uniforms
@@ -104,7 +106,9 @@ def count_step(name: str, options) -> dict[str, float]:
         batch = options.batch_size
         pixel_values = torch.empty(batch, 3, options.image_size, options.image_size)
         labels, decided = torch.empty(batch, NUM_CLASSES), torch.empty(batch, dtype=torch.long)
-        with Operations("cpu") as operations:
+        # As on a GPU, where attention is fused in bf16 too.
+        fused = unittest.mock.patch.object(modeling_deit_distill, "MAX_WRITTEN_OUT", 0)
+        with fused, Operations("cpu") as operations:
             with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
                 cls_logits, distillation_logits = both_heads(model(pixel_values))
                 loss = 0.5 * label_loss(cls_logits, labels, 0.1)
