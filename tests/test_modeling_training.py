@@ -114,6 +114,7 @@ def test_gradient_checkpointing_recomputes_the_same_gradients(tiny_model, argume
         torch.testing.assert_close(checkpointed[name], plain[name], msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_compiles_into_one_graph(tiny_model, training):
     model = tiny_model(drop_path_rate=0.0).train(training)

@@ -160,6 +160,7 @@ def test_a_batch_that_cannot_be_handed_over_is_an_error(dataset):
     assert "--shm-size" in worker_failure(caught.value)
 
 
+@pytest.mark.slow
 def test_outside_of_a_worker_nothing_is_shared(dataset):
     assert not collate(dataset.__getitems__(views_of(dataset)[:8]))["pixel_values"].is_shared()
     for batch in loader(dataset, 16, num_workers=1):

@@ -346,6 +346,7 @@ def test_all_of_it_at_once(tmp_path, warnings, monkeypatch):
     assert all(decode_pixels(row["image"]).shape == (3, 24, 40) for row in [*data.train, *data.validation])
 
 
+@pytest.mark.slow
 def test_training_on_all_of_it_ends_well(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(image_files, "can_read_heic", lambda: False)
     make_odd_folder(tmp_path / "photos")

@@ -21,6 +21,7 @@ def from_checkpoint(run, photos, tmp_path):
     return {**chosen, "train_dir": photos, "validation_fraction": "0.25", "output_dir": tmp_path / "out"}
 
 
+@pytest.mark.slow
 def test_a_frozen_body_stops_early_and_is_not_trained_again(from_checkpoint, run, tmp_path, capsys):
     # The student is right on all held-out images already, so no evaluation brings a gain.
     asked = {"freeze_blocks": "1", "layer_decay": "0.5", "balanced_views": "true", "learning_rate": "1e-6"}

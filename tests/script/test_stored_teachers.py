@@ -182,6 +182,7 @@ def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
         trainer(cutmix_alpha=1.0)
 
 
+@pytest.mark.slow
 def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
     _, words, _ = stored
     soft = {**words, "distillation_type": "soft", "num_train_epochs": 2, "teacher_store_top_k": 3}
