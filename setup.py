@@ -63,6 +63,7 @@ setup(
         "scipy>=1.13",
         "safetensors>=0.8",
         "filelock>=3.16",
+        "psutil>=6.0",
         "matplotlib>=3.9",
     ],
     extras_require={

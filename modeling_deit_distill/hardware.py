@@ -1,10 +1,12 @@
 """What a run computes on, in words: devices, threads and cores."""
 
+import contextlib
 import multiprocessing
 import os
 import platform
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import TrainingArguments
 
@@ -16,6 +18,7 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 MAX_WORKERS = 16
 # How many microseconds of all cores, or max, a container may use in so many of the clock (Linux, control groups 2).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+MOST_MEMORY, MEMORY_IN_USE = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")  # bytes, or max
 
 
 def hardware(args: TrainingArguments) -> str:
@@ -33,6 +36,14 @@ def num_cores() -> int:
         return max(min(affinity, int(allowed) // int(period)), 1)
     except (OSError, ValueError):  # no Linux, no quota
         return affinity
+
+
+def spare_memory() -> int:
+    """Bytes of memory that this process may take: its share of what is free, or of what its container is left."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no Linux, no limit
+        free = min(free, int(MOST_MEMORY.read_text()) - int(MEMORY_IN_USE.read_text()))
+    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def workers_by_default(device_type: str) -> int:

@@ -83,6 +83,18 @@ def test_a_container_may_have_fewer_cores(tmp_path, monkeypatch, quota, expected
     assert num_cores() == expected
 
 
+def test_memory_is_shared_and_bounded_by_the_container(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=800))
+    monkeypatch.setattr(hardware, "MOST_MEMORY", tmp_path / "memory.max")
+    monkeypatch.setattr(hardware, "MEMORY_IN_USE", tmp_path / "memory.current")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert hardware.spare_memory() == 400
+    (tmp_path / "memory.current").write_text("300\n")
+    for most, expected in (("max", 400), ("900", 300), ("200", 0)):
+        (tmp_path / "memory.max").write_text(f"{most}\n")
+        assert hardware.spare_memory() == expected
+
+
 def test_the_summary_tells_the_workers(monkeypatch):
     monkeypatch.setattr(hardware, "num_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

@@ -178,8 +178,8 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     keep_decoded_images: bool = HfArg(
         default=False,
-        help="Decode each training image once and keep it in memory, for small datasets. Each worker "
-        "keeps its own, for as long as it lives (dataloader_persistent_workers).",
+        help="Decode each training image once and keep it in memory, for small datasets: as many as fit into a quarter "
+        "of the free memory. Each worker keeps its own, for as long as it lives (dataloader_persistent_workers).",
     )
     on_bad_image: Literal["warn", "error"] = HfArg(
         default="warn", help="What to do about an image that cannot be read."

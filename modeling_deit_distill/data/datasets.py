@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,10 +12,13 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 
 from ..errors import InputError, LocalInputError
+from ..hardware import spare_memory
 from .columns import NO_LABEL, label_column
 from .decoding import BadImageError, decode_pixels, encoded_bytes, jpeg_size
 from .scaled import factor_of_image, factor_of_view, scaled_box
 from .views import AugmentationSettings, View, check_pairs, crop_box, draw, draw_replacement, draw_uniforms
+
+logger = logging.getLogger(__name__)
 
 LABEL_KEYS = ("labels", "label", "label_ids")  # those of `transformers.default_data_collator`
 MAX_REPLACEMENTS = 10
@@ -49,6 +53,12 @@ class DecodedImage:
         self._pixels = {self.factor: pixels}
         self.height, self.width = pixels.shape[1:] if size is None else (size.height, size.width)
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes of the memory."""
+        encoded = 0 if self._image is None else len(self._image["bytes"])
+        return encoded + sum(pixels.nbytes for pixels in self._pixels.values())
+
     def crop(self, box: tuple[int, int, int, int], output: torch.Tensor):
         """Write a box (top, left, height, width) of the whole image into `output`, see [`crop_and_resize`]."""
         factor = factor_of_view(box, self._side, self.factor)
@@ -73,8 +83,9 @@ class ViewDataset(torch.utils.data.Dataset):
     read. In their place a row drawn from the view itself is shown, so the batch does not depend on the company.
 
     The rows are those that [`ImageData`] shows; the label of one without is `NO_LABEL`. With `keep_decoded` each worker
-    keeps the pixels of every image that it decoded: for small datasets of small images, whose decoding costs more than
-    their cropping. The batches are the same.
+    keeps the pixels of the images that it decoded, for small datasets, whose decoding costs more than their cropping.
+    They take at most a quarter of the memory that is free; the rest is decoded anew, which is logged. The batches are
+    the same.
     """
 
     def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0, keep_decoded: bool = False):
@@ -83,6 +94,7 @@ class ViewDataset(torch.utils.data.Dataset):
         self.seed = seed
         self.keep_decoded = keep_decoded
         self._kept: dict = {}
+        self._room: int | None = None  # bytes for what is kept; known when the first image is
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,26 +107,44 @@ class ViewDataset(torch.utils.data.Dataset):
     def __getitems__(self, views: list[View]) -> dict:
         """The batch of `views`, which are of one epoch."""
         bad: list[int] = []
-        decoded: dict = self._kept if self.keep_decoded else {}
-        images = (self._look(view, decoded, bad) for view in views)
+        recent: dict = {}
+        images = (self._look(view, recent, bad) for view in views)
         return _crop_views(self, images, views[0].epoch, [view.position for view in views], bad)
 
-    def _look(self, view: View, decoded: dict, bad: list[int]) -> tuple[DecodedImage, int]:
+    def _look(self, view: View, recent: dict, bad: list[int]) -> tuple[DecodedImage, int]:
         """Pixels and label of the view's image, or of the first readable one of those drawn in its place."""
         candidates = draw_replacement(self.seed, view.epoch, view.position, len(self.rows))
         row = view.image
         for _ in range(MAX_REPLACEMENTS):
-            if row not in decoded:
-                if len(decoded) > MAX_DECODED and not self.keep_decoded:
-                    decoded.pop(next(iter(decoded)))  # views of one image are neighbours: the oldest is done with
-                decoded[row] = self._decode(row)
-            if decoded[row] is not None:
-                return decoded[row]
+            if row not in self._kept and row not in recent:
+                if len(recent) > MAX_DECODED:
+                    recent.pop(next(iter(recent)))  # views of one image are neighbours: the oldest is done with
+                self._put(row, self._decode(row), recent)
+            found = self._kept[row] if row in self._kept else recent[row]
+            if found is not None:
+                return found
             bad.append(row)
             row = next(candidates)
         raise LocalInputError(
             f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset"
         )
+
+    def _put(self, row: int, decoded: tuple[DecodedImage, int] | None, recent: dict):
+        """Among what is kept, or among the recent ones of a batch."""
+        if self.keep_decoded and self._room is None:
+            self._room = spare_memory() // 4
+        size = 0 if decoded is None else decoded[0].num_bytes
+        if not self.keep_decoded or size > self._room:
+            if self.keep_decoded and self._room >= 0:
+                logger.warning(
+                    f"a quarter of the free memory is full: {len(self._kept):,} of {len(self):,} decoded images are "
+                    "kept, the others are decoded in every epoch"
+                )
+                self._room = -1
+            recent[row] = decoded
+            return
+        self._room -= size
+        self._kept[row] = decoded
 
     def _decode(self, row: int) -> tuple[DecodedImage, int] | None:
         image, label = encoded_row(self.rows, row)

@@ -22,6 +22,7 @@ from helpers.paths import ROOT
 from helpers.views import PLAIN, SETTINGS, by_position, loader, photos, views_of
 from torch.utils.data import DataLoader
 
+from modeling_deit_distill.data import datasets as datasets_module
 from modeling_deit_distill.data.datasets import (
     ViewDataset,
     collate,
@@ -232,6 +233,21 @@ def test_kept_images_are_decoded_once_and_seen_alike(decodes):
         assert torch.equal(other["pixel_values"], one["pixel_values"])
         assert (other["labels"].tolist(), other["bad_images"]) == (one["labels"].tolist(), one["bad_images"])
     assert set(decodes.values()) == {1}
+
+
+def test_images_are_kept_while_there_is_room(decodes, monkeypatch, caplog):
+    rows = undecoded([encode(grey(row)) for row in range(48)])
+    dataset, kept = ViewDataset(rows, SETTINGS), ViewDataset(rows, SETTINGS, keep_decoded=True)
+    views = [*views_of(dataset, repeats=1, epoch=0), *views_of(dataset, repeats=1, epoch=1)]
+    expected = [dataset.__getitems__(views[start : start + 8])["pixel_values"] for start in range(0, 96, 8)]
+    size = ViewDataset(rows, SETTINGS)._decode(0)[0].num_bytes
+    monkeypatch.setattr(datasets_module, "spare_memory", lambda: 4 * (10 * size + 1))
+    decodes.clear()
+    for start, pixels in zip(range(0, 96, 8), expected, strict=True):
+        assert torch.equal(kept.__getitems__(views[start : start + 8])["pixel_values"], pixels)
+    assert sorted(decodes.values()) == [1] * 10 + [2] * 38
+    (said,) = caplog.messages
+    assert "10 of 48 decoded images are kept, the others are decoded in every epoch" in said
 
 
 @pytest.mark.parametrize(("num_processes", "process_index"), [(1, 0), (2, 0), (2, 1)])
