@@ -16,6 +16,7 @@ file that decides otherwise too often is refused.
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precisions", nargs="+", choices=FILES, help="browser: all three; onnx: fp32; executorch: fp32 and int8"
     )
-    parser.add_argument("--image_size", help="pixels, 384 or HEIGHTxWIDTH; the checkpoint's own unless given")
+    parser.add_argument("--image_size", help="pixels, 384 or HEIGHTxWIDTH; default: the checkpoint's own")
     parser.add_argument(
         "--images", nargs="+", metavar="FOLDER_OR_FILES", help=f"to compare decisions on, or the word {DIGITS}"
     )
@@ -85,8 +86,8 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         "--runtime",
         default="cdn",
         metavar="cdn|npm|FOLDER",
-        help="where the page has onnxruntime-web from: the CDN when it is opened (default), or its own folder, copied "
-        "now by npm or from the FOLDER of the npm package",
+        help="where the page loads onnxruntime-web from: cdn (default) loads it when the page opens; npm downloads a "
+        "copy now; FOLDER copies an unpacked npm package",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="images in a batch when onnx is timed (16)")
     options = parser.parse_args(arguments)
@@ -108,7 +109,9 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
     examples = write_demo(source, folder, name, exported, runtime)
     shown = f"with {examples} of the images as examples; onnxruntime-web {runtime.version} from {runtime.folder}"
-    return "\n".join(["browser", *map(in_words, exported), f"  index.html: the page, {shown}"])
+    place = Path(options.destination, "" if len(options.formats) == 1 else "browser")
+    opened = f"  to open it: cd {shlex.quote(str(place))} && python -m http.server 8000, then http://localhost:8000"
+    return "\n".join(["browser", *map(in_words, exported), f"  index.html: the page, {shown}", opened])
 
 
 def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> str:
