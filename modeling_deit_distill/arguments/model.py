@@ -78,11 +78,11 @@ class ModelArguments:
     )
     teacher_image_size: Annotated[list[Width] | None, TEACHER] = HfArg(
         default=None,
-        help="Side at which the teacher looks at views, and a new one is trained; its image processor's, or the "
-        "student's for a new one, unless given. Of several teachers one for all, or one each.",
+        help="Side at which the teacher looks at views, and a new one is trained; Default: that of its image "
+        "processor, or the student's for a new one. Of several teachers one for all, or one each.",
     )
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = HfArg(
-        default=None, help="The arithmetic of all teachers; the store's, else the run's, unless given."
+        default=None, help="The arithmetic of all teachers. Default: the store's, else the run's."
     )
     teacher_compile: bool = HfArg(default=False, help="Compile the teacher with torch.compile.")
     teacher_label_map: Annotated[list[str] | None, TEACHER] = HfArg(

@@ -67,7 +67,7 @@ class DistillationTrainingArguments(TrainingArguments):
     teacher_batch_size: Count | None = HfArg(
         default=None,
         help="Views that the teacher is asked about at once: of several accumulation steps together, or fewer than the "
-        "student trains on; those of a batch unless given.",
+        "student trains on. Default: those of a batch.",
     )
     teacher_store: str | None = HfArg(
         default=None, help="Folder of the teacher's answers. Known answers are read, new ones are written."
@@ -149,7 +149,8 @@ class DistillationTrainingArguments(TrainingArguments):
     )
 
     repeated_augmentation: Count = HfArg(
-        default=3, help="Views of each drawn image in an epoch. An epoch then has so many times fewer images."
+        default=3,
+        help="Views of each drawn image in an epoch. With N views per image, an epoch uses 1/N of the images.",
     )
     view_epochs: Natural = HfArg(
         default=0,
@@ -172,8 +173,8 @@ class DistillationTrainingArguments(TrainingArguments):
     cutmix_alpha: NotNegative = HfArg(default=1.0, help="Beta parameter of cutmix; 0 is off.")
     scaled_decoding: bool | None = HfArg(
         default=None,
-        help="Decode training JPEGs at 1/2, 1/4 or 1/8 of their size where every crop stays at least as long as the "
-        "student's image_size; where half of the images are JPEGs of 4 megapixels or more, unless given.",
+        help="Decode large training JPEGs at 1/2, 1/4 or 1/8 size. No crop becomes smaller than image_size. Default: "
+        "on if half of the images are JPEGs of 4 megapixels or more.",
         metadata={"nargs": "?", "const": True},
     )
     keep_decoded_images: bool = HfArg(
@@ -194,13 +195,13 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     bf16: bool | None = HfArg(
         default=None,
-        help="Compute in bfloat16; where the device has it, unless given.",
+        help="Train in bfloat16. Default: true if the device supports it natively.",
         metadata={"nargs": "?", "const": True},
     )
     dataloader_num_workers: int | None = HfArg(
         default=None,
-        help="Processes that decode images beside each training process; 0 where the CPU trains and with "
-        "keep_decoded_images, else one for each core, shared among the training processes, unless given.",
+        help="Processes that decode images beside each training process. Default: 0 where the CPU trains and with "
+        "keep_decoded_images, else one for each core, shared among the training processes.",
     )
     logging_nan_inf_filter: bool = HfArg(default=False, help="Hide NaN losses from the log.")
     remove_unused_columns: bool = HfArg(default=False, help="Our datasets yield what is needed.")
@@ -216,9 +217,7 @@ class DistillationTrainingArguments(TrainingArguments):
         default=False, help="At the end write the answers on the held-out images to <output_dir>/predictions.csv."
     )
     ddp_find_unused_parameters: bool | None = HfArg(default=False, help="Every parameter is used.")
-    report_to: list[str] | None = HfArg(
-        default=None, help="Where to log; TensorBoard if it is installed, unless given."
-    )
+    report_to: list[str] | None = HfArg(default=None, help="Where to log. Default: TensorBoard if it is installed.")
 
     # Types of fields that `TrainingArguments` declares.
     inherited_types = {
