@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pytest
 import torch
 from helpers.docs import blocks
@@ -35,6 +36,18 @@ def test_the_augmentation(monkeypatch):
     found = {"OPERATION_ARGUMENTS": dict(views.OPERATION_ARGUMENTS)}
     exec(next(code for code in EXAMPLES if code.startswith("OPERATION_ARGUMENTS")), found)
     assert found["OPERATION_ARGUMENTS"]["blur"](0.3, -1) == 0.3
+
+
+def test_the_augmentation_with_an_argument_of_its_own():
+    blur = defined("gaussian_blur", operations)
+    pixels = torch.zeros(2, 3, 8, 8)
+    pixels[:, :, 4, 4] = 160
+    blurred = blur(pixels, np.array([False, True]))
+    assert torch.equal(blurred[0], pixels[0])
+    assert blurred[1, 0, 3:6, 3:6].tolist() == [[10, 20, 10], [20, 40, 20], [10, 20, 10]]
+    assert blurred[1].sum() == 3 * 160
+    assert (blur(torch.full((1, 3, 8, 8), 255.0), np.array([True])) == 255).all()
+    assert views._NUM_UNIFORMS == 56 and views._NOISE_SEED == 54  # column 55 is to spare
 
 
 def test_the_loss():
