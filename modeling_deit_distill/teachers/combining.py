@@ -34,10 +34,19 @@ def combine(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> Ite
         known = np.flatnonzero(stores[0].known(epoch))
         at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
         for positions in np.split(known, range(at_once, len(known), at_once)):
-            entries = [store.read(epoch, positions)[0] for store in stores]
+            entries = [_read(store, epoch, positions) for store in stores]
             combined.write(epoch, positions, _together(combined, stores, entries))
         yield epoch, len(known)
     _combine_validation(combined, stores)
+
+
+def _read(store: TeacherStore, epoch: int, positions: np.ndarray) -> np.ndarray:
+    """Answers that were there when the stores were compared."""
+    entries, known = store.read(epoch, positions)
+    if not known.all():
+        reason = store.damage() or f"{store.directory} changed meanwhile"
+        raise InputError(f"{np.count_nonzero(~known):,} views of epoch {epoch} cannot be read ({reason}); run it again")
+    return entries
 
 
 def combined_epochs(stores: Sequence[TeacherStore]) -> list[int]:
@@ -69,6 +78,8 @@ def check_alike(stores: Sequence[TeacherStore]):
                     "only stores about the same views can be combined: fill both alike"
                 )
         _check_known(first, other)
+    if not combined_epochs(stores):
+        raise InputError(f"{first.directory} holds no answers yet, so there is nothing to combine; fill it first")
 
 
 def _runs(epochs: Sequence[int]) -> str:

@@ -173,6 +173,19 @@ def test_other_epochs_and_other_views_of_an_epoch_are_refused(tmp_path):
     assert not (tmp_path / "all").exists()
 
 
+def test_stores_without_answers_are_refused_and_nothing_is_made(tmp_path):
+    with pytest.raises(InputError, match="a holds no answers yet, so there is nothing to combine; fill it first"):
+        list(combine([make(tmp_path / name, **FEW) for name in "ab"], tmp_path / "c"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_what_is_lost_between_comparison_and_reading_is_named(tmp_path, monkeypatch):
+    stores = [labelled(tmp_path / name, [0, 1]) for name in "ab"]
+    monkeypatch.setattr(stores[1], "read", lambda epoch, at: (np.zeros(len(at)), np.array([True, False])))
+    with pytest.raises(InputError, match=r"1 views of epoch 0 cannot be read \(.*b changed meanwhile\); run it again"):
+        list(combine(stores, tmp_path / "c"))
+
+
 def test_one_store_the_same_twice_and_a_folder_with_other_answers_are_refused(tmp_path):
     first, other = labelled(tmp_path / "a", [0]), labelled(tmp_path / "b", [1])
     for stores, message in (([first], "one store; name two"), ([first, other, first], "a is named twice")):
