@@ -218,8 +218,10 @@ def test_a_process_ends_by_itself_though_an_upload_never_does(server, run_proces
     server.fail("*", path, HANG, times=math.inf)
     done = run_process(ROOT / "train_deit.py", hub_strategy="every_save", hub_max_wait=3)
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "waiting for the Hub: push to 'me/colours', for 3 s of at most 3 s" in done.stdout
-    assert "error: push to 'me/colours' is not done after 3 s; run the same command again" in done.stderr
+    # The request and the whole wait have the same limit; on a busy machine the request may be the first to end.
+    waited = "waiting for the Hub: push to 'me/colours', for 3 s of at most 3 s" in done.stdout
+    end = "is not done after 3 s; run the same command again" if waited else "failed (timed out); run it again"
+    assert f"error: push to 'me/colours' {end}" in done.stderr
     kept = {path.name for path in (tmp_path / "colours").iterdir()}
     assert {"model.safetensors", "all_results.json", "README.md"} < kept
     server.mend()
