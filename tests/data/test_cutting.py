@@ -80,6 +80,7 @@ def test_the_parts_are_the_whole(drawn, fraction, with_groups):
     assert (levels(again[0]), levels(again[1])) == (levels(train), levels(held_out))
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=6), st.floats(0.1, 0.5), st.integers(0, 9))
 def test_a_cut_that_keeps_the_rules_stays_as_it_was(sizes, fraction, seed):

@@ -57,6 +57,7 @@ def finish(output_dir: Path, name: str, truth=(), record=None, tokens=None, **re
 # The commands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_every_command_parses_and_describes_a_student(name, monkeypatch):
     monkeypatch.chdir(reproduce_tables.ROOT)

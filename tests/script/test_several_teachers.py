@@ -31,7 +31,8 @@ def taught(photos, folder, teachers, **changes):
     return json.loads((folder / "all_results.json").read_text()), (folder / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_weights_are_the_same_live_and_from_the_store(two, photos, tmp_path, monkeypatch, kind):
     settings = {"teacher_store": tmp_path / "answers", "distillation_type": kind}
     written, weights = taught(photos, tmp_path / "written", two, **settings)
