@@ -127,6 +127,7 @@ def as_words(given: dict) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.fixed_dictionaries({}, optional=VALID))
 def test_any_recipe_and_its_words_mean_the_same(tmp_path_factory, given):

@@ -42,7 +42,7 @@ def test_files_that_are_named_exist(path):
 def test_python_blocks_compile(path):
     for number, code in enumerate(blocks(path, "python")):
         body = textwrap.indent(code, "    ")  # of a function, since a block may end in `return`
-        compile(f"def block():\n{body}", f"{name_of(path)}, block {number}", "exec")
+        assert compile(f"def block():\n{body}", f"{name_of(path)}, block {number}", "exec")
 
 
 def test_the_example_of_the_library_names_its_classes():

@@ -60,7 +60,11 @@ def test_readme(place):
 
 
 def test_docs_publishing(place):
-    run("docs/publishing.md", place)
+    loaded = []
+    run(
+        "docs/publishing.md", {**place, "pipeline": lambda *words, **kw: loaded.append(place["pipeline"](*words, **kw))}
+    )
+    assert len(loaded) == 2 and all(each.model.num_labels == 10 for each in loaded)
 
 
 @pytest.mark.slow

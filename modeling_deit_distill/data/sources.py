@@ -157,23 +157,20 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    source = train_dir or train_csv or dataset_name
-    columns = (image_column, label_column)
+    source, skipped = train_dir or train_csv or dataset_name, ""
+    needed, columns = (train_split, validation_split), (image_column, label_column)
     if train_dir or train_csv:
         files = (train_dir, validation_dir, "dir") if train_dir else (train_csv, validation_csv, "csv")
         splits, skipped = _load_files(*files, columns, streaming)
         columns = columns if train_dir else (None, None)  # of a table they have done their work
+        splits = _with_columns(splits, source, needed, columns, group_by)
     else:
-        splits, skipped = _load_named(dataset_name, dataset_config_name, streaming), ""
-    splits = _with_columns(splits, source, (train_split, validation_split), columns, group_by)
-    if not train_dir and not train_csv:  # whose files were found by ourselves
+        splits = _load_named(dataset_name, dataset_config_name, streaming)
+        splits = _with_columns(splits, source, needed, columns, group_by)
         splits = {name: _keep_inside(rows, _roots(dataset_name)) for name, rows in splits.items()}
     splits = {name: aligned(rows, (listing or {}).get(name)) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
-    if group_by is not None and split is not None:
-        raise InputError(
-            f"group_by is about cutting the training split, and {source!r} has split {split!r}; leave it out"
-        )
+    _check_grouping(group_by, split, source)
     if streaming:
         return dataclasses.replace(_as_stream(train, splits, split, source), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
@@ -181,14 +178,21 @@ def load_image_data(
         validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation, validation_source, groups = splits[split], f"split {split!r}", None
-        check_labels(validation, validation_source, "validation_split")
-        train, validation = encode_labels(train, validation)
+        validation_source, groups = f"split {split!r}", None
+        check_labels(splits[split], validation_source, "validation_split")
+        train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)
     class_names = train.features["label"].names
     listing = listing or _listing(splits, (train_split, split))
     data = ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
     return data if unlabeled_dir is None else _with_unlabelled(data, unlabeled_dir)
+
+
+def _check_grouping(group_by: str | None, split: str | None, source: str):
+    if group_by is not None and split is not None:
+        raise InputError(
+            f"group_by is about cutting the training split, and {source!r} has split {split!r}; leave it out"
+        )
 
 
 def _with_unlabelled(data: ImageData, folder: str) -> ImageData:

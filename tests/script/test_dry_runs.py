@@ -39,6 +39,7 @@ def test_a_dry_run_tries_both_phases_and_leaves_nothing(photos, tmp_path, capsys
     assert not (tmp_path / "out").exists() and not list(at_once.iterdir())
 
 
+@pytest.mark.slow
 def test_a_dry_run_with_a_teacher_that_is_there_or_none(run, photos, tmp_path, capsys, at_once):
     before = files(run[0])
     named = {**without_teacher(), "teacher_name_or_path": run[0] / "teacher", "max_steps": 3, "eval_strategy": "no"}

@@ -24,6 +24,7 @@ def extend(folder, photos, **changes):
     return json.loads((folder / "all_results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_from_its_last_checkpoint_and_tells_both_parts(copied, run, photos, capsys):
     before = json.loads((copied / "run.json").read_text())
     last = json.loads((copied / "trainer_state.json").read_text())["global_step"]

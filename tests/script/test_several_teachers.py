@@ -50,6 +50,7 @@ def test_weights_are_the_same_live_and_from_the_store(two, photos, tmp_path, mon
     assert (tmp_path / "unnamed" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_all_teachers_are_named_and_their_cost_is_the_sum(two, photos, tmp_path, capsys):
     results, _ = taught(photos, tmp_path / "out", two)
     printed = " ".join(capsys.readouterr().out.split())

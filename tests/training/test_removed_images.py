@@ -87,7 +87,8 @@ def fail_at(monkeypatch, step: int):
     monkeypatch.setattr(train_deit.DistillationTrainer, "compute_loss", fail)
 
 
-@pytest.mark.parametrize("part", ["validation", pytest.param("train", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["validation", "train"])
 def test_a_broken_image_is_removed_and_the_run_goes_on_with_the_same_views(photos, tmp_path, monkeypatch, caplog, part):
     before = files(load_image_data(train_dir=str(photos), validation_fraction=0.2))
     broken = before[part][1]

@@ -11,10 +11,9 @@ import sys
 
 import pytest
 import torch
-from helpers.forked_runs import MOMENTS, ForkedRuns
+from helpers.forked_runs import MOMENTS
 from helpers.paths import PYTHONPATH, ROOT
-from helpers.pictures import draw_blank_pictures
-from transformers import ResNetConfig, ResNetForImageClassification
+from helpers.runs import words_of
 
 import train_deit
 from modeling_deit_distill import InputError
@@ -22,7 +21,8 @@ from modeling_deit_distill.output_folder import unfinished_checkpoints
 from modeling_deit_distill.output_lock import locked
 from modeling_deit_distill.precision import multiplies_bf16
 
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 STEPS, NUM_KILLS = 14, 20
 # Every draw there is; four steps an epoch, and the last epoch cut short.
 RECIPE = {
@@ -57,48 +57,11 @@ RECIPE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def blank_pictures(monkeypatch):
-    """Pictures of one colour in this process: drawing them takes longer than a short run."""
-    draw_blank_pictures(monkeypatch)
-
-
 @pytest.fixture(scope="module")
-def photos(save_photos):
-    """Sixteen noisy pictures of each of three colours."""
-    return save_photos(COLOURS, 16)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A teacher with random weights that knows the three colours."""
-    folder = tmp_path_factory.mktemp("teacher") / "resnet"
-    torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
-    names = dict(enumerate(COLOURS))
-    config = ResNetConfig(**sizes, id2label=names, label2id={name: index for index, name in names.items()})
-    ResNetForImageClassification(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    """What starts the runs."""
-    runs = ForkedRuns(tmp_path_factory.mktemp("log"))
-    yield runs
-    runs.close()
-
-
-@pytest.fixture(scope="module")
-def words(photos, teacher):
+def words(photos, random_teacher):
     """`words(folder, **changes)`: the command line."""
-
-    def make(folder, **changes):
-        chosen = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": teacher}
-        chosen |= {"output_dir": folder, **changes}
-        return [word for key, value in chosen.items() for word in (f"--{key}", str(value)) if value is not None]
-
-    return make
+    given = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": random_teacher}
+    return lambda folder, **changes: words_of({**given, "output_dir": folder, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -348,8 +311,8 @@ def test_an_interrupted_script_ends_with_its_workers(words, tmp_path, to_all):
         os.killpg(process.pid, 0)
 
 
-def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, teacher, tmp_path):
-    shutil.copytree(teacher, tmp_path / "teacher")
+def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, random_teacher, tmp_path):
+    shutil.copytree(random_teacher, tmp_path / "teacher")
     changes = {"teacher_name_or_path": tmp_path / "teacher", "teacher_store": tmp_path / "answers", "max_steps": 3}
     changes |= {"eval_strategy": "no", "ema_half_life": None}
     train_deit.main(words(tmp_path / "run", **changes))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.forked_runs import ForkedRuns
 from helpers.pictures import draw_blank_pictures
-from helpers.teachers import save_resnet
+from helpers.runs import COLOURS, SHORT_RUN, words_of
 from helpers.trainers import SETTINGS, rows, snapshot, student, views_trainer
 
 import train_deit
@@ -21,37 +20,11 @@ from modeling_deit_distill.teachers.store import TeacherStore
 from modeling_deit_distill.training.checkpoints import agreement, check_fits
 from modeling_deit_distill.training.objective import Views
 
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # 12 labelled images, 4 held out, 20 without labels: an epoch is four steps of 8 views.
-RECIPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "drop_path_rate": 0.3,
-    "image_size": 16,
-    "patch_size": 4,
-    "allow_weak_teacher": "true",
-    "distillation_type": "hard",
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 2,
-    "learning_rate": "1e-2",
-    "logging_steps": 1,
-    "save_strategy": "steps",
-    "save_steps": 3,
-    "eval_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
-    "bf16": "false",
-}
+RECIPE = {**SHORT_RUN, "num_train_epochs": 2, "logging_steps": 1}
 LABELLED, UNLABELLED = 12, 20
-
-
-@pytest.fixture(autouse=True)
-def blank_pictures(monkeypatch):
-    """Pictures of one colour in this process: drawing them takes longer than a short run."""
-    draw_blank_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +41,11 @@ def folders(save_photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A teacher with random weights that knows the three colours."""
-    folder = tmp_path_factory.mktemp("teacher") / "resnet"
-    save_resnet(folder, list(COLOURS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def words(folders, teacher):
+def words(folders, random_teacher):
     """`words(folder, **changes)`: the command line."""
     photos, more = folders
-
-    def make(folder, **changes) -> list[str]:
-        chosen = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": teacher}
-        chosen |= {"unlabeled_dir": more, "output_dir": folder, **changes}
-        return [word for key, value in chosen.items() for word in (f"--{key}", str(value)) if value is not None]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    runs = ForkedRuns(tmp_path_factory.mktemp("log"))
-    yield runs
-    runs.close()
+    given = {**RECIPE, "train_dir": photos, "unlabeled_dir": more, "teacher_name_or_path": random_teacher}
+    return lambda folder, **changes: words_of({**given, "output_dir": folder, **changes})
 
 
 @pytest.fixture(scope="module")

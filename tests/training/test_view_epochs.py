@@ -5,73 +5,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.forked_runs import ForkedRuns
 from helpers.pictures import draw_blank_pictures
-from helpers.teachers import save_resnet
+from helpers.runs import SHORT_RUN, words_of
 
 import train_deit
 from modeling_deit_distill import InputError
 from modeling_deit_distill.training.checkpoints import check_fits
 
-COLOURS = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 40)}
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Four steps an epoch of 32 views; the third and the fourth epoch show again what the first two did.
-RECIPE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "drop_path_rate": 0.3,
-    "image_size": 16,
-    "patch_size": 4,
-    "allow_weak_teacher": "true",
-    "distillation_type": "hard",
-    "per_device_train_batch_size": 8,
-    "num_train_epochs": 4,
-    "view_epochs": 2,
-    "learning_rate": "1e-2",
-    "save_strategy": "steps",
-    "save_steps": 3,
-    "eval_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "disable_tqdm": "true",
-    "bf16": "false",
-}
+RECIPE = {**SHORT_RUN, "num_train_epochs": 4, "view_epochs": 2}
 ASKED = 2 * 32
 
 
-@pytest.fixture(autouse=True)
-def blank_pictures(monkeypatch):
-    """Pictures of one colour in this process: drawing them takes longer than a short run."""
-    draw_blank_pictures(monkeypatch)
-
-
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """A teacher with random weights that knows the three colours."""
-    folder = tmp_path_factory.mktemp("teacher") / "resnet"
-    save_resnet(folder, list(COLOURS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def words(save_photos, teacher):
+def words(photos, random_teacher):
     """`words(folder, **changes)`: the command line."""
-    photos = save_photos(COLOURS, 16)
-
-    def make(folder, **changes) -> list[str]:
-        chosen = {**RECIPE, "train_dir": photos, "validation_fraction": 0.25, "teacher_name_or_path": teacher}
-        chosen |= {"output_dir": folder, **changes}
-        return [word for key, value in chosen.items() for word in (f"--{key}", str(value)) if value is not None]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory):
-    runs = ForkedRuns(tmp_path_factory.mktemp("log"))
-    yield runs
-    runs.close()
+    given = {**RECIPE, "train_dir": photos, "teacher_name_or_path": random_teacher}
+    return lambda folder, **changes: words_of({**given, "output_dir": folder, **changes})
 
 
 def weights(folder: Path) -> bytes:
