@@ -72,18 +72,21 @@ def augment(
     return output
 
 
-def mix_labels(labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: int) -> torch.Tensor:
+def mix_labels(
+    labels: torch.Tensor, mix_ratio: np.ndarray | None, num_classes: int, has_unlabelled: bool = False
+) -> torch.Tensor:
     """The labels of mixed views, (n, classes) float32: each pair (2k, 2k + 1) shares its two classes by its ratio.
 
     Smoothing is the loss's: (1 - ε)·mixed + ε/classes equals mixing smoothed labels. `mix_ratio` (n / 2,) is what a
     view keeps of itself; None leaves the labels as they are, class indices (n,).
 
-    An image without a label, `NO_LABEL`, shares none: with λ the ratio and y the one-hot class, zero where there is
-    none, the label of the first view of a pair is λ·y₁ + (1 - λ)·y₂. It sums to the labelled share of the view.
+    With `has_unlabelled` an image without a label, `NO_LABEL`, shares none; else it is an error. With λ the ratio and y
+    the one-hot class, zero where there is none, the label of the first view of a pair is λ·y₁ + (1 - λ)·y₂. It sums to
+    the labelled share of the view.
     """
     if mix_ratio is None:
         return labels
-    one_hot = as_one_hot(labels, num_classes)
+    one_hot = as_one_hot(labels, num_classes) if has_unlabelled else F.one_hot(labels, num_classes).float()
     kept = to_device(np.repeat(mix_ratio, 2)[:, None], labels.device)
     return kept * one_hot + (1 - kept) * one_hot.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 

@@ -84,8 +84,8 @@ class ViewDataset(torch.utils.data.Dataset):
 
     The rows are those that [`ImageData`] shows; the label of one without is `NO_LABEL`. With `keep_decoded` each worker
     keeps the pixels of the images that it decoded, for small datasets, whose decoding costs more than their cropping.
-    They take at most a quarter of the memory that is free; the rest is decoded anew, which is logged. The batches are
-    the same.
+    They take about a quarter of the free memory at most; the rest is decoded anew, which is logged. The batches are the
+    same.
     """
 
     def __init__(self, rows: Dataset, settings: AugmentationSettings, seed: int = 0, keep_decoded: bool = False):

@@ -73,7 +73,7 @@ class Views:
         if place not in self._pixels or self._pixels[place].shape != pixel_values.shape:
             self._pixels[place] = torch.empty_like(pixel_values, dtype=torch.float32)
         pixel_values = augment(pixel_values, draws, self.mean, self.std, out=self._pixels[place])
-        labels = mix_labels(inputs["labels"], draws.mix_ratio, self.num_classes)
+        labels = mix_labels(inputs["labels"], draws.mix_ratio, self.num_classes, self.has_unlabelled)
         if not self.has_unlabelled:
             return pixel_values, labels, None
         labels = as_one_hot(labels, self.num_classes) if draws.mix_ratio is None else labels

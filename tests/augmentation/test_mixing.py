@@ -76,7 +76,7 @@ def test_labels_are_shared_as_pixels_are():
 def test_an_image_without_a_label_shares_none():
     # Class 2 keeps 0.75 of itself; its partner has no label. Then two without, and two with one each.
     labels = torch.tensor([2, NO_LABEL, NO_LABEL, NO_LABEL, 0, 1])
-    result = mix_labels(labels, np.array([0.75, 0.5, 0.25], dtype=np.float32), 3)
+    result = mix_labels(labels, np.array([0.75, 0.5, 0.25], dtype=np.float32), 3, has_unlabelled=True)
     expected = [[0, 0, 0.75], [0, 0, 0.25], [0, 0, 0], [0, 0, 0], [0.25, 0.75, 0], [0.75, 0.25, 0]]
     assert result.tolist() == expected
     assert as_one_hot(labels[:2], 3).tolist() == [[0, 0, 1], [0, 0, 0]]
@@ -94,6 +94,11 @@ def test_mixed_labels_by_hand():
     result = mix_labels(labels, np.array([0.75, 0.375], dtype=np.float32), 3)
     assert result.dtype == torch.float32 and result.tolist() == expected
     assert torch.equal(mix_labels(elsewhere(labels), np.array([0.75, 0.375], dtype=np.float32), 3), result)
+
+
+def test_a_missing_label_is_an_error_where_none_is_expected():
+    with pytest.raises(RuntimeError):
+        mix_labels(torch.tensor([1, NO_LABEL]), np.array([0.75], dtype=np.float32), 3)
 
 
 def test_mixed_labels_sum_to_one():

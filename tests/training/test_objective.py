@@ -27,7 +27,7 @@ def test_a_mixed_pair_of_a_labelled_and_an_unlabelled_image_by_hand():
     # λ = 0.75; the first view's own image is of class 1, the second's has no label. Class head (3/4, 1/4) for the first
     # and (1/2, 1/2) for the second, the distillation head the other way round. The teacher says class 0 of the first
     # mixed view and class 1 of the second.
-    labels = mix_labels(torch.tensor([1, NO_LABEL]), np.array([0.75], dtype=np.float32), 2)
+    labels = mix_labels(torch.tensor([1, NO_LABEL]), np.array([0.75], dtype=np.float32), 2, has_unlabelled=True)
     one, other = torch.tensor([LN3, 0.0]), torch.zeros(2)
     outputs = heads(torch.stack([one, other]), torch.stack([other, one]))
     terms = objective_terms(outputs, labels, torch.tensor([0, 1]), settings(), labelled=labels.sum(-1))
