@@ -302,7 +302,8 @@ class Plan:
     def keep_listing(self):
         """List the images in the output folder, so that the run can go on without those that are removed."""
         if self.data.listing and self.args.process_index == 0:
-            if self.distils and (self.args.teacher_store or self.model_args.train_teacher):
+            wanted = (self.args.teacher_store, self.model_args.train_teacher, self.data.unlabelled is not None)
+            if self.distils and any(wanted):
                 self.data.keep_fingerprint()
             write_json(Path(self.args.output_dir, IMAGES), self.data.listing, indent=None)
 

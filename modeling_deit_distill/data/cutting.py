@@ -89,11 +89,15 @@ def hold_out(labels: np.ndarray, groups: np.ndarray, fraction: float) -> np.ndar
     return np.flatnonzero(np.isin(groups, list(chosen)))
 
 
-def relative_paths(rows: Dataset) -> tuple[str, list[str | None]]:
-    """The folder that all images of the rows lie in, and each image's path below it, with forward slashes."""
+def relative_paths(rows: Dataset, folder: str | None = None) -> tuple[str, list[str | None]]:
+    """The folder that all images of the rows lie in, and each image's path below it, with forward slashes.
+
+    Without a `folder`, it is the deepest.
+    """
     paths = image_paths(rows)
-    ends = pc.min_max(paths).as_py()  # what the first and the last in order have in common, all between them have
-    folder = os.path.dirname(os.path.commonprefix([end or "" for end in ends.values()]))
+    if folder is None:
+        ends = pc.min_max(paths).as_py()  # what the first and the last in order have in common, all between them have
+        folder = os.path.dirname(os.path.commonprefix([end or "" for end in ends.values()]))
     start = len(os.path.join(folder, "")) if folder else 0
     return folder, [path and path[start:].replace(os.sep, "/") for path in paths.to_pylist()]
 

@@ -71,7 +71,7 @@ def read_unlabelled_folder(folder: str, argument: str) -> Found:
     Raises:
         InputError: not a folder, or no images in it.
     """
-    root = os.path.realpath(Path(folder).expanduser())
+    root = unlabelled_root(folder)
     if not os.path.isdir(root):
         raise InputError(f"{argument} {folder!r} is not a folder; give one of images, at any depth")
     found = Found()
@@ -81,6 +81,11 @@ def read_unlabelled_folder(folder: str, argument: str) -> Found:
         reason = f" (skipped: {found.skipped})" if found.skipped.counts else ""
         raise InputError(f"{argument} {folder!r} holds no images; give a folder of images, or leave it out{reason}")
     return found
+
+
+def unlabelled_root(folder: str) -> str:
+    """What the paths of [`read_unlabelled_folder`] begin with."""
+    return os.path.realpath(Path(folder).expanduser())
 
 
 def _refuse_splits(argument: str, folder: str, names: list[str]):

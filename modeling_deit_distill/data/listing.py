@@ -5,7 +5,7 @@ and its resumption becomes an image that cannot be read, as a broken one is.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,29 @@ NUM_NAMED = 5
 UNLABELLED = "unlabeled_dir"  # in a listing: the images without labels, beside the splits
 
 
-def listed(rows: Dataset) -> dict[str, object] | None:
-    """The names below their folder, labels and classes of a split of files; None if its images are not all files."""
+def listed(rows: Dataset, folder: str | None = None) -> dict[str, object] | None:
+    """The names below their folder, labels and classes of a split of files; None if its images are not all files.
+
+    Args:
+        rows: of the split.
+        folder: that the names are below; the deepest that holds all images unless given.
+    """
     if not isinstance(rows, Dataset) or GROUP in rows.column_names or image_paths(rows, only_files=True).null_count:
         return None
-    return {"classes": _classes(rows), "names": relative_paths(rows)[1], "labels": rows["label"][:]}
+    return {"classes": _classes(rows), "names": relative_paths(rows, folder)[1], "labels": rows["label"][:]}
 
 
-def aligned(rows: Dataset, known: dict[str, object] | None) -> Dataset:
-    """The rows in the order of an earlier listing, with rows for the files that are gone.
+def aligned(rows: Dataset, known: Mapping[str, object] | None, folder: str | None = None) -> Dataset:
+    """The rows in the order of an earlier listing, made with the same `folder`, with rows for the files that are gone.
 
     They stay as they are where they do not fit it: other classes, or a file that it lacks.
     """
-    now = listed(rows)
+    now = listed(rows, folder)
     if not known or now is None or now["classes"] != known["classes"]:
         return rows
-    folder, place = relative_paths(rows)[0], {name: row for row, name in enumerate(now["names"])}
+    folder, place = relative_paths(rows, folder)[0], {name: row for row, name in enumerate(now["names"])}
     gone = [row for row, name in enumerate(known["names"]) if name not in place]
-    if len(place) < len(rows) or len(rows) + len(gone) != len(known["names"]) or now == known:
+    if len(place) < len(rows) or len(rows) + len(gone) != len(known["names"]) or now.items() <= known.items():
         return rows
     names, labels = ([known[key][row] for row in gone] for key in ("names", "labels"))
     images = [{"bytes": None, "path": os.path.join(folder, name)} for name in names]
@@ -53,7 +58,7 @@ def aligned(rows: Dataset, known: dict[str, object] | None) -> Dataset:
     return concatenate_datasets([rows, lost]).select([place[name] for name in known["names"]])
 
 
-def are_listed(paths: Iterable[str], listing: dict[str, object]) -> list[bool]:
+def are_listed(paths: Iterable[str], listing: Mapping[str, object]) -> list[bool]:
     """Which files are images of the training split of a run's `images.json`, the part that it held out included.
 
     They are known by their content where the listing has checksums, else by their names.
@@ -65,12 +70,22 @@ def are_listed(paths: Iterable[str], listing: dict[str, object]) -> list[bool]:
         return [False for _ in paths]
     train, *others = splits
     if "checksums" in listing:
-        checksums = np.frombuffer(bytes.fromhex(listing["checksums"]["images"]), ">u4").tolist()
-        known = set(checksums[: len(train["names"])] if others else checksums)
-        return [not known.isdisjoint(file_checksums(path)) for path in paths]
+        return have_checksums(paths, listing["checksums"], len(train["names"]) if others else None)
     names = set(train["names"])
     depths = {name.count("/") + 1 for name in names}
     return [any("/".join(Path(path).parts[-depth:]) in names for depth in depths) for path in paths]
+
+
+def are_listed_unlabelled(paths: Iterable[str], listing: Mapping[str, object]) -> list[bool]:
+    """Which files are, by their content, images that a run was trained on without labels."""
+    return have_checksums(paths, listing.get(UNLABELLED, {}).get("checksums"))
+
+
+def have_checksums(paths: Iterable[str], checksums: Mapping[str, str] | None, number: int | None = None) -> list[bool]:
+    """Which files have the content of one of the first `number` images, all by default, of a listing's `checksums`."""
+    images = np.frombuffer(bytes.fromhex(checksums["images"]), ">u4") if checksums else []
+    known = set(np.asarray(images)[:number].tolist())
+    return [bool(known) and not known.isdisjoint(file_checksums(path)) for path in paths]
 
 
 def _classes(rows: Dataset) -> list[str] | None:

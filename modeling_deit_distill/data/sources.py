@@ -196,9 +196,7 @@ def _check_grouping(group_by: str | None, split: str | None, source: str):
 
 
 def _with_unlabelled(data: ImageData, folder: str) -> ImageData:
-    rows, skipped = load_unlabelled(folder, (data.train, data.validation))
-    rows = aligned(rows, data.listing.get(UNLABELLED))
-    names = listed(rows)
+    rows, names, skipped = load_unlabelled(folder, (data.train, data.validation), data.listing)
     listing = data.listing if names is None else {UNLABELLED: names, **data.listing}
     skipped = "; ".join(filter(None, (data.skipped, skipped)))
     return dataclasses.replace(data, unlabelled=rows, skipped=skipped, listing=listing)

@@ -14,7 +14,7 @@ from modeling_deit_distill.data.columns import NO_LABEL, label_column
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import can_read_heic, decode_pixels
 from modeling_deit_distill.data.extra_images import are_among
-from modeling_deit_distill.data.listing import UNLABELLED, are_listed
+from modeling_deit_distill.data.listing import UNLABELLED, are_listed, are_listed_unlabelled
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View
 
@@ -167,11 +167,55 @@ def test_one_that_is_gone_later_keeps_its_number(folders):
     assert len(load(folders).unlabelled) == 2
 
 
+def test_names_are_those_below_the_folder_however_few_are_left(folders):
+    (folders / "more" / "a" / "101.png").unlink()
+    save(folders / "more" / "deep" / "er" / "100.png", 103)
+    before = load(folders)
+    (folders / "more" / "100.png").unlink()  # all that are left lie deeper now, one of them under its name
+    after = load(folders, before.listing)
+    assert after.unlabelled["image"][:] == before.unlabelled["image"][:]
+
+
+@pytest.mark.parametrize("change", ["deleted", "moved", "edited"])
+@pytest.mark.parametrize("labelled", ["train/a/1.png", "held/a/6.png"])
+def test_one_whose_image_with_a_label_is_gone_later_stays_left_out(folders, labelled, change):
+    copy = folders / "more" / "deep" / "copy.png"
+    save(folders / "held" / "a" / "6.png", 60)
+    if change != "moved":
+        shutil.copy(folders / labelled, copy)
+    before = load(folders)
+    before.keep_fingerprint()
+    if change == "edited":
+        save(folders / labelled, 250)
+    elif change == "moved":
+        shutil.move(folders / labelled, copy)
+    else:
+        (folders / labelled).unlink()
+    after = load(folders, before.listing)
+    assert names(after.shown) == names(before.shown)
+    assert after.unlabelled_fingerprint() == before.unlabelled_fingerprint()
+    assert (after.fingerprint() == before.fingerprint()) == (change != "edited")
+    assert after.skipped == (
+        f"of unlabeled_dir: 1 image found among the training or held-out images when the run was begun: {copy}"
+    )
+
+
+def test_one_that_the_run_has_not_seen_is_no_image_of_it(folders):
+    before = load(folders)
+    before.keep_fingerprint()
+    (folders / "train" / "a" / "1.png").unlink()
+    save(folders / "more" / "new.png", 200)
+    assert len(load(folders, before.listing).unlabelled) == 4
+
+
 def test_a_listing_tells_images_with_labels_from_those_without(folders):
     data = load_image_data(
         train_dir=str(folders / "train"), validation_fraction=0.5, unlabeled_dir=str(folders / "more")
     )
-    paths = [str(folders / name) for name in ("train/a/0.png", "more/100.png")]
-    assert are_listed(paths, data.listing) == [True, False]
+    save(folders / "others" / "100.png", 200)  # another image under the same name
+    paths = [str(folders / name) for name in ("train/a/0.png", "more/100.png", "others/100.png")]
+    assert are_listed(paths, data.listing) == [True, False, False]
+    assert are_listed_unlabelled(paths, data.listing) == [False, False, False]
     data.keep_fingerprint()
-    assert are_listed(paths, data.listing) == [True, False]
+    assert are_listed(paths, data.listing) == [True, False, False]
+    assert are_listed_unlabelled(paths, data.listing) == [False, True, False]

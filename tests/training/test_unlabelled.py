@@ -281,3 +281,18 @@ def test_one_that_is_removed_before_a_resumption_keeps_its_number(words, folders
     train_deit.main(words(folder, num_train_epochs=2, resume_from_checkpoint="true", **changes))
     assert read(folder)["unlabelled_images"] == UNLABELLED
     assert read(folder)["teacher_views_asked"] <= 64
+
+
+@pytest.mark.slow
+def test_an_image_with_a_label_is_removed_before_a_resumption_and_its_copy_stays_left_out(words, folders, tmp_path):
+    photos, more, folder = tmp_path / "photos", tmp_path / "more", tmp_path / "run"
+    shutil.copytree(folders[0], photos)
+    shutil.copytree(folders[1], more)
+    labelled = sorted(photos.rglob("*.png"))[3]
+    shutil.copy(labelled, more / "copy.png")
+    changes = {"train_dir": photos, "unlabeled_dir": more, "max_bad_image_fraction": 0.2}
+    train_deit.main(words(folder, max_steps=4, **changes))
+    labelled.unlink()
+    train_deit.main(words(folder, num_train_epochs=2, resume_from_checkpoint="true", **changes))
+    assert read(folder)["unlabelled_images"] == UNLABELLED
+    assert read(folder, "trainer_state.json")["global_step"] == 8
