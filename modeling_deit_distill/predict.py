@@ -24,7 +24,7 @@ from .analysis import Measured, measure_decisions
 from .classifiers import Classifier, TorchClassifier, load_any_classifier
 from .data.evaluation import ImageDataset, collate_images, evaluation_transform
 from .data.image_files import Skipped, shown
-from .data.listing import are_listed
+from .data.listing import are_listed, are_listed_unlabelled
 from .data.unlabelled import NO_FOLDER, UNREADABLE, FoundImages, RowImages, find_images
 from .errors import InputError, one_line, printable_lines, worker_failure
 from .files import written_whole
@@ -58,7 +58,7 @@ def main(arguments: list[str]):
     images = find_images(options.files)
     classifier = load_any_classifier(options.model, options.device, options.precision)
     truth = None if options.no_measure else find_truth(classifier.class_names, images)
-    num_known = 0 if truth is None else number_known(options.model, images, truth)
+    num_known = (0, 0) if truth is None else number_known(options.model, images, truth)
     print(summary_table(what_will_run(classifier, images, truth, num_known)), flush=True)
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
     outcome = write_predictions(classifier, images, options.output, truth, **settings)
@@ -303,16 +303,21 @@ def predict_held_out(plan, model: DeiTDistillForImageClassification | None = Non
     say(args, f"{output} has the answers on {_images(len(images))}")
 
 
-def number_known(model: str, images: FoundImages, truth: Truth) -> int:
-    """How many of the images to measure on the model was made from, as far as `images.json` of its run tells."""
+def number_known(model: str, images: FoundImages, truth: Truth) -> tuple[int, int]:
+    """How many of the images to measure on the model was made from, with and without their labels.
+
+    As far as `images.json` of its run tells. A teacher is trained on images with labels alone.
+    """
     folder = Path(model)
     is_of_run = folder.name == TEACHER or folder.name.startswith(CHECKPOINT_PREFIX)
     listing = read_run_file(Path(folder.parent if is_of_run else folder, IMAGES))
-    return sum(are_listed(map(images.name, np.flatnonzero(truth.labels != NOTHING).tolist()), listing))
+    paths = [images.name(row) for row in np.flatnonzero(truth.labels != NOTHING).tolist()]
+    without = 0 if folder.name == TEACHER else sum(are_listed_unlabelled(paths, listing))
+    return sum(are_listed(paths, listing)), without
 
 
 def what_will_run(
-    classifier: Classifier, images: FoundImages, truth: Truth | None, num_known: int = 0
+    classifier: Classifier, images: FoundImages, truth: Truth | None, num_known: tuple[int, int] = (0, 0)
 ) -> dict[str, str]:
     """Model, images and what will be measured, in words; `num_known` is [`number_known`]."""
     about = f"{len(classifier.class_names):,} classes, {classifier.precision}, on {classifier.device}"
@@ -323,9 +328,11 @@ def what_will_run(
         return words
     number, parts = np.count_nonzero(truth.labels != NOTHING), []
     if truth.folders:
-        known = ""
-        if num_known > number / 2:
-            known = f", {num_known:,} of which the model was made from, so the figures say nothing of new images"
+        known, (_, without) = "", num_known
+        if sum(num_known) > number / 2:
+            known = f", {sum(num_known):,} of which the model was made from"
+            known += f" ({without:,} of them without labels)" if without else ""
+            known += ", so the figures say nothing of new images"
         parts.append(
             f"{_images(number)}{known}, in {len(truth.folders):,} folder(s) called as classes of the model "
             "(--no_measure leaves this out)"

@@ -171,6 +171,23 @@ def test_images_that_the_model_was_made_from_are_counted_apart(student, photos, 
     assert "of which the model" not in capsys.readouterr().out
 
 
+def test_images_that_the_model_was_trained_on_without_labels_are_counted_as_such(student, photos, tmp_path, capsys):
+    model, labelled = shutil.copytree(student, tmp_path / "run"), tmp_path / "labelled"
+    for name in COLOURS:
+        (labelled / name).mkdir(parents=True)
+        for place in range(2):
+            shutil.copy(photos / name / f"{place}.png", labelled / name)
+    data = load_image_data(train_dir=str(labelled), validation_fraction=0.5, unlabeled_dir=str(photos))
+    data.keep_fingerprint()
+    (model / "images.json").write_text(json.dumps(data.listing))
+    predicted(tmp_path / "first", model, photos, "--num_workers", 0)
+    said = "15 of which the model was made from (9 of them without labels), so the figures say nothing of new images, "
+    assert f"measured  15 images, {said}" in capsys.readouterr().out
+    # The run's teacher was trained on the six with labels alone.
+    predicted(tmp_path / "second", shutil.copytree(student, model / "teacher"), photos, "--num_workers", 0)
+    assert "of which the model" not in capsys.readouterr().out
+
+
 def test_held_out_images_of_a_folder_of_their_own_are_new(photos, tmp_path):
     held_out = tmp_path / "held_out"
     for name in COLOURS:
