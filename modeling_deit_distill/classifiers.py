@@ -168,7 +168,7 @@ def load_any_classifier(name: str, device: torch.device | str | None = None, pre
 
     Args:
         name: of the model.
-        device: where it runs; the first accelerator, else the CPU, unless given.
+        device: where it runs; by default the first accelerator, else the CPU.
         precision: see [`TorchClassifier`]; an export has its own.
 
     Raises:

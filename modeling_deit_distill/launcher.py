@@ -47,7 +47,7 @@ def launching(args: TrainingArguments, script: str | None = None) -> str:
 
     Args:
         args: of the run.
-        script: its name; that of this run's, or its module, unless given.
+        script: its name; by default that of this run's, or its module.
 
     Where the system tells the launcher's command line, as Linux does, it has all of the launcher's arguments.
     """

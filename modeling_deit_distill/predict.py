@@ -165,7 +165,7 @@ def write_predictions(
         output: the file.
         truth: from [`find_truth`].
         batch_size: images at a time.
-        num_workers: processes that decode; one for each core unless given.
+        num_workers: processes that decode; by default one for each core.
         show: a bar, on a terminal.
 
     Raises:
@@ -285,7 +285,7 @@ def predict_held_out(plan, model: DeiTDistillForImageClassification | None = Non
 
     Args:
         plan: the [`Plan`].
-        model: the plan's student; the model in the output folder unless given.
+        model: the plan's student; by default the model in the output folder.
     """
     args = plan.args
     if not args.do_predict:

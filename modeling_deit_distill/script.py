@@ -29,7 +29,7 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
 
     Args:
         main: takes the command line's words; a whole number that it returns is the exit code.
-        arguments: these words; those of this process unless given.
+        arguments: these words; by default those of this process.
     """
     try:
         with handling(leave, takes_ctrl_c=True), _saying_what_interrupted(), _printable_logs():

@@ -80,7 +80,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", choices=[*SIZES], default="tiny")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch_size", type=int, help="16 on a CPU, 256 on a GPU unless given")
+    parser.add_argument("--batch_size", type=int, help="default: 16 on a CPU, 256 on a GPU")
     parser.add_argument("--precisions", nargs="+", choices=[*DTYPES], default=["fp32", "bf16"])
     parser.add_argument("--tasks", nargs="+", choices=["train", "infer"], default=["train", "infer"])
     parser.add_argument("--compile", action="store_true", help="measure compiled models too")

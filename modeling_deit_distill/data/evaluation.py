@@ -73,7 +73,7 @@ class EvaluationDataset(torch.utils.data.Dataset):
     Args:
         rows: with `image` and `label`.
         transform: from an RGB image to `pixel_values`.
-        classes: for each class of the rows the label that stands for it; the same unless given.
+        classes: for each class of the rows the label that stands for it; by default the same.
 
     Raises:
         InputError: a broken image, which would make every figure wrong.

@@ -25,7 +25,7 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
     Args:
         file: the CSV file, in UTF-8, with a header.
         argument: that named it, for messages.
-        columns: that of paths and that of labels; each is found by its name unless given.
+        columns: that of paths and that of labels; by default each is found by its name.
 
     Raises:
         InputError: a file that cannot be read as such a table, a row without path or label, a path that leads out of

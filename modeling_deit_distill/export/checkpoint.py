@@ -24,7 +24,7 @@ def load_model(source: str, image_size: str | None = None) -> tuple[DeiTDistillF
     Args:
         source: whatever [`load_checkpoint`] reads: ours, transformers' DeiT and ViT, timm's, the public code's.
         image_size: pixels as `"384"` or `"384x512"` (height, width), to which position embeddings and processor are
-            fitted; the checkpoint's own unless given.
+            fitted; by default the checkpoint's own.
 
     Raises:
         InputError: no checkpoint, one without a softmax over classes, or a size that does not fit it.

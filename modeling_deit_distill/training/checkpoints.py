@@ -75,7 +75,7 @@ AGREED_ARGUMENTS = (
     "label_smoothing_factor",
     "freeze_blocks",
     "layer_decay",
-    "bf16",  # unless given, another machine may choose otherwise
+    "bf16",  # the default depends on the machine
     "fp16",
 )
 # What checkpoints of earlier versions did without and do not mention.
