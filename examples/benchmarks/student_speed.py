@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.configuration_deit_distill import SIZES
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
+from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.script import run_script
 
 NUM_CLASSES = 1000
@@ -81,7 +82,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch_size", type=int, help="default: 16 on a CPU, 256 on a GPU")
-    parser.add_argument("--precisions", nargs="+", choices=[*DTYPES], default=["fp32", "bf16"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=[*DTYPES], help="default: fp32, and bf16 where the device has units for it"
+    )
     parser.add_argument("--tasks", nargs="+", choices=["train", "infer"], default=["train", "infer"])
     parser.add_argument("--compile", action="store_true", help="measure compiled models too")
     parser.add_argument("--rounds", type=int, default=9, help="measurements of each, alternating")
@@ -91,6 +94,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--memory_of", choices=["ours", *PEERS], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.batch_size = options.batch_size or (256 if options.device.startswith("cuda") else 16)
+    options.precisions = options.precisions or ["fp32"] + ["bf16"] * multiplies_bf16(torch.device(options.device).type)
     return options
 
 

@@ -40,8 +40,8 @@ class DistillationTrainingArguments(TrainingArguments):
     """Arguments of [`DistillationTrainer`]: transformers' `TrainingArguments` with the paper's recipe as defaults.
 
     Where a default differs from transformers': cosine schedule, weight decay 0.05, label smoothing 0.1, no gradient
-    clipping, TensorBoard if installed (paper, Table 9). By default `learning_rate` is resolved from `base_learning_rate`
-    (per 512 images, paper section 6).
+    clipping, TensorBoard if installed (paper, Table 9). By default `learning_rate` is resolved from
+    `base_learning_rate` (per 512 images, paper section 6).
 
     Raises:
         InputError: arguments that contradict each other or lie outside their range.
