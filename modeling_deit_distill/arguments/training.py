@@ -201,7 +201,7 @@ class DistillationTrainingArguments(TrainingArguments):
     dataloader_num_workers: int | None = HfArg(
         default=None,
         help="Processes that decode images beside each training process. Default: 0 where the CPU trains and with "
-        "keep_decoded_images, else one for each core, shared among the training processes.",
+        "keep_decoded_images, else one for each core, at most 16, shared among the training processes.",
     )
     logging_nan_inf_filter: bool = HfArg(default=False, help="Hide NaN losses from the log.")
     remove_unused_columns: bool = HfArg(default=False, help="Our datasets yield what is needed.")
