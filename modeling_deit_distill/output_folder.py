@@ -20,6 +20,7 @@ STATE = "trainer_state.json"
 RUN_RECORD = "run.json"  # what the card tells of how the model was made
 DECISIONS = "predictions.json"  # on the held-out images, by head
 IMAGES = "images.json"  # by name, see `data.listing`
+ASKED = "asked.json"  # how many answers the teacher's store had before the run
 TOKENS = "tokens.json"  # as of `analysis.describe_tokens`
 CARD = "README.md"
 CURVES = "training_curves.png"
@@ -93,7 +94,7 @@ def check_contents(output_dir: str | Path, is_cleared: bool):
     Raises:
         InputError: a folder where a file belongs, or a file that a run has not written.
     """
-    others = (IMAGES, INTERRUPTED)
+    others = (IMAGES, ASKED, INTERRUPTED)
     for path in sorted(path for pattern in (*PUBLISHED, *others) for path in Path(output_dir).glob(pattern)):
         if path.is_dir():
             raise InputError(

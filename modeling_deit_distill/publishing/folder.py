@@ -12,6 +12,7 @@ from ..export.page import EXAMPLES
 from ..files import write_json
 from ..output_folder import (
     ANSWERS,
+    ASKED,
     BROWSER,
     PUBLISHED,
     RESULTS,
@@ -90,8 +91,9 @@ def begin_run(plan, name: str | None):
             return
         if args.overwrite_output_dir and not args.resume_from_checkpoint:
             Path(args.output_dir, RESULTS).unlink(missing_ok=True)  # first: it says that a run is whole
-            for path in (path for pattern in (*PUBLISHED, ANSWERS) for path in Path(args.output_dir).glob(pattern)):
-                path.unlink()
+            for pattern in (*PUBLISHED, ANSWERS, ASKED):
+                for path in Path(args.output_dir).glob(pattern):
+                    path.unlink()
             shutil.rmtree(Path(args.output_dir, BROWSER), ignore_errors=True)
             for checkpoint in list_checkpoints(args.output_dir):
                 remove_checkpoint(checkpoint)

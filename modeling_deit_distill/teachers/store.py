@@ -166,6 +166,10 @@ class TeacherStore:
         """How many of the epoch's first `num_views` positions, all by default, are known."""
         return int(np.count_nonzero(self.known(epoch, num_views)))
 
+    def count_all(self) -> int:
+        """How many views are known, of all epochs."""
+        return sum(map(self.count, self.epochs()))
+
     def missing(self, views_by_epoch: Mapping[int, int]) -> dict[int, int]:
         """How many views of a run, for each epoch its first so many positions, are not known; by epoch, if any."""
         lacking = {epoch: views - self.count(epoch, views) for epoch, views in views_by_epoch.items()}

@@ -31,7 +31,7 @@ class Answers:
         num_classes: of the student.
 
     Attributes:
-        num_asked: how many training views this process has asked about.
+        num_asked: how many training views this process has asked about; of a store's views those that it lacked.
 
     Raises:
         InputError: a store of other views.
@@ -183,8 +183,8 @@ class Answers:
                 continue
             # All of them, though only some may be unknown: the same shapes give the same bits.
             answered = self.store.encode(self._ask(chunk))
-            self.num_asked += len(chunk)
             unknown = ~known[views]
+            self.num_asked += int(unknown.sum())
             self.store.write(epoch, positions[views][unknown], answered[unknown])
             entries[views] = np.where(known[views], entries[views], answered)
         return entries

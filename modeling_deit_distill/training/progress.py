@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object, reduce, wait_for_everyone
 from transformers import TrainerCallback
 
 from ..data.bad_images import BadImages
 from ..files import write_json
-from ..output_folder import checkpoint_folder
+from ..output_folder import ASKED, checkpoint_folder, read_run_file
 from .answers import Answers
 
 COUNTS = "counts_{}.json"  # of a process, in a checkpoint
@@ -31,7 +31,7 @@ class Progress(TrainerCallback):
 
     def start(self, resumed: Path | None):
         """Forget what was trained before, but for what the checkpoint to resume from has counted."""
-        self._resumed, self._first_step = resumed, 0
+        self._resumed, self._first_step, self._answers.num_asked = resumed, 0, 0
         self._started, self._seconds = time.monotonic(), 0.0
         self._loss_sum = 0.0  # of the steps before the resumption
         self._unlogged: dict[str, torch.Tensor] = {}  # on the device: reading them would make the host wait
@@ -92,16 +92,36 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Take up the counts of the checkpoint to resume from; there may be fewer processes by now, or more."""
         self._first_step = state.global_step
-        if self._resumed is None:
-            return
-        counts = [json.loads(path.read_text()) for path in self._resumed.glob(COUNTS.format("*"))]
+        paths = [] if self._resumed is None else self._resumed.glob(COUNTS.format("*"))
+        counts = [json.loads(path.read_text()) for path in paths]
         self._seconds = max((each.pop("seconds") for each in counts), default=0.0)
         self._loss_sum = sum(each.pop("loss_sum") for each in counts) / max(len(counts), 1)
         if state.is_world_process_zero:
-            self._answers.num_asked = sum(each["teacher_views"] for each in counts)
+            self._answers.num_asked = self._asked_before(args, sum(each["teacher_views"] for each in counts))
             if self._bad_images is not None:
                 self._bad_images.seen.update(row for each in counts for row in each["bad_rows"])
                 self._bad_images.num_shown = sum(each.get("images_shown", 0) for each in counts)
+        if self._answers.store is not None:
+            wait_for_everyone()  # what the others ask from here on they count themselves
+
+    def _asked_before(self, args, counted: int) -> int:
+        """About how many views the run asked before this start; called by the main process before any asks again.
+
+        Without a store that is `counted`, up to the checkpoint: what was asked after it is asked again. A store has it
+        already. With one it is what the store has gained since the run began, of which `asked.json` keeps the count.
+        """
+        store = self._answers.store
+        if store is None:
+            return counted
+        path, goes_on = Path(args.output_dir, ASKED), bool(self._resumed or args.resume_from_checkpoint)
+        if not goes_on and self._answers.teacher is None:  # a full store: counting a large one takes minutes
+            path.unlink(missing_ok=True)
+            return 0
+        noted = read_run_file((self._resumed.parent if self._resumed else path.parent) / ASKED) if goes_on else {}
+        known = store.count_all()
+        asked = max(counted, known - noted.get("known_before", known))
+        write_json(path, {"known_before": known - asked})
+        return asked
 
     def on_save(self, args, state, control, **kwargs):
         """Write the counts of this process into the checkpoint."""

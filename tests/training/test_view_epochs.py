@@ -49,6 +49,25 @@ def test_the_teacher_is_asked_about_the_first_epochs_alone(whole):
     assert sorted(path.name for path in (whole / "answers").glob("epoch-*")) == ["epoch-00000.bin", "epoch-00001.bin"]
 
 
+# Before the first checkpoint, and between that of step 3 and that of step 6.
+@pytest.mark.parametrize("step", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_what_was_asked_before_a_failure_is_counted_though_it_is_not_asked_again(words, tmp_path, monkeypatch, step):
+    compute_loss, calls = train_deit.DistillationTrainer.compute_loss, []
+
+    def fail_once(self, model, inputs, *args, **kwargs):
+        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        calls.append(model.training)
+        if sum(calls) == step:
+            raise MemoryError
+        return loss
+
+    monkeypatch.setattr(train_deit.DistillationTrainer, "compute_loss", fail_once)
+    with pytest.raises(MemoryError):
+        train_deit.main(words(tmp_path / "run", resume_from_checkpoint="true"))
+    train_deit.main(words(tmp_path / "run", resume_from_checkpoint="true"))
+    assert results(tmp_path / "run")["teacher_views_asked"] == ASKED
+
+
 @pytest.mark.slow
 def test_live_and_from_a_store_the_weights_are_the_same(words, whole, tmp_path):
     train_deit.main(words(tmp_path / "writing", teacher_store=tmp_path / "store"))
@@ -79,7 +98,7 @@ def test_without_a_teacher_views_come_round_as_well(words, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_begun_anew_replaces_answers_about_other_views(words, whole, tmp_path):
+def test_a_run_that_is_begun_anew_replaces_answers_about_other_views(words, whole, tmp_path, monkeypatch):
     shutil.copytree(whole / "answers", tmp_path / "run" / "answers")
     with pytest.raises(InputError, match="horizontal_flip_prob"):
         train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0))
@@ -87,6 +106,12 @@ def test_a_run_that_is_begun_anew_replaces_answers_about_other_views(words, whol
     assert results(tmp_path / "run")["teacher_views_asked"] == ASKED
     train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0, overwrite_output_dir="true"))
     assert results(tmp_path / "run")["teacher_views_asked"] == 0  # they fit
+    (tmp_path / "run" / "asked.json").write_text('{"known_before": 0}')  # as a run would note that asked about them all
+    with monkeypatch.context() as failing, pytest.raises(ZeroDivisionError):
+        failing.setattr(train_deit.DistillationTrainer, "evaluate_teacher", lambda _: 1 / 0)
+        train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0, overwrite_output_dir="true"))
+    train_deit.main(words(tmp_path / "run", horizontal_flip_prob=0, resume_from_checkpoint="true"))
+    assert results(tmp_path / "run")["teacher_views_asked"] == 0
 
 
 def test_the_summary_says_what_the_teacher_is_spared(words, tmp_path, capsys):
@@ -135,3 +160,40 @@ def test_a_run_killed_in_the_third_epoch_ends_with_the_same_bits(forked, words, 
     assert weights(folder) == weights(tmp_path / "whole")
     for name in ("epoch-00000.bin", "epoch-00001.bin"):
         assert (folder / "answers" / name).read_bytes() == (whole / "answers" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kept", "processes"), [("in the output folder", 1), ("in a store that knew two steps", 2), ("nowhere", 2)]
+)
+def test_a_run_killed_while_it_asks_counts_what_it_asked(forked, words, tmp_path, kept, processes):
+    changes = {"resume_from_checkpoint": "true", "per_device_train_batch_size": 8 // processes}
+    expected, store = ASKED, tmp_path / "store"
+    if kept == "in a store that knew two steps":
+        train_deit.main(words(tmp_path / "before", teacher_store=store, max_steps=2))
+        expected -= 2 * 8
+    if kept == "nowhere":
+        changes |= {"view_epochs": 0, "num_train_epochs": 2}
+
+    def changed(folder):
+        return words(folder, **changes, **({"teacher_store": folder / "answers"} if store.exists() else {}))
+
+    def begun(name):
+        if store.exists():
+            shutil.copytree(store, tmp_path / name / "answers")
+        return tmp_path / name
+
+    done = forked.run(changed(begun("whole")), processes=processes)
+    assert done.codes == [0] * processes, done.printed
+    assert results(tmp_path / "whole")["teacher_views_asked"] == expected
+    have_saved = []
+    for part in (3, 8):  # of about sixteen steps
+        folder = begun(f"run{part}")
+        killed = forked.run(changed(folder), "SIGKILL", done.calls["train"] * part // 16, processes=processes)
+        assert killed.codes[0] == -9, killed.printed
+        have_saved.append(any(folder.glob("checkpoint-*/counts_0.json")))
+        again = forked.run(changed(folder), processes=processes)
+        assert again.codes == [0] * processes, again.printed
+        assert results(folder)["teacher_views_asked"] == expected, part
+        assert weights(folder) == weights(tmp_path / "whole")
+    assert have_saved == [False, True]
