@@ -28,15 +28,15 @@ def combine(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> Ite
         InputError: fewer than two stores, stores about other views, or a folder that holds something else.
         LocalInputError: the disk is full or refuses.
     """
-    check_alike(stores)
+    known = check_alike(stores)
     combined = _new_store(stores, directory)
-    for epoch in combined_epochs(stores):
-        known = np.flatnonzero(stores[0].known(epoch))
-        at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
-        for positions in np.split(known, range(at_once, len(known), at_once)):
+    at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
+    for epoch, bits in known.items():
+        views = np.flatnonzero(np.unpackbits(bits))
+        for positions in np.split(views, range(at_once, len(views), at_once)):
             entries = [_read(store, epoch, positions) for store in stores]
             combined.write(epoch, positions, _together(combined, stores, entries))
-        yield epoch, len(known)
+        yield epoch, len(views)
     _combine_validation(combined, stores)
 
 
@@ -49,13 +49,8 @@ def _read(store: TeacherStore, epoch: int, positions: np.ndarray) -> np.ndarray:
     return entries
 
 
-def combined_epochs(stores: Sequence[TeacherStore]) -> list[int]:
-    """The epochs that the stores know of, which are the same in all."""
-    return [epoch for epoch in stores[0].epochs() if stores[0].count(epoch)]
-
-
-def check_alike(stores: Sequence[TeacherStore]):
-    """Refuse stores that are not about the same views.
+def check_alike(stores: Sequence[TeacherStore]) -> dict[int, np.ndarray]:
+    """Refuse stores that are not about the same views; what all know of each epoch, as [`_known_views`].
 
     Raises:
         InputError: the first field that differs and both values.
@@ -69,17 +64,34 @@ def check_alike(stores: Sequence[TeacherStore]):
     ]:
         raise InputError(f"{twice[0]} is named twice; name each store once")
     for other in others:
-        names = [name for name in {**first.fingerprint, **other.fingerprint} if name not in OWN_FIELDS]
-        pairs = [(name, first.fingerprint.get(name), other.fingerprint.get(name)) for name in names]
-        for name, ours, theirs in (*pairs, ("epochs", *(_runs(combined_epochs((store,))) for store in (first, other)))):
-            if ours != theirs:
-                raise InputError(
-                    f"{first.directory} holds answers for {name} {short(ours)}, {other.directory} for {short(theirs)}; "
-                    "only stores about the same views can be combined: fill both alike"
-                )
-        _check_known(first, other)
-    if not combined_epochs(stores):
+        _check_fields(first, other)
+    known = _known_views(first)
+    for other in others:
+        _check_known(first, known, other)
+    if not known:
         raise InputError(f"{first.directory} holds no answers yet, so there is nothing to combine; fill it first")
+    return known
+
+
+def _check_fields(first: TeacherStore, other: TeacherStore):
+    for name in {**first.fingerprint, **other.fingerprint}:
+        if name not in OWN_FIELDS:
+            _check_equal(name, (first, first.fingerprint.get(name)), (other, other.fingerprint.get(name)))
+
+
+def _check_equal(name: str, *held: tuple[TeacherStore, object]):
+    (first, ours), (other, theirs) = held
+    if ours != theirs:
+        raise InputError(
+            f"{first.directory} holds answers for {name} {short(ours)}, {other.directory} for {short(theirs)}; "
+            "only stores about the same views can be combined: fill both alike"
+        )
+
+
+def _known_views(store: TeacherStore) -> dict[int, np.ndarray]:
+    """Which views are known of each epoch of which any is, as bits (views / 8,): a store is read for it."""
+    found = {epoch: np.packbits(store.known(epoch)) for epoch in store.epochs()}
+    return {epoch: bits for epoch, bits in found.items() if bits.any()}
 
 
 def _runs(epochs: Sequence[int]) -> str:
@@ -90,14 +102,16 @@ def _runs(epochs: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in pairs)
 
 
-def _check_known(first: TeacherStore, other: TeacherStore):
-    for epoch in combined_epochs((first,)):
-        ours, theirs = first.known(epoch), other.known(epoch)
-        if not np.array_equal(ours, theirs):
+def _check_known(first: TeacherStore, known: dict[int, np.ndarray], other: TeacherStore):
+    theirs = _known_views(other)
+    _check_equal("epochs", (first, _runs([*known])), (other, _runs([*theirs])))
+    for epoch, ours in known.items():
+        if not np.array_equal(ours, theirs[epoch]):
+            numbers = [np.unpackbits(bits).sum() for bits in (ours, theirs[epoch])]
             damage = "; ".join(filter(None, (first.damage(), other.damage())))
             damage = f" ({damage})" if damage else ""
             raise InputError(
-                f"of epoch {epoch} {first.directory} knows {ours.sum():,} views and {other.directory} {theirs.sum():,}"
+                f"of epoch {epoch} {first.directory} knows {numbers[0]:,} views and {other.directory} {numbers[1]:,}"
                 f", not the same{damage}; fill both alike by examples/label_with_teacher.py"
             )
 

@@ -115,6 +115,21 @@ def test_the_same_call_goes_on_after_a_kill(tmp_path):
     assert content(TeacherStore(tmp_path / "all"), 1).tolist() == [1, 3, 0, 0]
 
 
+def test_each_store_is_read_once_to_compare_it_and_once_to_combine_it(tmp_path, monkeypatch):
+    stores = [labelled(tmp_path / name, [0, 1, 2, 0]) for name in "abc"]
+    for store in stores:
+        store.write(1, np.arange(4), np.array([1, 2, 3, 1], dtype=store.dtype))
+    read, seen = TeacherStore._read, Counter()
+
+    def counted(self, epoch, positions):
+        seen[self.directory.name, epoch] += len(positions)
+        return read(self, epoch, positions)
+
+    monkeypatch.setattr(TeacherStore, "_read", counted)
+    assert list(combine(stores, tmp_path / "all")) == [(0, 4), (1, 4)]
+    assert seen == {(name, epoch): 8 for name in "abc" for epoch in (0, 1)}
+
+
 def test_validation_answers_are_combined_by_the_majority(tmp_path):
     stores, labels = [labelled(tmp_path / name, [0]) for name in "abc"], np.array([0, 1, 2])
     for store, said in zip(stores, ([0, 1, 1], [0, 0, 2], [1, 1, 2]), strict=True):
