@@ -2,10 +2,12 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..data.fingerprint import is_earlier
+from ..data.sources import ImageData
 from ..errors import InputError
 from ..report import say_once
 from .agreement import OF_TEACHER, of_several
@@ -38,6 +40,43 @@ def combine(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> Ite
             combined.write(epoch, positions, _together(combined, stores, entries))
         yield epoch, len(views)
     _combine_validation(combined, stores)
+
+
+def know_data_alike(stores: Sequence[TeacherStore], load: Callable[[TeacherStore], ImageData]):
+    """Let stores of an earlier version, which know 256 of their images, be compared with others, which know all.
+
+    The images tell whether both are about the same, as they tell a run that reads an earlier store. From here on all
+    of the stores know all images; nothing is written.
+
+    Args:
+        stores: to combine.
+        load: the images that a store is about; not called where all stores know as much.
+
+    Raises:
+        InputError: the images are needed and cannot be read, or a store is about others.
+    """
+    earlier = [store for store in stores if is_earlier(store.fingerprint.get("dataset"))]
+    others = [store for store in stores if store not in earlier]
+    if not (earlier and others):
+        return
+    try:
+        data = load(others[0])
+    except InputError as error:
+        raise InputError(
+            f"{earlier[0].directory} is of an earlier version and knows 256 of its images, {others[0].directory} knows "
+            f"all, so it takes the images to see whether they are the same, and these cannot be read: {error}; if they "
+            "were moved, say where they are (--train_dir, --train_csv or --dataset_name)"
+        ) from error
+    for store in stores:
+        theirs = store.fingerprint.get("dataset")
+        if (ours := data.fingerprint(theirs)) != theirs:
+            raise InputError(
+                f"{store.directory} holds answers for dataset {short(theirs)}, and {data.source!r} is now "
+                f"{short(ours)}; say where the images are that it was filled with (--train_dir, --train_csv or "
+                "--dataset_name), or fill all stores with the same images"
+            )
+    for store in earlier:
+        store.fingerprint["dataset"] = data.fingerprint()
 
 
 def _read(store: TeacherStore, epoch: int, positions: np.ndarray) -> np.ndarray:

@@ -21,14 +21,14 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from ..arguments import ModelArguments
 from ..data.datasets import ViewDataset
-from ..data.sources import load_image_data
+from ..data.sources import ImageData, load_image_data
 from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line, printable
 from ..files import read_json, sha256, without_folders
 from ..hub import hub_client, with_retries
 from ..report import counted, summary_table
 from .agreement import of_teacher
-from .combining import HARD, combine
+from .combining import HARD, combine, know_data_alike
 from .ensemble import load_teachers
 from .labelling import verify, whole_sampler
 from .store import DESCRIPTION, VALIDATION, TeacherStore, described, in_words
@@ -78,6 +78,7 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
     check.add_argument("--teacher_name_or_path", nargs="+", help=f"the teacher, or all of several, {moved}")
     for name in (*DATA_SOURCES, "unlabeled_dir"):
         check.add_argument(f"--{name}", help=f"the images, {moved}")
+        join.add_argument(f"--{name}", help=f"the images, {moved}; read if one of the stores is of an earlier version")
     check.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to ask")
     check.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the teacher")
     return parser.parse_args(arguments)
@@ -166,17 +167,7 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     Raises:
         InputError: the data are not those that the store was made with.
     """
-    kept = store.about.get("data") or {}
-    known = inspect.signature(load_image_data).parameters.keys() | {"crop_pct"}
-    if not isinstance(kept, dict) or not kept.keys() <= known:
-        raise InputError(f"{store.directory / DESCRIPTION} does not say where its images are; fetch it anew")
-    sources = {name: value for name, value in kept.items() if name != "crop_pct"}
-    moved = {name: getattr(options, name) for name in DATA_SOURCES}
-    if any(moved.values()):
-        sources |= moved
-    if options.unlabeled_dir:
-        sources["unlabeled_dir"] = options.unlabeled_dir
-    data = load_image_data(**sources)
+    data = stored_data(store, options)
     rows, unlabelled = data.shown, data.unlabelled_fingerprint()
     dataset = data.fingerprint(store.fingerprint.get("dataset"))
     store.check({"dataset": dataset, "unlabelled_images": unlabelled, "num_images": len(rows)})
@@ -185,9 +176,31 @@ def stored_views(store: TeacherStore, options: argparse.Namespace) -> tuple[View
     return ViewDataset(rows, settings, kept.data_seed), data.class_names
 
 
+def stored_data(store: TeacherStore, options: argparse.Namespace) -> ImageData:
+    """The images where a store has them from, or where the options say that they are now.
+
+    Raises:
+        InputError: nobody says where they are, or they cannot be read.
+    """
+    kept, path = store.about.get("data") or {}, store.directory / DESCRIPTION
+    known = inspect.signature(load_image_data).parameters.keys() | {"crop_pct"}
+    if not isinstance(kept, dict) or not kept.keys() <= known:
+        raise InputError(f"{path} does not say where its images are; fetch it anew")
+    sources = {name: value for name, value in kept.items() if name != "crop_pct"}
+    moved = {name: getattr(options, name) for name in DATA_SOURCES}
+    if any(moved.values()):
+        sources |= moved
+    if options.unlabeled_dir:
+        sources["unlabeled_dir"] = options.unlabeled_dir
+    if not any(map(sources.get, DATA_SOURCES)):
+        raise InputError(f"{path} does not say where its images are; give --train_dir, --train_csv or --dataset_name")
+    return load_image_data(**sources)
+
+
 def combine_stores(options: argparse.Namespace) -> int:
     """Make a store of what the teachers of several say together; 1 if something of theirs is damaged."""
     stores = [TeacherStore(folder) for folder in options.stores]
+    know_data_alike(stores, lambda store: stored_data(store, options))
     counts = dict(combine(stores, options.output))
     combined, number = TeacherStore(options.output), len(stores)
     by = combined.fingerprint["combined"]

@@ -1,20 +1,25 @@
 """Stores of several teachers combined into one: the majority of labels, the mean of probabilities."""
 
+import json
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.images import grey
 from helpers.labelling import content, forget
-from helpers.stores import SOFT, make
+from helpers.stores import SOFT, fingerprint, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.teachers.combining import combine, majority
 from modeling_deit_distill.teachers.command_line import main
-from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
+from modeling_deit_distill.teachers.store import TeacherStore, create_store, decode_top_k
 
 FEW = {"num_views": 4, "num_classes": 3}
 
@@ -209,6 +214,81 @@ def test_one_store_the_same_twice_and_a_folder_with_other_answers_are_refused(tm
     with pytest.raises(InputError, match="b holds another store, which differs in .*combined.*; choose a new folder"):
         list(combine([first, other], tmp_path / "b"))
     assert content(other).tolist() == [2, 0, 0, 0]
+
+
+# ---- stores of an earlier version ----
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three images of each of two classes."""
+    for number in range(6):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey(10 * number).save(path)
+    return tmp_path / "photos"
+
+
+def about(photos, folder, labels, is_earlier: bool) -> str:
+    """A store of labels about photos, as this version or as an earlier one writes it; its folder."""
+    dataset = load_image_data(train_dir=str(photos)).fingerprint(EARLIER if is_earlier else None)
+    agreed, words = fingerprint(**FEW, dataset=dataset), {"teacher": folder.name, "data": {"train_dir": str(photos)}}
+    if is_earlier:
+        agreed = {name: value for name, value in agreed.items() if name != "scaled_decoding"} | {"format": 1}
+        folder.mkdir()
+        (folder / "store.json").write_text(json.dumps({"fingerprint": agreed, "about": words}))
+    store = TeacherStore(folder) if is_earlier else create_store(folder, agreed, words)
+    store.write(0, np.arange(len(labels)), np.array(labels, dtype=store.dtype) + 1)
+    return str(folder)
+
+
+EARLIER = "0" * 16  # as long as their hashes of the data
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("is_upgraded", [False, True])
+def test_a_store_of_an_earlier_version_goes_with_others_of_the_same_images(photos, tmp_path, order, is_upgraded):
+    earlier, other = about(photos, tmp_path / "a", [0, 1, 2], True), about(photos, tmp_path / "b", [1, 1, 1], False)
+    if is_upgraded:
+        assert main(["upgrade", earlier]) == 0
+    assert main(["combine", *[earlier, other][::order], "--output", str(tmp_path / "all")]) == 0
+    store = TeacherStore(tmp_path / "all")
+    assert content(store).tolist() == [[1, 2, 3, 0], [2, 2, 2, 0]][order == -1]
+    assert store.fingerprint["dataset"] == load_image_data(train_dir=str(photos)).fingerprint()
+    assert TeacherStore(earlier).fingerprint["dataset"] != store.fingerprint["dataset"]  # it is left as it is
+
+
+def test_the_images_tell_whether_an_earlier_store_is_about_the_same(photos, tmp_path):
+    earlier, other = about(photos, tmp_path / "a", [0], True), about(photos, tmp_path / "b", [1], False)
+    words, moved = ["combine", earlier, other, "--output", str(tmp_path / "all")], str(photos) + " moved"
+    photos.rename(moved)
+    with pytest.raises(
+        InputError,
+        match=r"a is of an earlier version and knows 256 of its images, .*b knows all, .* cannot be read: train_dir "
+        r"'.*photos' .*; if they were moved, say where they are \(--train_dir",
+    ):
+        main(words)
+    assert main([*words, "--train_dir", moved]) == 0
+    shutil.rmtree(tmp_path / "all")
+    grey(99).save(Path(moved, "a", "2.png"))
+    with pytest.raises(
+        InputError,
+        match='a holds answers for dataset "[0-9a-f]{16}", and .*photos moved.* is now "[0-9a-f]{16}"; say where the',
+    ):
+        main([*words, "--train_dir", moved])
+    assert not (tmp_path / "all").exists()
+
+
+def test_earlier_stores_alone_need_no_images(photos, tmp_path):
+    folders = [about(photos, tmp_path / name, [0], True) for name in "ab"]
+    shutil.rmtree(photos)
+    assert main(["combine", *folders, "--output", str(tmp_path / "all")]) == 0
+
+
+def test_where_nobody_says_where_the_images_are_the_arguments_are_named(photos, tmp_path):
+    earlier, other = about(photos, tmp_path / "a", [0], True), labelled(tmp_path / "b", [0])
+    with pytest.raises(InputError, match="b/store.json does not say where its images are; give --train_dir, --tr"):
+        main(["combine", earlier, str(other.directory), "--output", str(tmp_path / "all")])
 
 
 # ---- runs ----
