@@ -49,7 +49,7 @@ def of_few_images(num_images: int) -> str | None:
     """Too few images for a student that starts from scratch."""
     if num_images >= FEW_FROM_SCRATCH:
         return None
-    return f"{num_images:,} images are few to start from scratch; with a network {FINETUNING} does better"
+    return f"{num_images:,} images are few to start from scratch; with internet access {FINETUNING} does better"
 
 
 def of_patches(config: DeiTDistillConfig, is_new: bool) -> str | None:

@@ -147,7 +147,8 @@ def offline_remedy(error: BaseException) -> str:
     if is_offline_mode():
         return "; HF_HUB_OFFLINE is set, so only what was loaded before is found: give a local folder, or unset it"
     return (
-        "; without a network, give a local folder, or set HF_HUB_OFFLINE=1: what was loaded before is then read at once"
+        "; without internet access, give a local folder, or set HF_HUB_OFFLINE=1: what was loaded before is then read "
+        "at once"
     )
 
 

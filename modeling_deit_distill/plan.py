@@ -446,7 +446,7 @@ def _naming_what_needs_no_network():
     except InputError as error:
         if not offline_remedy(error):
             raise
-        raise InputError(f"{error}; or train from scratch, which needs no network: {FROM_SCRATCH}") from error
+        raise InputError(f"{error}; or train from scratch, which needs no download: {FROM_SCRATCH}") from error
 
 
 def _check_unlabelled(arguments: Arguments):

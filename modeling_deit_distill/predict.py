@@ -3,7 +3,7 @@
 MODEL is the output folder of a run, a name on the Hub, any checkpoint that `python -m modeling_deit_distill.conversion`
 reads, any other image classifier of transformers, or a folder with an ONNX export. Folders are searched at any depth.
 The CSV file has one row for each image; one that cannot be read has the reason in its column `error`. If the folders
-below a named one are called as classes of the model, its answers are compared with them.
+below a named one have the names of the model's classes, its answers are compared with them.
 """
 
 import argparse
@@ -126,7 +126,7 @@ class Truth:
 
     Attributes:
         labels: (images,) int32 class indices of the model, `NOTHING` where nothing is known.
-        folders: class index by the name of a folder that is called as a class.
+        folders: class index by the name of a folder that has the name of a class.
         others: number of images by the name of any other folder.
     """
 
@@ -334,15 +334,15 @@ def what_will_run(
             known += f" ({without:,} of them without labels)" if without else ""
             known += ", so the figures say nothing of new images"
         parts.append(
-            f"{_images(number)}{known}, in {len(truth.folders):,} folder(s) called as classes of the model "
+            f"{_images(number)}{known}, in {len(truth.folders):,} folder(s) named like classes of the model "
             "(--no_measure leaves this out)"
         )
     if truth.others:
         listed = [f"{shown(name)} ({count:,})" for name, count in truth.others.items()]
         more = f" and {len(listed) - MAX_LISTED:,} more" if len(listed) > MAX_LISTED else ""
-        which = f"called as no class of the model: {', '.join(listed[:MAX_LISTED])}{more}"
+        which = f"named like no class of the model: {', '.join(listed[:MAX_LISTED])}{more}"
         others = _images(sum(truth.others.values()))
-        parts.append(f"but not {others} in folders {which}" if parts else f"nothing, all folders are {which}")
+        parts.append(f"but not {others} in folders {which}" if parts else f"nothing: all folders are {which}")
     if number and (loose := np.count_nonzero(images.folders == NO_FOLDER)):
         parts.append(f"but not {_images(loose)} in no folder")
     return {**words, "measured": "; ".join(parts)}

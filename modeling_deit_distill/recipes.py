@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from argparse import ArgumentDefaultsHelpFormatter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,13 @@ DECLARATIONS = {
 # Our recipes: within an installed package, or where they are in a checkout.
 _INSTALLED = Path(__file__).with_name("recipe_files")
 FOLDER = _INSTALLED if _INSTALLED.exists() else Path(__file__).parents[1] / "examples" / "recipes"
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter):
+    """Says no default of an argument whose default depends on others: its help says it in words."""
+
+    def _get_help_string(self, action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _ArgumentParser(HfArgumentParser):
@@ -65,6 +73,7 @@ def parse_arguments(arguments: list[str]) -> Arguments:
         prog=program(),
         usage=f"accelerate launch --quiet {program()} [RECIPE.yaml] [--key value ...]",
         allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
     recipe, command_line = _split_recipe(arguments)

@@ -38,7 +38,8 @@ OTHERS = (
 # Options of launchers and of other programs, which docs name in the text.
 OPTIONS_OF_OTHERS = {
     *("config_file", "cpu", "machine_rank", "main_process_ip", "main_process_port", "num_cpu_threads_per_process"),
-    *("check", "no-cache", "nproc-per-node", "num_processes", "quiet", "shm-size", "signal", "standalone", "strict"),
+    *("check", "directory", "no-cache", "nproc-per-node", "num_processes", "quiet", "shm-size", "signal"),
+    *("standalone", "strict"),
 }
 PLACEHOLDERS = {"key", "hub_"}
 

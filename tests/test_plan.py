@@ -155,7 +155,7 @@ def test_without_a_network_the_recipe_that_needs_none_is_named(monkeypatch):
     monkeypatch.setattr(student_module, "load_checkpoint", unreached)
     words = ["--dataset_name", "digits", "--distillation_type", "none", "--use_cpu", "true"]
     plan = Plan.from_arguments([*words, "--model_name_or_path", "facebook/deit"])
-    with pytest.raises(InputError, match="cannot be read; .* no network: examples/recipes/own_images.yaml"):
+    with pytest.raises(InputError, match="cannot be read; .* no download: examples/recipes/own_images.yaml"):
         _ = plan.start
 
 

@@ -123,7 +123,7 @@ def test_class_folders_are_measured_and_it_says_so(student, photos, tmp_path, ca
     assert header == [*HEADER, "label", "error"]
     assert [row["label"] for row in rows] == [name for name in COLOURS for _ in range(5)]
     printed = capsys.readouterr().out
-    assert "measured  15 images, in 3 folder(s) called as classes of the model (--no_measure leaves" in printed
+    assert "measured  15 images, in 3 folder(s) named like classes of the model (--no_measure leaves" in printed
     right = np.mean([row["class"] == row["label"] for row in rows])
     assert re.search(rf"^accuracy +{100 * right:.2f} %$", printed, re.MULTILINE)
     assert "macro-F1" in printed and "balanced accuracy" in printed
@@ -139,8 +139,8 @@ def test_folders_that_are_no_class_are_named(student, photos, tmp_path, capsys):
     _, rows = predicted(tmp_path, student, tmp_path / "mixed", "--num_workers", 0)
     assert [row["label"] for row in rows] == ["red", "", "", ""]
     printed = capsys.readouterr().out
-    assert "measured  1 image, in 1 folder(s) called as classes of the model" in printed
-    assert "but not 2 images in folders called as no class of the model: day (1), night (1)" in printed
+    assert "measured  1 image, in 1 folder(s) named like classes of the model" in printed
+    assert "but not 2 images in folders named like no class of the model: day (1), night (1)" in printed
     assert "but not 1 image in no folder" in printed and "Measured on 1 image by" in printed
     header, _ = predicted(tmp_path / "other", student, tmp_path / "mixed" / "day", tmp_path / "mixed" / "night")
     assert header == [*HEADER, "error"]
@@ -148,7 +148,7 @@ def test_folders_that_are_no_class_are_named(student, photos, tmp_path, capsys):
         shutil.rmtree(tmp_path / "mixed" / name)
     capsys.readouterr()
     predicted(tmp_path / "third", student, tmp_path / "mixed", "--num_workers", 0)
-    assert "measured  nothing, all folders are called as no class of the model: night (1)" in capsys.readouterr().out
+    assert "measured  nothing: all folders are named like no class of the model: night (1)" in capsys.readouterr().out
 
 
 def test_images_that_the_model_was_made_from_are_counted_apart(student, photos, save_photos, tmp_path, capsys):

@@ -34,7 +34,7 @@ class ModelArguments:
         "facebook's (a .pth file).",
     )
     model_size: Annotated[Literal["tiny", "small", "base"] | None, Choice(STUDENT)] = HfArg(
-        default=None, help="Named size of a new student (DeiT-Ti, -S, -B). Default: tiny."
+        default=None, help="Named size of a new student (DeiT-Ti, -S, -B): its width, depth and heads. Default: tiny."
     )
     hidden_size: Annotated[Width | None, STUDENT] = HfArg(default=None, help="Width of a token.")
     num_hidden_layers: Annotated[Depth | None, STUDENT] = HfArg(default=None, help="Number of transformer blocks.")

@@ -51,7 +51,8 @@ class DistillationTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = HfArg(default=False, help="Train again into an output_dir that holds an earlier run.")
     dry_run: bool = HfArg(
         default=False,
-        help="Only check, try a few steps of each phase, and say how long each will take. Nothing is kept.",
+        help="Only check, try a few steps of each phase, and say how long each will take. Nothing is written to "
+        "output_dir.",
     )
 
     distillation_type: Literal["none", "soft", "hard"] = HfArg(

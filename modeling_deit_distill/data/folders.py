@@ -25,7 +25,7 @@ CIRCLE = "link{s} to a folder that is read already"
 def read_class_folders(folder: str, argument: str) -> Found:
     """The images of a folder of class folders, in the order of their paths.
 
-    Classes are called as their folders, in composed Unicode (NFC).
+    Classes have the names of their folders, in composed Unicode (NFC).
 
     Args:
         folder: with a subfolder of images for each class.
@@ -53,8 +53,8 @@ def read_class_folders(folder: str, argument: str) -> Found:
     if not found.paths:
         reason = f" (skipped: {found.skipped})" if found.skipped.counts else ""
         raise InputError(
-            f"{argument} {folder!r} holds no images in class folders; every image must lie in a folder that is "
-            f"called as its class{reason}"
+            f"{argument} {folder!r} holds no images in class folders; every image must lie in a folder with "
+            f"the name of its class{reason}"
         )
     if all(below.values()):
         _refuse_splits(argument, folder, list(below))

@@ -110,7 +110,8 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
     examples = write_demo(source, folder, name, exported, runtime)
     shown = f"with {examples} of the images as examples; onnxruntime-web {runtime.version} from {runtime.folder}"
     place = Path(options.destination, "" if len(options.formats) == 1 else "browser")
-    opened = f"  to open it: cd {shlex.quote(str(place))} && python -m http.server 8000, then http://localhost:8000"
+    serve = f"python -m http.server 8000 --directory {shlex.quote(str(place))}"
+    opened = f"  to open it: {serve}, then http://localhost:8000"
     return "\n".join(["browser", *map(in_words, exported), f"  index.html: the page, {shown}", opened])
 
 

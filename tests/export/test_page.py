@@ -217,4 +217,4 @@ def test_the_command_writes_the_page_with_examples(layout):
     assert (content["resize"], content["crop"]) == (36, [32, 32])
     assert len(content["examples"]) == 6 and content["runtime"]["folder"] == CDN
     assert "index.html: the page, with 6 of the images as examples; onnxruntime-web 1.30.0 from " + CDN in printed
-    assert f"to open it: cd {folder} && python -m http.server 8000, then http://localhost:8000" in printed
+    assert f"to open it: python -m http.server 8000 --directory {folder}, then http://localhost:8000" in printed
