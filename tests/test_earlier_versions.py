@@ -106,7 +106,7 @@ def test_a_store_is_upgraded_and_says_the_same(earlier, capsys):
     folder = earlier / "store"
     before = TeacherStore(folder)
     entries, known = before.read(0, np.arange(26))
-    before.write_validation("16 pixels", 0.5, np.array([3, 1]), np.array([3, 6]))
+    before.write_validation("16 pixels", 0.5, np.array([3, 1]), np.array([3, 6]), [0.5, 1.0])
     with pytest.raises(InputError, match="has no checksums yet; run `store_cli upgrade"):
         main(["push", str(folder), "me/answers"])
     assert main(["upgrade", str(folder)]) == 0

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from modeling_deit_distill.augmentation.augment import mix_labels
 from modeling_deit_distill.augmentation.operations import contrast
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss, soft_distillation_loss
-from modeling_deit_distill.teachers.store import decode_top_k
+from modeling_deit_distill.teachers.entries import decode_top_k
 from modeling_deit_distill.training.average import update_average
 from modeling_deit_distill.training.finite import gradient_norm
 from modeling_deit_distill.training.metrics import decide

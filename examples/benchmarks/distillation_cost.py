@@ -36,7 +36,8 @@ from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassifi
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
 from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.script import run_script
-from modeling_deit_distill.teachers.store import create_store, decode_labels
+from modeling_deit_distill.teachers.entries import decode_labels
+from modeling_deit_distill.teachers.store import create_store
 from modeling_deit_distill.teachers.teacher import InputView, Teacher
 
 NUM_CLASSES = 1000

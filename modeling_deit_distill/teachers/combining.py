@@ -12,8 +12,10 @@ from ..errors import InputError
 from ..report import say_once
 from .agreement import OF_TEACHER, of_several
 from .ensemble import mean_logits
-from .labelling import accuracies_of
-from .store import TeacherStore, create_store, decode_top_k, in_words, is_store, short
+from .entries import decode_top_k
+from .entry_files import entries_of_text
+from .labelling import accuracies_of, decisions
+from .store import VALIDATION, TeacherStore, create_store, in_words, is_store, short
 
 HARD, SOFT = "majority", "mean probability"  # how answers are combined, as the field `combined` of the store says
 # What two stores of the same views may differ in.
@@ -32,10 +34,9 @@ def combine(stores: Sequence[TeacherStore], directory: str | os.PathLike) -> Ite
     """
     known = check_alike(stores)
     combined = _new_store(stores, directory)
-    at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
     for epoch, bits in known.items():
         views = np.flatnonzero(np.unpackbits(bits))
-        for positions in np.split(views, range(at_once, len(views), at_once)):
+        for positions in _parts(combined, views):
             entries = [_read(store, epoch, positions) for store in stores]
             combined.write(epoch, positions, _together(combined, stores, entries))
         yield epoch, len(views)
@@ -77,6 +78,12 @@ def know_data_alike(stores: Sequence[TeacherStore], load: Callable[[TeacherStore
             )
     for store in earlier:
         store.fingerprint["dataset"] = data.fingerprint()
+
+
+def _parts(combined: TeacherStore, views: np.ndarray) -> list[np.ndarray]:
+    """What belongs to views (views,), in parts whose logits fit into memory together."""
+    at_once = max(1, LOGITS_AT_ONCE // combined.fingerprint["num_classes"])
+    return np.split(views, range(at_once, len(views), at_once))
 
 
 def _read(store: TeacherStore, epoch: int, positions: np.ndarray) -> np.ndarray:
@@ -189,18 +196,36 @@ def majority(labels: np.ndarray) -> np.ndarray:
 
 
 def _combine_validation(combined: TeacherStore, stores: Sequence[TeacherStore]):
-    """What all say about the validation images: the majority of their decisions, of any kind of store."""
+    """What all say together about the validation images, by the same rule as about the views.
+
+    Where it cannot be known there is none, which is said.
+    """
     kept = [store.validation() for store in stores]
     shown = [None if each is None else (each["view"], each["labels"]) for each in kept]
     if None in shown or any(each != shown[0] for each in shown):
-        say_once(f"{combined.directory}: the stores hold no answers about the same validation images; it has none")
-        return
+        return _leave_out_validation(combined, "the stores hold no answers about the same validation images")
     answers, labels = np.array([each["answers"] for each in kept]), np.array(kept[0]["labels"])
-    together = majority(answers)
+    entries = _validation_entries(combined, stores, kept)
+    if combined.is_soft and entries is None and (answers != answers[0]).any():
+        lacking = [str(store.directory) for store, each in zip(stores, kept, strict=True) if "entries" not in each]
+        reason = "decisions alone about the validation images, from which those of the mean probability cannot be told"
+        return _leave_out_validation(combined, f"{' and '.join(lacking)} have {reason}")
+    together = majority(answers) if entries is None else decisions(entries)
     accuracy = float(np.mean(together == labels)) if len(labels) else math.nan
-    if combined.fingerprint["combined"] == SOFT:
-        say_once(
-            f"{combined.directory}: about validation images stores hold decisions alone; the accuracy of the teachers "
-            "together is that of the majority, of two stores of the first"
-        )
-    combined.write_validation(shown[0][0], accuracy, together, labels, accuracies_of(answers, labels))
+    combined.write_validation(shown[0][0], accuracy, together, labels, accuracies_of(answers, labels), entries)
+
+
+def _validation_entries(
+    combined: TeacherStore, stores: Sequence[TeacherStore], kept: Sequence[dict]
+) -> np.ndarray | None:
+    """Soft answers of all together about the validation images, (images,); None if a store has not its own."""
+    if not kept[0]["labels"] or not all("entries" in each for each in kept):
+        return None
+    each = [entries_of_text(one["entries"], store.dtype) for one, store in zip(kept, stores, strict=True)]
+    parts = [_together(combined, stores, part) for part in zip(*(_parts(combined, one) for one in each), strict=True)]
+    return np.concatenate(parts)
+
+
+def _leave_out_validation(combined: TeacherStore, reason: str):
+    say_once(f"{combined.directory}: {reason}; the accuracy of the teachers together is left out")
+    (combined.directory / VALIDATION).unlink(missing_ok=True)  # of an earlier call

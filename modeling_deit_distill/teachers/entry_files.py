@@ -17,6 +17,7 @@ the journal off. Killed at any moment, it leaves the block as it was or as it wa
 A file of format 1 ([`PlainFile`]) holds the entries alone.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -69,6 +70,20 @@ def is_sound(entries: np.ndarray, num_classes: int) -> np.ndarray:
     classes, logits = entries["classes"], entries["logits"]
     in_range = ((classes >= 1) & (classes <= num_classes)).all(axis=1)
     return in_range & np.isfinite(logits).all(axis=1) & np.isfinite(entries["log_sum_exp"])
+
+
+def entries_in_text(entries: np.ndarray) -> str:
+    """Entries (views,) for a JSON file."""
+    return base64.b64encode(entries.tobytes()).decode()
+
+
+def entries_of_text(text: str, dtype: np.dtype) -> np.ndarray:
+    """What [`entries_in_text`] was given.
+
+    Raises:
+        ValueError, TypeError: it is no text of such entries.
+    """
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype).copy()  # that can be written to
 
 
 def identity_of(agreed: object) -> str:

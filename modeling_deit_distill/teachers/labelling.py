@@ -95,9 +95,11 @@ def ask_about_validation(
     store: TeacherStore, teacher: Teacher | Ensemble, held_out: EvaluationDataset, view: str, batch_size: int
 ) -> float:
     """Keep the teacher's answers about the validation images, shown as `view` says; its accuracy, from 0 to 1."""
-    answers, labels, members = decisions_of(teacher, held_out, batch_size)
-    accuracy = float(np.mean(answers == labels))
-    store.write_validation(view, accuracy, answers, labels, accuracies_of(members, labels))
+    entries: list[np.ndarray] = []
+    note = (lambda logits: entries.append(store.encode(logits))) if store.is_soft else None
+    answers, labels, members = decisions_of(teacher, held_out, batch_size, note)
+    accuracy, shares = float(np.mean(answers == labels)), accuracies_of(members, labels)
+    store.write_validation(view, accuracy, answers, labels, shares, np.concatenate(entries) if entries else None)
     return accuracy
 
 

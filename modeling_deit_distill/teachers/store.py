@@ -6,7 +6,7 @@ set of augmentations. So a store is a folder with
 - `store.json`: what the answers are about. Whoever reads them must agree with every field of it.
 - `epoch-00000.bin`, ...: one entry for each position of an epoch, all of one size, in blocks with checksums; see
   `entry_files.py`.
-- `validation.json`: the teacher's answers about the validation images, and its accuracy.
+- `validation.json`: the teacher's decisions about the validation images, its accuracy, and of soft answers the entries.
 
 `store.json` and `validation.json` hold a checksum of their own content, and the store's identity: a hash of what it
 must agree about, which each file of entries begins with. What does not agree with its checksum is named, counted and
@@ -18,7 +18,6 @@ import contextlib
 import datetime
 import json
 import logging
-import math
 import os
 import re
 import shlex
@@ -33,7 +32,18 @@ from ..errors import InputError, LocalInputError, one_line, printable
 from ..files import check_json, read_json, with_checksum, without_folders, write_json
 from ..report import say_once
 from .agreement import DIFFERENCES, OF_TEACHER, ONLY_IF_ANY, REMEDIES
-from .entry_files import BlockFile, PlainFile, begins_with_magic, entry_dtype, identity_of, is_known, is_sound
+from .entries import encode_labels, encode_top_k
+from .entry_files import (
+    BlockFile,
+    PlainFile,
+    begins_with_magic,
+    entries_in_text,
+    entries_of_text,
+    entry_dtype,
+    identity_of,
+    is_known,
+    is_sound,
+)
 
 FORMAT, FORMAT_WITHOUT_CHECKSUMS = 2, 1
 DESCRIPTION, VALIDATION = "store.json", "validation.json"
@@ -45,6 +55,7 @@ WITHOUT_CHECKSUMS = (
     "`python -m modeling_deit_distill.store_cli upgrade {}` adds them"
 )
 VIEWS_READ_AT_ONCE = 8192
+MAX_VALIDATION_BYTES = 2**24  # of entries in `validation.json`: of 50,000 images the 82 highest logits
 MAX_NAMED = 3  # damaged parts of a file
 IDENTITY = re.compile("[0-9a-f]{16}")
 
@@ -83,6 +94,11 @@ class TeacherStore:
     def has_checksums(self) -> bool:
         """Whether it is of the current format."""
         return self.fingerprint["format"] == FORMAT
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether it keeps logits, and not labels."""
+        return self.fingerprint["distillation_type"] == "soft"
 
     def check(self, wanted: Mapping[str, object]):
         """Refuse to be read by a run to which the answers do not apply.
@@ -212,14 +228,31 @@ class TeacherStore:
         return kept if kept is not None and kept["view"] == view else None
 
     def write_validation(
-        self, view: str, accuracy: float, answers: np.ndarray, labels: np.ndarray, members: Sequence[float] = ()
+        self,
+        view: str,
+        accuracy: float,
+        answers: np.ndarray,
+        labels: np.ndarray,
+        members: Sequence[float] = (),
+        entries: np.ndarray | None = None,
     ):
         """Keep what the teacher said about the validation images, shown as `view` says.
 
-        `members` are the accuracies of each of several teachers, of whose answers `answers` are.
+        Args:
+            view, accuracy: how they were shown, and the share of right answers.
+            answers, labels: (images,) class indices.
+            members: the accuracies of each of several teachers, of whose answers `answers` are.
+            entries: (images,) of soft answers, without which stores cannot be combined here; not kept where they take
+                more than 16 MiB.
         """
         kept = {"view": view, "accuracy": accuracy, "answers": answers.tolist(), "labels": labels.tolist()}
         kept |= {"members": list(members)} if members else {}
+        if entries is not None and entries.nbytes <= MAX_VALIDATION_BYTES:
+            kept["entries"] = entries_in_text(entries)
+        self.keep_validation(kept)
+
+    def keep_validation(self, kept: dict):
+        """Write what [`validation`] returns, without its checksum."""
         if self.has_checksums:
             kept = with_checksum({"identity": self.identity, **kept})
         with disk_errors_named(self.directory / VALIDATION):
@@ -239,12 +272,18 @@ class TeacherStore:
             shares = [kept["accuracy"], *kept.get("members", [])]
             if len(kept["answers"]) != len(kept["labels"]) or not all(0 <= share <= 1 for share in shares):
                 raise ValueError("its answers are not complete")
+            if "entries" in kept:
+                self._check_entries(entries_of_text(kept["entries"], self.dtype), len(kept["answers"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._say_damaged(VALIDATION, [f"{type(error).__name__}: {one_line(error)}"])
             return None
         return kept
+
+    def _check_entries(self, entries: np.ndarray, number: int):
+        if len(entries) != number or not is_sound(entries, self.fingerprint["num_classes"]).all():
+            raise ValueError("its entries are not those of its answers")
 
     def _check_format(self, description: Mapping):
         if self.fingerprint["format"] != FORMAT_WITHOUT_CHECKSUMS:
@@ -367,53 +406,6 @@ def identity_of_store(fingerprint: Mapping) -> str:
     """The identity of a new store: of what it must agree about, wherever its folders are."""
     agreed = {name: value for name, value in fingerprint.items() if name != "format"}
     return identity_of(without_folders(json.loads(json.dumps(agreed))))
-
-
-def encode_labels(logits: torch.Tensor, dtype: np.dtype) -> np.ndarray:
-    """The teacher's decisions about logits (views, classes), as entries (views,)."""
-    return (logits.argmax(dim=-1) + 1).cpu().numpy().astype(dtype)
-
-
-def decode_labels(entries: np.ndarray, device) -> torch.Tensor:
-    """Class indices (views,) on the device."""
-    return torch.from_numpy(entries.astype(np.int64) - 1).to(device, non_blocking=True)
-
-
-def encode_top_k(logits: torch.Tensor, dtype: np.dtype, temperature: float) -> np.ndarray:
-    """The k highest of logits (views, classes) and what is needed to place the rest, as entries (views,).
-
-    The log-sum-exp is that of all logits / τ. Logits are kept in half precision; it is computed from the kept values,
-    so that the k highest never have more than the whole mass.
-    """
-    k = dtype["classes"].shape[0]
-    highest, classes = logits.float().topk(k, dim=-1)
-    kept = highest.half()
-    logits = logits.float().scatter(-1, classes, kept.float())
-    entries = np.zeros(len(logits), dtype)
-    entries["log_sum_exp"] = torch.logsumexp(logits / temperature, dim=-1).cpu().numpy()
-    entries["logits"] = kept.cpu().numpy()
-    entries["classes"] = (classes + 1).cpu().numpy()
-    return entries
-
-
-def decode_top_k(entries: np.ndarray, num_classes: int, temperature: float, device) -> torch.Tensor:
-    """Logits (views, classes) from entries (views,) that were encoded at the same temperature.
-
-    Their distribution at it has the teacher's k highest probabilities. The mass that these leave is spread evenly over
-    the other classes.
-    """
-    log_sum_exp, highest, classes = (
-        torch.from_numpy(np.ascontiguousarray(entries[name])).to(device, non_blocking=True)
-        for name in ("log_sum_exp", "logits", "classes")
-    )
-    highest, classes = highest.float(), classes.long() - 1
-    rest = num_classes - classes.shape[-1]
-    if rest == 0:
-        return torch.empty(len(classes), num_classes, device=device).scatter_(-1, classes, highest)
-    share = torch.exp(highest / temperature - log_sum_exp[:, None]).sum(dim=-1)
-    left = torch.log((1 - share).clamp(min=torch.finfo(torch.float32).tiny)) - math.log(rest)
-    elsewhere = temperature * (log_sum_exp + left)
-    return elsewhere[:, None].repeat(1, num_classes).scatter_(-1, classes, highest)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """A teacher is tried before it teaches: are its answers finite, and better than chance?"""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -107,9 +108,16 @@ def _why_weak(predicted: np.ndarray, true: np.ndarray, expected: float, trained_
 
 @torch.inference_mode()
 def decisions_of(
-    teacher: Teacher | Ensemble, images: Dataset, batch_size: int
+    teacher: Teacher | Ensemble,
+    images: Dataset,
+    batch_size: int,
+    note: Callable[[torch.Tensor], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """A teacher's decisions on images, the true labels, and the decisions of each member; (images,) class indices.
+
+    Args:
+        teacher, images, batch_size: as of [`check_teacher`].
+        note: is given the logits (batch, classes) of each batch.
 
     Raises:
         InputError: answers that are not finite; the index of a NaN would be a class like any other.
@@ -122,6 +130,8 @@ def decisions_of(
             remedy = f"add --teacher_precision fp32 (now {precision})"
             remedy = "take another teacher" if precision == "fp32" else remedy
             raise InputError(f"the teacher's answers about validation images are not finite; {remedy}")
+        if note is not None:
+            note(logits)
         answers.append(torch.stack([logits, *each]).argmax(dim=-1).cpu())
         labels.append(batch["labels"])
     first, *members = torch.cat(answers, dim=1).numpy()

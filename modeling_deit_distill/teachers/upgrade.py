@@ -42,5 +42,5 @@ def upgrade(directory: str | os.PathLike) -> Iterator[tuple[str, int]]:
     kept = store.validation()
     store.fingerprint["format"] = FORMAT
     if kept is not None:
-        store.write_validation(kept["view"], kept["accuracy"], np.array(kept["answers"]), np.array(kept["labels"]))
+        store.keep_validation(kept)
     write_description(store.directory, store.fingerprint, store.about, store.identity)

@@ -11,8 +11,9 @@ from ..data.evaluation import labels_of
 from ..errors import InputError, LocalInputError
 from ..teachers.agreement import of_views
 from ..teachers.ensemble import ask_each
+from ..teachers.entries import decode_labels, decode_top_k
 from ..teachers.labelling import accuracies_of
-from ..teachers.store import TeacherStore, decode_labels, decode_top_k
+from ..teachers.store import TeacherStore
 
 ASKED = "asked"  # in a batch: its answers, and whether they are finite; None for those of a store
 
@@ -149,19 +150,23 @@ class Answers:
             return {**kept, "answers": np.array(kept["answers"]), "labels": np.array(kept["labels"])}
         if self.teacher is None:
             return None
-        answers, labels = [], []
+        keeps = keeps and self.store is not None
+        answers, labels, entries = [], [], []
         for batch in batches(name):
             if "labels" not in batch:
                 raise InputError("the evaluation set has no labels, so nobody knows how often the teacher is right")
             logits, each = self._ask_each(batch["pixel_values"])
             decided = torch.stack([logits, *each], dim=1).argmax(dim=-1)
-            decided, true = accelerator.gather_for_metrics((decided, batch["labels"]))
+            asked = (decided, batch["labels"], *([logits] if keeps and self.store.is_soft else []))
+            decided, true, *of_all = accelerator.gather_for_metrics(asked)
+            entries += map(self.store.encode, of_all) if of_all else []
             answers.append(decided.cpu().numpy())
             labels.append(true.cpu().numpy())
         (answers, *members), labels = np.concatenate(answers).T, np.concatenate(labels)
         accuracy, shares = float(np.mean(answers == labels)), accuracies_of(members, labels)
-        if self.store is not None and keeps and accelerator.is_main_process:
-            self.store.write_validation(view, accuracy, answers, labels, shares)
+        if keeps and accelerator.is_main_process:
+            whole = np.concatenate(entries) if entries else None
+            self.store.write_validation(view, accuracy, answers, labels, shares, whole)
         return {"accuracy": accuracy, "answers": answers, "labels": labels, "members": shares}
 
     def _read_or_ask(self, epoch: int, positions: np.ndarray, pixel_values: list[torch.Tensor]) -> np.ndarray:

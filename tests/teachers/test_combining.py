@@ -17,9 +17,13 @@ from hypothesis.extra import numpy as arrays
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.teachers import combining
 from modeling_deit_distill.teachers.combining import combine, majority
 from modeling_deit_distill.teachers.command_line import main
-from modeling_deit_distill.teachers.store import TeacherStore, create_store, decode_top_k
+from modeling_deit_distill.teachers.ensemble import Ensemble
+from modeling_deit_distill.teachers.entries import decode_top_k
+from modeling_deit_distill.teachers.labelling import ask_about_validation, decisions
+from modeling_deit_distill.teachers.store import TeacherStore, create_store
 
 FEW = {"num_views": 4, "num_classes": 3}
 
@@ -143,6 +147,53 @@ def test_validation_answers_are_combined_by_the_majority(tmp_path):
     assert (kept["answers"], kept["accuracy"], kept["members"]) == ([0, 1, 2], 1.0, [2 / 3] * 3)
     stores[1].write_validation("24 pixels", 0.5, np.array([0, 1]), labels[:2])
     assert combined(stores, tmp_path / "others").validation() is None
+
+
+def with_validation(store, probabilities, labels, **changes) -> TeacherStore:
+    """The store, with soft answers (images, classes) about validation images."""
+    entries, labels = store.encode(torch.tensor(probabilities).log()), np.array(labels)
+    said = decisions(entries)
+    kept = {"entries": entries, **changes}
+    store.write_validation("16 pixels", float(np.mean(said == labels)), said, labels, **kept)
+    return store
+
+
+@pytest.fixture
+def two_soft(tmp_path):
+    return [with_logits(tmp_path / name, [[0.7, 0.2, 0.1]]) for name in "ab"]
+
+
+def test_soft_validation_answers_are_combined_by_the_mean_of_their_probabilities(two_soft, tmp_path, monkeypatch):
+    monkeypatch.setattr(combining, "LOGITS_AT_ONCE", 6)  # two images at once
+    # The means are (0.3, 0.6, 0.1), (0.5, 0.155, 0.345), (0.2, 0.35, 0.45).
+    with_validation(two_soft[0], [[0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.1, 0.6, 0.3]], [1, 0, 2])  # none is right
+    with_validation(two_soft[1], [[0.1, 0.8, 0.1], [0.7, 0.01, 0.29], [0.3, 0.1, 0.6]], [1, 0, 2])
+    store = combined(two_soft, tmp_path / "all")
+    kept = store.validation()
+    assert (kept["answers"], kept["accuracy"], kept["members"]) == ([1, 0, 2], 1.0, [0.0, 1.0])
+    third = with_validation(with_logits(tmp_path / "c", [[0.7, 0.2, 0.1]]), [[1 / 3] * 3] * 3, [1, 0, 2])
+    assert combined([store, third], tmp_path / "more").validation()["answers"] == [1, 0, 2]  # combined again
+
+
+@pytest.mark.parametrize("lacks", [[0], [1], [0, 1]])
+def test_what_the_mean_decides_is_not_told_by_decisions(two_soft, tmp_path, caplog, lacks):
+    said = [[[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]], [[0.1, 0.6, 0.3], [0.6, 0.3, 0.1]]]
+    for place, store in enumerate(two_soft):
+        with_validation(store, said[place], [0, 0])
+    assert combined(two_soft, tmp_path / "all").validation()["accuracy"] == 0.5
+    for place in lacks:
+        with_validation(two_soft[place], said[place], [0, 0], entries=None)
+    assert combined(two_soft, tmp_path / "all").validation() is None  # what was there is no more
+    names = " and ".join(str(two_soft[place].directory) for place in lacks)
+    assert f"{names} have decisions alone about the validation images, from which those of the mean" in caplog.text
+    assert "the accuracy of the teachers together is left out" in caplog.text
+
+
+def test_where_all_decide_alike_so_does_the_mean(two_soft, tmp_path):
+    for store in two_soft:
+        with_validation(store, [[0.6, 0.3, 0.1], [0.1, 0.6, 0.3]], [0, 2], entries=None)
+    kept = combined(two_soft, tmp_path / "all").validation()
+    assert (kept["answers"], kept["accuracy"]) == ([0, 1], 0.5)
 
 
 def test_teachers_are_listed_and_one_precision_is_that_of_all(tmp_path):
@@ -338,3 +389,21 @@ def test_of_two_stores_of_labels_the_first_decides_which_is_said(filled_by, tmp_
     main(["combine", *folders, "--output", str(tmp_path / "all")])
     assert "answers-mine decides wherever they differ: combine three or more" in capsys.readouterr().out
     assert content(TeacherStore(tmp_path / "all")).tolist() == content(TeacherStore(folders[0])).tolist()
+
+
+def test_the_accuracy_of_soft_stores_together_is_that_of_the_ensemble(run_of, tmp_path):
+    members, stores = [], []
+    for name in ("mine", "other"):
+        folder = str(tmp_path / name)
+        words = ("--teacher_store", folder, "--distillation_type", "soft", "--num_train_epochs", "1")
+        run = run_of(*words, teacher=name)
+        teacher, store = run.prepare()
+        run.fill(store, teacher)
+        ask_about_validation(store, teacher, run.plan().held_out, "16 pixels", 8)
+        members.append(teacher)
+        stores.append(store)
+    together = make(tmp_path / "live", num_classes=10, **SOFT)
+    accuracy = ask_about_validation(together, Ensemble(members), run.plan().held_out, "16 pixels", 8)
+    kept = combined(stores, tmp_path / "all").validation()
+    assert kept["accuracy"] == accuracy and kept["answers"] == together.validation()["answers"]
+    assert kept["members"] == [store.validation()["accuracy"] for store in stores]

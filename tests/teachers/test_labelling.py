@@ -9,13 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill.arguments import ModelArguments
+from modeling_deit_distill.teachers.entries import decode_top_k
 from modeling_deit_distill.teachers.labelling import (
     ask,
     decisions,
     fill,
     planned_views,
 )
-from modeling_deit_distill.teachers.store import TeacherStore, decode_top_k
+from modeling_deit_distill.teachers.store import TeacherStore
 from modeling_deit_distill.teachers.teacher import load_teacher
 from modeling_deit_distill.teachers.training import TeacherTraining, training_record
 

@@ -12,6 +12,7 @@ from helpers.stores import (
     DEADLINE,
     FORK,
     LAYOUTS,
+    SOFT,
     answers,
     change,
     everywhere,
@@ -24,6 +25,7 @@ from helpers.stores import (
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from modeling_deit_distill.data.views import AugmentationSettings
+from modeling_deit_distill.teachers.entry_files import entries_of_text
 from modeling_deit_distill.teachers.store import (
     TeacherStore,
     create_store,
@@ -353,6 +355,21 @@ def test_validation_answers_come_back_in_their_view_alone(tmp_path):
     store.write_validation("24 pixels", 0.5, np.array([1]), np.array([0]))
     assert store.read_validation("24 pixels")["answers"] == [1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store.json", "validation.json"]
+
+
+def test_soft_answers_about_validation_images_are_kept_where_they_are_few(tmp_path, monkeypatch):
+    made = make(tmp_path, **SOFT)
+    entries = answers(made)[:4]
+    about = ("16 pixels", 0.75, np.array([3, 1, 0, 2]), np.array([3, 1, 0, 9]))
+    made.write_validation(*about, entries=entries)
+    kept = TeacherStore(tmp_path).validation()
+    assert (entries_of_text(kept["entries"], made.dtype) == entries).all() and kept["answers"] == [3, 1, 0, 2]
+    made.write_validation(*about, entries=entries[:3])
+    assert TeacherStore(tmp_path).validation() is None  # of other images
+    monkeypatch.setattr("modeling_deit_distill.teachers.store.MAX_VALIDATION_BYTES", entries.nbytes - 1)
+    made.write_validation(*about, entries=entries)
+    kept = TeacherStore(tmp_path).validation()
+    assert "entries" not in kept and kept["answers"] == [3, 1, 0, 2]
 
 
 def test_damaged_validation_answers_are_none(tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_deit_distill import soft_distillation_loss
+from modeling_deit_distill.teachers.entries import decode_labels, decode_top_k, encode_labels, encode_top_k
 from modeling_deit_distill.teachers.entry_files import BlockFile
-from modeling_deit_distill.teachers.store import decode_labels, decode_top_k, encode_labels, encode_top_k, is_known
+from modeling_deit_distill.teachers.store import is_known
 
 # ---- sizes ----
 
