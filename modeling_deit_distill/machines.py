@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object, wait_for_ever
 
 from .arguments import DistillationTrainingArguments, ModelArguments
 from .errors import InputError, one_line
+from .output_folder import OWN_STORE
 from .report import say
 
 # A network's file system may show a new file a little later.
@@ -27,11 +28,12 @@ def check_shared_folders(model_args: ModelArguments, args: DistillationTrainingA
     if args.world_size == 1 or args.dry_run:
         return
     distils, name = args.distillation_type != "none", f"output_dir {args.output_dir!r}"
-    is_shared = _is_shared(Path(args.output_dir), args)
+    is_shared, own_store = _is_shared(Path(args.output_dir), args), str(Path(args.output_dir, OWN_STORE))
     read_back = {
         "the teacher that process 0 trains there (train_teacher)": distils and model_args.train_teacher,
         "the checkpoint to go on from (resume_from_checkpoint)": args.resume_from_checkpoint,
         "the best checkpoint (load_best_model_at_end)": args.load_best_model_at_end,
+        "the teacher's answers about views that come round (view_epochs)": args.teacher_store == own_store,
     }
     for what, is_needed in read_back.items():
         if is_needed and not is_shared:

@@ -20,6 +20,7 @@ from .data.apart import check_folders_apart
 from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
 from .data.inspection import has_large_photographs, readable, try_held_out, try_sample
+from .data.loaders import views_come_round
 from .data.sources import ImageData, load_image_data
 from .data.views import NO_BALANCE, AugmentationSettings, with_current_names
 from .errors import InputError
@@ -86,7 +87,7 @@ class Plan:
             )
         _check_streaming(arguments)
         _check_unlabelled(arguments)
-        self._keeps_own_store = bool(self.args.view_epochs) and self.distils and self.args.teacher_store is None
+        self._keeps_own_store = self.distils and self.args.teacher_store is None and views_come_round(self.args)
         if self._keeps_own_store:
             self.args.teacher_store = str(Path(self.args.output_dir, OWN_STORE))
         check_folders_apart(self.data_args, self.args)
@@ -280,6 +281,8 @@ class Plan:
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         self._check_what_needs_no_data()
+        if self._keeps_own_store and not views_come_round(self.args, len(self.views)):
+            self.args.teacher_store, self._keeps_own_store = None, False
         check_metric(self.args, self.config)
         check_layers(self.args, self.config, is_new=self.start is None)
         check_fits(self.checkpoint, checkpoint_agreement(self.args, self.views, self.config), self.config)
@@ -391,8 +394,7 @@ class Plan:
     def _load_teacher(self) -> Teacher | Ensemble:
         if not self.model_args.train_teacher:
             return self.teacher_in(None)
-        (training,) = self.teachers_trainings
-        folder = find_or_train_teacher(training, *self.teachers_evaluation)
+        folder = find_or_train_teacher(*self.teachers_trainings, *self.teachers_evaluation)
         self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
         return self.teacher_in(folder)
 
@@ -404,8 +406,7 @@ class Plan:
         names = [member.model.name_or_path for member in teacher.members]
         if store is None:
             if self._replaces_own_store:
-                own = self.args.teacher_store
-                as_the_main_process(self.args, lambda: shutil.rmtree(own, ignore_errors=True))
+                as_the_main_process(self.args, lambda: shutil.rmtree(self.args.teacher_store, ignore_errors=True))
             path = Path(names[0], TRAINING_RECORD)
             agreed = {
                 **agreement.of_views(self.args, self.views, self.data),

@@ -41,6 +41,7 @@ def check(monkeypatch):
         ({"resume_from_checkpoint": "true"}, "output_dir 'out', .*resume_from_checkpoint"),
         ({"load_best_model_at_end": True}, "output_dir 'out', .*load_best_model_at_end"),
         ({"teacher_store": "answers"}, "teacher_store 'answers'"),
+        ({"teacher_store": "out/answers"}, "output_dir 'out', from which all read the teacher's answers .*view_epochs"),
     ],
 )
 def test_what_is_read_back_must_be_shared(check, changes, named):

@@ -90,3 +90,16 @@ def planned_steps(num_images: int | None, num_epochs: float, args, max_steps: in
         max_steps: instead of the epochs, if above 0.
     """
     return max_steps if max_steps > 0 else math.ceil(num_epochs * steps_per_epoch(num_images, args))
+
+
+def views_come_round(args, num_images: int | None = None) -> bool:
+    """Whether a run is long enough to show views again, of which it has `view_epochs`.
+
+    Args:
+        args: the [`DistillationTrainingArguments`].
+        num_images: of the training set; None where it is not read yet, and any `max_steps` may be long enough.
+    """
+    num_epochs = args.num_train_epochs
+    if args.max_steps > 0:
+        num_epochs = math.inf if num_images is None else args.max_steps / steps_per_epoch(num_images, args)
+    return num_epochs > args.view_epochs > 0

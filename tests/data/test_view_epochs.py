@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.loaders import views_come_round
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
 from modeling_deit_distill.teachers.labelling import planned_views
 
@@ -86,6 +87,23 @@ def test_without_rounds_every_epoch_has_views_of_its_own():
 def test_a_run_plans_the_views_of_the_first_epochs_alone(changes, expected, tmp_path):
     args = DistillationTrainingArguments(str(tmp_path), per_device_train_batch_size=16, use_cpu=True, **changes)
     assert planned_views(args, ViewDataset(range(100), AugmentationSettings(16))) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_train_epochs": 4, "view_epochs": 3}, True),
+        ({"num_train_epochs": 4, "view_epochs": 4}, False),
+        ({"num_train_epochs": 4, "view_epochs": 0}, False),
+        ({"num_train_epochs": 4.1, "view_epochs": 4}, True),
+        ({"max_steps": 13, "num_train_epochs": 4, "view_epochs": 2}, True),  # of six steps an epoch
+        ({"max_steps": 12, "num_train_epochs": 4, "view_epochs": 2}, False),
+    ],
+)
+def test_views_come_round_in_a_run_of_more_epochs(changes, expected, tmp_path):
+    args = DistillationTrainingArguments(str(tmp_path), per_device_train_batch_size=16, use_cpu=True, **changes)
+    assert views_come_round(args, num_images=100) is expected
+    assert views_come_round(args) is ("max_steps" in changes or expected)  # before anything is read
 
 
 def test_fewer_than_no_epochs_are_refused(tmp_path):
