@@ -24,6 +24,7 @@ from .data.loaders import planned_steps, steps_per_epoch
 from .output_folder import TEACHER, step_of
 from .report import aligned, counted, duration, say
 from .screen import hide
+from .teachers.labelling import planned_views
 from .teachers.training import teacher_trainer
 from .trainer import DistillationTrainer
 
@@ -35,27 +36,33 @@ EVALUATED_BATCHES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a phase consists of."""
+    """What a phase consists of. Of all its steps, some may ask a teacher where the others do not."""
 
     steps: int
     epochs: int
     evaluations: int
     savings: int
+    asking_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the parts of a phase take, in seconds: each start, step, evaluation and checkpoint."""
+    """What the parts of a phase take, in seconds: each start, step, evaluation and checkpoint.
+
+    Where some steps ask a teacher and others do not, `step` is one that does not.
+    """
 
     start: float
     epoch_start: float
     step: float
     evaluation: float
     saving: float
+    asking_step: float = 0.0
 
     def of(self, counts: Counts) -> float:
         """The seconds of a whole phase."""
-        in_epochs = counts.epochs * self.epoch_start + counts.steps * self.step
+        steps = counts.asking_steps * self.asking_step + (counts.steps - counts.asking_steps) * self.step
+        in_epochs = counts.epochs * self.epoch_start + steps
         return self.start + in_epochs + counts.evaluations * self.evaluation + counts.savings * self.saving
 
 
@@ -163,7 +170,9 @@ def estimate(phases: dict[str, tuple[Costs, Counts]]) -> str:
     """The phases by name, with their lengths and what they consist of, as a table in words."""
     rows = []
     for name, (costs, counts) in phases.items():
-        parts = [f"{counted(counts.steps, 'step')} of {costs.step:.2g} s"]
+        parts = [f"{counted(counts.steps - counts.asking_steps, 'step')} of {costs.step:.2g} s"]
+        if counts.asking_steps:
+            parts.insert(0, f"{counted(counts.asking_steps, 'step')} of {costs.asking_step:.2g} s asking the teacher")
         if counts.evaluations:
             parts.append(f"{counted(counts.evaluations, 'evaluation')} of {costs.evaluation:.2g} s")
         if counts.savings:
@@ -204,20 +213,66 @@ def _try_phases(plan, student: nn.Module, folder: Path) -> dict[str, tuple[Costs
             trainer.model.save_pretrained(teacher_folder)
             trainer.processing_class.save_pretrained(teacher_folder)
         wait_for_everyone()
-    teacher = plan.teacher_in(teacher_folder).to(args.device) if plan.needs_teacher else None
-    trainer = DistillationTrainer(
-        student,
-        _writing_to(folder / "student", args),
-        teacher,
-        None if plan.needs_teacher else plan.store,  # where answers are missing, none is written
-        processing_class=plan.processor,
-        train_dataset=plan.views,
-        eval_dataset=plan.held_out,
-    )
     steps = planned_steps(num_images, args.num_train_epochs, args, args.max_steps)
     steps -= step_of(Path(plan.checkpoint)) if plan.checkpoint else 0
-    phases[plan.students_title] = _try_phase(trainer, args, steps, num_images)
+    phases[plan.students_title] = _try_student(plan, student, teacher_folder, folder, steps, num_images)
     return phases
+
+
+def _try_student(
+    plan, student: nn.Module, teacher_folder: Path | None, folder: Path, num_steps: int, num_images: int | None
+) -> tuple[Costs, Counts]:
+    """Train it a little: with its teacher, with answers that are there, or both ways where its steps are of both kinds.
+
+    Answers of a store that is not full are made up, since none is written to it.
+    """
+    args, asking_steps = plan.args, broadcast_object_list([_asking_steps(plan, num_steps)])[0]
+
+    def try_with(name: str, student: nn.Module, teacher: nn.Module | None, store=None) -> tuple[Costs, Counts]:
+        """Train a little."""
+        trainer = DistillationTrainer(
+            student,
+            _writing_to(folder / name, args),
+            teacher,
+            store,
+            processing_class=plan.processor,
+            train_dataset=plan.views,
+            eval_dataset=plan.held_out,
+        )
+        return _try_phase(trainer, args, num_steps, num_images)
+
+    if not asking_steps:
+        return try_with("student", student, None, plan.store)
+    again = copy.deepcopy(student) if asking_steps < num_steps else None
+    asking, counts = try_with("asking", student, plan.teacher_in(teacher_folder).to(args.device))
+    if again is None:
+        return asking, counts
+    reading, counts = try_with("reading", again, MadeUpAnswers(plan.config.num_labels))
+    costs = dataclasses.replace(reading, start=asking.start, asking_step=asking.step)  # a run begins by asking
+    return costs, dataclasses.replace(counts, asking_steps=asking_steps)
+
+
+class MadeUpAnswers(nn.Module):
+    """Logits (batch, classes) in no time, as a store's take next to none."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        return pixel_values.new_zeros(len(pixel_values), self.num_classes)
+
+
+def _asking_steps(plan, num_steps: int) -> int:
+    """How many of a run's last steps ask the teacher; a store's holes lie in as few steps as they fit into."""
+    if not plan.needs_teacher:
+        return 0
+    if plan.args.teacher_store is None:
+        return num_steps
+    planned = planned_views(plan.args, plan.views)
+    missing = planned if plan.store is None else plan.store.missing(planned)
+    return min(math.ceil(sum(missing.values()) / plan.args.effective_batch_size), num_steps)
 
 
 def _writing_to(folder: Path, args: DistillationTrainingArguments) -> DistillationTrainingArguments:

@@ -56,6 +56,15 @@ def test_the_first_step_counts_once_and_so_does_the_start_of_each_epoch():
     assert costs.of(counts) == pytest.approx(43.0 + costs.evaluation + 0.5)
 
 
+def test_steps_that_ask_the_teacher_take_their_own_time():
+    # 3 of 10 steps of 5 s, the others of 1 s, and a start of 7 s
+    costs = Costs(start=7.0, epoch_start=0.0, step=1.0, evaluation=0.0, saving=0.0, asking_step=5.0)
+    counts = Counts(steps=10, epochs=2, evaluations=0, savings=0, asking_steps=3)
+    assert costs.of(counts) == pytest.approx(7.0 + 3 * 5.0 + 7 * 1.0)
+    words = "3 steps of 5 s asking the teacher, 7 steps of 1 s"
+    assert estimate({"student": (costs, counts)}) == f"  student  29 s  {words}"
+
+
 def test_batches_that_lie_ready_do_not_count():
     costs, num_steps = timed(steps_per_epoch=1000, max_steps=1000, wait=0.9, step=0.1, ahead=8)
     assert costs.step == pytest.approx(1.0) and num_steps > 8 + STEPS

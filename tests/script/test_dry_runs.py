@@ -77,6 +77,38 @@ def test_a_dry_run_reads_stored_answers_and_writes_none(run, photos, tmp_path, c
     assert not (tmp_path / "out").exists() and not list(at_once.iterdir())
 
 
+@pytest.fixture
+def student_steps(run, photos, tmp_path, capsys, at_once):
+    """`student_steps(**changes)`: what a dry run with the teacher of `run` says of its steps, without their seconds."""
+    given = {**without_teacher(), "teacher_name_or_path": run[0] / "teacher", "train_dir": photos, "dry_run": "true"}
+    given |= {"output_dir": tmp_path / "out", "eval_strategy": "no", "save_strategy": "no"}
+
+    def steps(**changes):
+        train_deit.main(words_of({**given, **changes}))
+        (line,) = estimates(capsys)[1]
+        assert not (tmp_path / "out").exists() and not list(at_once.iterdir())
+        return re.fullmatch(r"student  \S+ s  (.*)", re.sub(r"of [\d.e-]+ s\b", "of T", line))[1]
+
+    return steps
+
+
+def test_a_dry_run_tells_steps_that_ask_the_teacher_from_others(student_steps):
+    assert student_steps(view_epochs=1) == "5 steps of T asking the teacher, 15 steps of T"
+
+
+@pytest.mark.slow
+def test_a_dry_run_takes_what_a_store_lacks_for_what_is_asked(student_steps, run, photos, tmp_path, capsys):
+    assert student_steps() == "20 steps of T"
+    store = {"teacher_store": tmp_path / "answers"}
+    one_run(photos, tmp_path / "filled", run[0] / "teacher", **store)  # three steps
+    before = files(tmp_path / "answers")
+    capsys.readouterr()
+    assert student_steps(**store) == "17 steps of T asking the teacher, 3 steps of T"
+    assert student_steps(**store, view_epochs=1) == "2 steps of T asking the teacher, 18 steps of T"
+    assert student_steps(**store, max_steps=3) == "3 steps of T"
+    assert files(tmp_path / "answers") == before
+
+
 def test_what_will_go_poorly_is_said_once_and_before_anything_is_trained(photos, tmp_path, capsys, caplog, at_once):
     changes = {"num_train_epochs": 1, "warmup_epochs": 3, "dry_run": "true"}
     train_deit.main(arguments(train_dir=photos, output_dir=tmp_path / "out", **changes))
