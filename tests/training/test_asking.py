@@ -1,15 +1,18 @@
 """The teacher asked about several batches at once, or about parts of one: the same answers, counted alike."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import SHORT_RUN, words_of
 from helpers.trainers import CLASSES, CountingTeacher, rows, snapshot, student, trainer, views_trainer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_deit_distill.data.columns import NO_LABEL
+from modeling_deit_distill.output_folder import last_complete
 from modeling_deit_distill.teachers.store import create_store
 from modeling_deit_distill.training.answers import ASKED, Answers, chunks_of
 
@@ -156,3 +159,45 @@ def test_the_teacher_is_asked_ahead_where_a_step_has_several_batches_and_it_take
     assert answers_of(CountingTeacher(), size=size).asks_ahead(batches) is ahead
     assert not answers_of(None, size=size).asks_ahead(batches)
     assert not answers_of(CountingTeacher(), size=size, kind="none").asks_ahead(batches)
+
+
+# --- runs of the script ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(photos, random_teacher):
+    """`words(folder, **changes)`: the command line of eight steps of eight views, in accumulation steps of two."""
+    given = {**SHORT_RUN, "num_train_epochs": 2, "per_device_train_batch_size": 2, "train_dir": photos}
+    given |= {"teacher_name_or_path": random_teacher, "resume_from_checkpoint": "true"}
+    return lambda folder, **changes: words_of({**given, "output_dir": folder, **changes})
+
+
+def end_of(folder) -> tuple[bytes, int]:
+    """The weights of a finished run, and about how many views its teacher was asked."""
+    asked = json.loads((folder / "all_results.json").read_text())["teacher_views_asked"]
+    return (folder / "model.safetensors").read_bytes(), asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "view_epochs"), [(1, 0), (2, 0), (2, 1)])
+def test_processes_and_a_kill_change_no_bit_when_more_are_asked_about_at_once(
+    forked, words, tmp_path, processes, view_epochs
+):
+    changes = {"gradient_accumulation_steps": 4 // processes, "view_epochs": view_epochs}
+    at_once = {**changes, "teacher_batch_size": 8 // processes}  # a step's views of a process
+    for name, chosen in (("ordinary", changes), ("at once", at_once)):
+        done = forked.run(words(tmp_path / name, **chosen), processes=processes)
+        assert done.codes == [0] * processes, done.printed
+    assert f"about {8 // processes} views at once" in done.printed
+    expected = end_of(tmp_path / "ordinary")
+    assert end_of(tmp_path / "at once") == expected and expected[1] == (32 if view_epochs else 64)
+
+    for part in range(9, 14):  # about the fifth of eight steps; how many calls two processes make is not certain
+        folder = tmp_path / f"run{part}"
+        killed = forked.run(words(folder, **at_once), "SIGKILL", done.calls["train"] * part // 16, processes=processes)
+        assert killed.codes[0] == -9, killed.printed
+        if last_complete(folder)[0] is not None:
+            break
+    again = forked.run(words(folder, **{**at_once, "teacher_batch_size": 3}), processes=processes)
+    assert again.codes == [0] * processes and "resuming from" in again.printed
+    assert end_of(folder) == expected
