@@ -22,9 +22,18 @@ from modeling_deit_distill.teachers.command_line import main
 from modeling_deit_distill.teachers.store import TeacherStore, create_store
 from modeling_deit_distill.teachers.upgrade import upgrade
 
+# Whoever compares the version of the augmentation; that of the files is 1, which the checkpoint does not mention.
+COMPARERS = ("training.checkpoints", "teachers.agreement")
+
+
+def augment_as(version, monkeypatch):
+    for name in COMPARERS:
+        monkeypatch.setattr(f"modeling_deit_distill.{name}.AUGMENTATION_VERSION", version)
+
 
 @pytest.fixture
-def earlier(tmp_path):
+def earlier(tmp_path, monkeypatch):
+    augment_as(1, monkeypatch)
     with tarfile.open(ROOT / "tests" / "earlier_version.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path
@@ -51,6 +60,16 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_new_name(earlier):
     run.train_dataset.settings = run.train_dataset.settings.__class__(16, horizontal_flip_prob=0.25)
     with pytest.raises(InputError, match="was made with horizontal_flip_prob 0.5, this run has 0.25"):
         run.train(resume_from_checkpoint=True)
+
+
+def test_where_the_augmentation_gives_other_pixels_both_are_refused(earlier, monkeypatch):
+    augment_as(2, monkeypatch)
+    run = views_trainer(earlier, rows(26), max_steps=8)
+    words = "was made with augmentation_version 1, this run has 2; go on with the version of this library that made it"
+    with pytest.raises(InputError, match=words):
+        run.train(resume_from_checkpoint=True)
+    with pytest.raises(InputError, match="answers for augmentation_version 1, this run has 2.*fill a new one"):
+        TeacherStore(earlier / "store").check(of_views(run.args, run.train_dataset))
 
 
 @pytest.mark.parametrize("changes", [{"balanced_views": True}, {"class_weights": "balanced"}])

@@ -24,7 +24,7 @@ from transformers import (
 
 from ..analysis import class_means
 from ..arguments import DistillationTrainingArguments, ModelArguments
-from ..augmentation.augment import augment
+from ..augmentation.augment import AUGMENTATION_VERSION, augment
 from ..data.bad_images import BadImages
 from ..data.class_weights import class_weights
 from ..data.datasets import ViewDataset, collate
@@ -62,6 +62,7 @@ IF_ASKED_FOR = ("class_weights", "balanced_views", "scaled_decoding", "early_sto
 SHARED_VIEWS = ("random_crop_scale", "horizontal_flip_prob", "rand_augment_magnitude")
 # What earlier versions did not record: of their teachers nobody knows it, and it is taken for the run's.
 RECORDED_LATER = ("seed", "effective_batch_size", "precision", *SHARED_VIEWS)
+NOT_THERE_BEFORE = {"augmentation_version": 1}  # where a record does not mention it
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # of an evaluation
 # The teacher's training shares the machine with the student's, not its schedule.
 SHARED_ARGUMENTS = (
@@ -217,6 +218,8 @@ def training_record(training: TeacherTraining, kept: Mapping[str, object] | None
         "learning_rate": model_args.teacher_learning_rate,
         **{name: getattr(args, name) for name in RECORDED_LATER},
         **{name: value for name, value in zip(IF_ASKED_FOR, values, strict=True) if value},
+        # The first is not mentioned: an earlier version's checkpoints are gone on from only if the record is the same.
+        **({} if AUGMENTATION_VERSION == 1 else {"augmentation_version": AUGMENTATION_VERSION}),
     }
     return json.loads(json.dumps(record))  # as it is read back
 
@@ -243,8 +246,8 @@ def record_difference(found: dict | None, wanted: dict | None) -> tuple[str, obj
     if found is None or wanted is None:
         return None if found == wanted else ("training", found, wanted)
     unknown = {name: wanted.get(name) for name in RECORDED_LATER}
-    for key, value in {**dict.fromkeys(IF_ASKED_FOR), **wanted}.items():
-        before = {**unknown, **found}.get(key)
+    for key, value in {**dict.fromkeys(IF_ASKED_FOR), **NOT_THERE_BEFORE, **wanted}.items():
+        before = {**unknown, **NOT_THERE_BEFORE, **found}.get(key)
         if before == value:
             continue
         if isinstance(value, dict) and isinstance(before, dict):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainerCallback
 
 from ..arguments import DistillationTrainingArguments
+from ..augmentation.augment import AUGMENTATION_VERSION
 from ..data.views import with_current_names
 from ..errors import InputError, one_line
 from ..files import write_json
@@ -80,7 +81,7 @@ AGREED_ARGUMENTS = (
 )
 # What checkpoints of earlier versions did without and do not mention.
 NOT_THERE_BEFORE = {"class_weights": None, "freeze_blocks": None, "layer_decay": None, "view_epochs": 0}
-NOT_THERE_BEFORE |= {"num_unlabelled": 0}
+NOT_THERE_BEFORE |= {"num_unlabelled": 0, "augmentation_version": 1}
 # What a configuration says of the library and of the machine, not of the model.
 NOT_OF_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype")
 
@@ -107,6 +108,8 @@ def agreement(args: DistillationTrainingArguments, dataset: Dataset, config: Pre
         "ema_decay": args.weight_average_decay,
         # Themselves, since a file may change or move.
         "class_weights": weights_of_classes(args, dataset, config),
+        # Last: where a setting differs too, that one is named.
+        **({} if settings is None else {"augmentation_version": AUGMENTATION_VERSION}),
     }
     return json.loads(json.dumps(agreed))  # as it is read back
 
@@ -327,10 +330,13 @@ def check_fits(checkpoint: str | Path | None, agreed: dict[str, object], config:
     theirs |= with_current_names(agreed_in(Path(checkpoint)))
     for field, value in {**_of_the_model(config), **agreed}.items():
         if field in theirs and theirs[field] != value:
+            remedy = "give the same to go on"
+            if field == "augmentation_version":
+                remedy = "go on with the version of this library that made it"
             raise InputError(
-                f"{checkpoint} was made with {field} {_short(theirs[field])}, this run has {_short(value)}; give the "
-                "same to go on, or --overwrite_output_dir true without --resume_from_checkpoint, or another "
-                "--output_dir, to start again"
+                f"{checkpoint} was made with {field} {_short(theirs[field])}, this run has {_short(value)}; {remedy}, "
+                "or --overwrite_output_dir true without --resume_from_checkpoint, or another --output_dir, to start "
+                "again"
             )
 
 

@@ -188,6 +188,13 @@ def test_how_a_teacher_saw_large_photographs_is_recorded_where_they_were_scaled(
         train(trained, digits, asked={"scaled_decoding": True})
 
 
+def test_a_teacher_trained_on_other_pixels_is_refused(trained, digits, monkeypatch):
+    version = training.AUGMENTATION_VERSION
+    monkeypatch.setattr(training, "AUGMENTATION_VERSION", version + 1)
+    with pytest.raises(InputError, match=rf"another augmentation_version \({version}, now {version + 1}\); add --over"):
+        train(trained, digits)
+
+
 def test_rare_classes_count_more_for_the_teacher_too(trained, digits, tmp_path):
     weights = {"plain": load_file(trained / "teacher" / "model.safetensors")}
     for name, asked in (("weighted", {"class_weights": "balanced"}), ("balanced", {"balanced_views": True})):
