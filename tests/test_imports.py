@@ -1,6 +1,7 @@
 """Who may import whom: arrows go downward only, and the code that travels with a checkpoint stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_rooms_import_downward_only():
     """The layers stand in pyproject.toml, under `tool.importlinter`."""
     linted = subprocess.run([sys.executable, "-c", LINT], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout
+
+
+def test_the_table_of_rooms_has_all_layers_in_their_order():
+    listed = (ROOT / "pyproject.toml").read_text().partition("\nlayers = [")[2].partition("\n]")[0]
+    layers = enumerate(re.findall(r'"(.+)"', listed), start=1)
+    expected = sorted((number, name) for number, names in layers for name in names.split(" | "))
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", (ROOT / "docs" / "structure.md").read_text(), re.MULTILINE)
+    assert sorted((int(number), name) for number, cell in rows for name in re.findall(r"`(\w+)", cell)) == expected
 
 
 def test_importing_the_package_imports_no_more_than_the_model():

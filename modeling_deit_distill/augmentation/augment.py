@@ -1,8 +1,8 @@
 """Everything after the crop, batched on the training device from drawn parameters (paper, Table 9).
 
 Flip, RandAugment, normalisation, erasing, mixup and cutmix: pure functions of uint8 pixels and `views.Draws`. Each
-operation on grey levels equals Pillow's within one level; whole-pixel translation is exact. A view's result does not
-depend on the batch it comes in (but for its partner, where views are mixed).
+of RandAugment's operations on levels equals Pillow's within one level; whole-pixel translation is exact. A view's
+result does not depend on the batch it comes in (but for its partner, where views are mixed).
 
 Between operations, levels are whole numbers in float32: there every operation is exact where Pillow's is, and a CPU
 adds floats ten times faster than it compares bytes or converts back to them. That is also why steps at a threshold
@@ -21,17 +21,17 @@ import torch.nn.functional as F
 from ..data.columns import NO_LABEL
 from ..data.views import NO_OPERATION, NUM_OPERATIONS, OPERATIONS, Draws
 from . import geometry
-from . import operations as colours
-from .geometry import GEOMETRIC, shear_or_translate, transform_twice
+from . import operations as on_levels
+from .geometry import GEOMETRIC, SHEARS_AND_TRANSLATIONS, shear_or_translate, transform_twice
 from .operations import as_column, to_device, where_marked
 
-# Changes whenever the same draws give other pixels, but for a float's last bits: whoever stores answers about views
-# keeps it beside them.
+# Grows whenever the same seed, epoch, position and settings give other pixels, but for a float's last bits. Stores,
+# checkpoints and the records of trained teachers keep it, and are refused where it is another.
 AUGMENTATION_VERSION = 1
 _IS_GEOMETRIC = np.array([name in GEOMETRIC for name in OPERATIONS] + [False])  # the last is NO_OPERATION, -1
 # What views do together: an operation, one of the shears and translations, or two geometric operations at once.
 _STEPS = np.array(
-    [OPERATIONS.index("shear_x" if name in GEOMETRIC[1:] else name) for name in OPERATIONS] + [NO_OPERATION]
+    [OPERATIONS.index("shear_x" if name in SHEARS_AND_TRANSLATIONS else name) for name in OPERATIONS] + [NO_OPERATION]
 )
 _TWICE = len(OPERATIONS)
 
@@ -180,10 +180,13 @@ def noise(numbers: torch.Tensor, key: int | torch.Tensor) -> torch.Tensor:
     return uniform.erfinv_().mul_(math.sqrt(2))
 
 
-_FUNCTIONS = [
-    shear_or_translate if name in GEOMETRIC[1:] else getattr(geometry if name == "rotate" else colours, name)
-    for name in OPERATIONS
-]
+def _function_of(name: str):
+    if name in SHEARS_AND_TRANSLATIONS:
+        return shear_or_translate
+    return getattr(geometry if name in GEOMETRIC else on_levels, name)
+
+
+_FUNCTIONS = [_function_of(name) for name in OPERATIONS]
 
 
 def _perform(

@@ -12,7 +12,8 @@ from .operations import as_levels, to_device, where_marked
 
 # What geometric operations fill in: the mean colour of ImageNet, as in the public code.
 FILL = (124, 116, 104)
-GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+SHEARS_AND_TRANSLATIONS = ("shear_x", "shear_y", "translate_x", "translate_y")
+GEOMETRIC = ("rotate", *SHEARS_AND_TRANSLATIONS)
 # Pillow's bicubic transform (a = -1): weights of four neighbours are these times 1, t, t², t³.
 _CUBIC = torch.tensor([[0.0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], device="cpu")
 _EXPONENTS = torch.arange(4.0, device="cpu")[:, None]

@@ -1,4 +1,4 @@
-"""RandAugment's operations on colours, each equal to Pillow's within one level."""
+"""Operations on levels: all of RandAugment's but the geometric ones, each equal to Pillow's within one level."""
 
 import numpy as np
 import torch

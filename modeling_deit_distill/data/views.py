@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from ..errors import InputError
 from .columns import NO_LABEL, label_column
 
-# The operations of RandAugment, policy `rand-m9-mstd0.5-inc1` of the public recipe, in its order.
+# The operations of RandAugment; first those of the public recipe's policy, `rand-m9-mstd0.5-inc1`, in its order.
 OPERATIONS = (
     "auto_contrast",
     "equalize",

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from helpers.augmented import ARGUMENTS, GEOMETRIC, IMAGES, MEAN, chain, constant, ours, photo, theirs
+from helpers.augmented import ARGUMENTS, IMAGES, MEAN, chain, constant, ours, photo, theirs
 
 from modeling_deit_distill.augmentation.augment import rand_augment
-from modeling_deit_distill.augmentation.geometry import FILL
+from modeling_deit_distill.augmentation.geometry import FILL, GEOMETRIC
 from modeling_deit_distill.data.views import OPERATIONS
 
 # ---- operations against Pillow ----

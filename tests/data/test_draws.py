@@ -265,9 +265,9 @@ def test_two_operations_each_with_half_a_chance_uniform_and_independent(drawn):
     applied = drawn.operations != NO_OPERATION
     assert_uniform(np.bincount(applied[:, 0] + 2 * applied[:, 1], minlength=4))  # none, first, second, both
     for slot in (0, 1):
-        assert_uniform(np.bincount(drawn.operations[applied[:, slot], slot], minlength=15))
-    both = drawn.operations[applied.all(axis=1)]
-    assert_uniform(np.bincount(15 * both[:, 0] + both[:, 1], minlength=225))  # the same twice included
+        assert_uniform(np.bincount(drawn.operations[applied[:, slot], slot], minlength=len(OPERATIONS)))
+    first, second = drawn.operations[applied.all(axis=1)].T  # the same twice included
+    assert_uniform(np.bincount(len(OPERATIONS) * first + second, minlength=len(OPERATIONS) ** 2))
 
 
 def test_arguments_follow_the_recipe(drawn, timm_operations):

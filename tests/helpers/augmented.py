@@ -66,7 +66,6 @@ ARGUMENTS = {
     "translate_x": [-0.45, 0.13, 0.41, 0.45],
     "translate_y": [-0.45, 0.13, 0.41, 0.45],
 }
-GEOMETRIC = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def to_pil(image: torch.Tensor) -> PIL.Image.Image:

@@ -19,7 +19,7 @@ def on_fake_gpu(module):
 
 
 def every_operation(repeats: int) -> Draws:
-    """Draws of so many times thirty views, in which each operation comes in both places."""
+    """Draws of twice as many views as there are operations, so many times: each operation comes in both places."""
     numbers = torch.arange(2 * len(OPERATIONS)) % len(OPERATIONS)
     others = numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))]
     pairs = len(numbers) * repeats // 2
