@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from helpers.paths import ROOT
 from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import CountingTeacher, rows, student, trainer, views_trainer
@@ -364,23 +365,27 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(trained, tmp_path, name
 def test_the_job_script_is_bash_and_its_command_is_one_of_ours(tmp_path):
     script = ROOT / "examples" / "slurm" / "train.sbatch"
     subprocess.run(["bash", "-n", script], check=True)
-    job = {"SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}
+    output_dir = "outputs/imagenet_deit_small_distilled_hard"  # the recipe's: a run begun by hand goes on
+    job = {"SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_CPUS_PER_TASK": "12"}
     commands = {
         "scontrol": 'echo "$@" >> said',
-        "srun": 'echo "$COMMAND" > said; mkdir -p outputs/deit_small_distilled; echo {} > $record; exit 1',
+        "srun": f'echo "$COMMAND" > said; echo "$@" > words; mkdir -p {output_dir}; echo {{}} > $record; exit 1',
     }
     for name, text in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     # The second job finds the first one's record, which must not bring it back into the queue.
-    for record, code in (("outputs/deit_small_distilled/interrupted.json", 0), ("other.json", 1)):
+    for record, code in ((f"{output_dir}/interrupted.json", 0), ("other.json", 1)):
         environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}", "record": record}
         done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         said = (tmp_path / "said").read_text().splitlines()
         assert ("requeue 7" in said) == (code == 0)
+    assert "--cpus-per-task=12" in (tmp_path / "words").read_text()
     python, program, recipe, *words = shlex.split(said[0])
-    assert (python, program) == ("python", "train_deit.py") and (ROOT / recipe).exists()
+    assert (python, program) == ("python", "train_deit.py")
+    assert words[words.index("--output_dir") + 1] == output_dir
+    assert yaml.safe_load((ROOT / recipe).read_text())["output_dir"] == output_dir
     *_, args = parse_arguments([str(ROOT / recipe), *words, "--output_dir", str(tmp_path / "out"), "--bf16", "false"])
     assert args.resume_from_checkpoint == "true"
 
