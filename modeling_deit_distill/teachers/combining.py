@@ -208,7 +208,7 @@ def _combine_validation(combined: TeacherStore, stores: Sequence[TeacherStore]):
     entries = _validation_entries(combined, stores, kept)
     if combined.is_soft and entries is None and (answers != answers[0]).any():
         lacking = [str(store.directory) for store, each in zip(stores, kept, strict=True) if "entries" not in each]
-        reason = "decisions alone about the validation images, from which those of the mean probability cannot be told"
+        reason = "decisions alone about the validation images, which do not give those of the mean probability"
         return _leave_out_validation(combined, f"{' and '.join(lacking)} have {reason}")
     together = majority(answers) if entries is None else decisions(entries)
     accuracy = float(np.mean(together == labels)) if len(labels) else math.nan

@@ -57,7 +57,7 @@ def test_a_run_does_not_write_among_its_images(here, tmp_path, output_dir, image
         InputError, match=f"^teacher_store '{output_dir}' and {images} .*choose another teacher_store outside"
     ):
         check(teacher_store=output_dir, **{images: "photos/train"})
-    arguments = SimpleNamespace(output_dir=output_dir, teacher_store=None, view_epochs=0, do_train=True)
+    arguments = SimpleNamespace(output_dir=output_dir, teacher_store=None, distillation_type="none", do_train=True)
     with pytest.raises(InputError, match="output_dir"):  # before anything is loaded or made
         Plan((None, DataArguments(streaming=False, **{images: "photos/train"}), arguments), [])
     assert not (tmp_path / "photos/train/a").exists() and not (tmp_path / "photos/train/run").exists()

@@ -176,7 +176,7 @@ def test_soft_validation_answers_are_combined_by_the_mean_of_their_probabilities
 
 
 @pytest.mark.parametrize("lacks", [[0], [1], [0, 1]])
-def test_what_the_mean_decides_is_not_told_by_decisions(two_soft, tmp_path, caplog, lacks):
+def test_decisions_alone_do_not_give_those_of_the_mean(two_soft, tmp_path, caplog, lacks):
     said = [[[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]], [[0.1, 0.6, 0.3], [0.6, 0.3, 0.1]]]
     for place, store in enumerate(two_soft):
         with_validation(store, said[place], [0, 0])
@@ -185,7 +185,9 @@ def test_what_the_mean_decides_is_not_told_by_decisions(two_soft, tmp_path, capl
         with_validation(two_soft[place], said[place], [0, 0], entries=None)
     assert combined(two_soft, tmp_path / "all").validation() is None  # what was there is no more
     names = " and ".join(str(two_soft[place].directory) for place in lacks)
-    assert f"{names} have decisions alone about the validation images, from which those of the mean" in caplog.text
+    assert (
+        f"{names} have decisions alone about the validation images, which do not give those of the mean" in caplog.text
+    )
     assert "the accuracy of the teachers together is left out" in caplog.text
 
 
