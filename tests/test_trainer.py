@@ -457,6 +457,7 @@ def test_a_users_own_metrics_see_logits(tmp_path):
     assert run.evaluate()["eval_width"] == CLASSES
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_one_graph_without_recompiling(tmp_path):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

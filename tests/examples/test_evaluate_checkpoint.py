@@ -211,6 +211,7 @@ def test_an_exported_student_answers_as_the_student(script, photos, student, tmp
     assert report["models"][0]["top1_accuracy"] == report["models"][1]["top1_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_trainers_evaluation_and_this_agree(script, save_student, tmp_path):
     folder = save_student(DIGITS, use_distillation_token=False)
     report = evaluated(script, tmp_path, folder, "--dataset_name", "digits", "--validation_fraction", 0.2)

@@ -52,6 +52,7 @@ def test_a_finished_run_is_pushed_whole(pushed):
         ("all_checkpoints", {"checkpoint-2", "checkpoint-4"}),
     ],
 )
+@pytest.mark.slow
 def test_every_strategy_pushes_whole_checkpoints_with_code_and_card(pushed, strategy, folders):
     server, _ = pushed(strategy)
     files = server.files("models", "me/colours")

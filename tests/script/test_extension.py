@@ -63,6 +63,7 @@ def test_a_run_without_a_checkpoint_is_not_begun_anew(copied, run, photos):
     assert json.loads((copied / "all_results.json").read_text()) == run[1]
 
 
+@pytest.mark.slow
 def test_an_extension_that_is_interrupted_goes_on(copied, photos, monkeypatch):
     compute_loss = DistillationTrainer.compute_loss
 

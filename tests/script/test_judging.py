@@ -26,6 +26,7 @@ def judge(**settings):
     return train_deit.main(words_of({**QUIET, **settings}))
 
 
+@pytest.mark.slow
 def test_the_recipe_judges_its_own_model_on_its_own_images(run, photos, capsys):
     folder, results = run
     before = files(folder)

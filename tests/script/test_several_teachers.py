@@ -69,6 +69,7 @@ def test_all_teachers_are_named_and_their_cost_is_the_sum(two, photos, tmp_path,
     assert results["teacher_num_parameters"] == sum(weights.numel() for weights in whole.parameters())
 
 
+@pytest.mark.slow
 def test_a_list_in_a_recipe_and_rounds_of_views(two, photos, tmp_path, capsys):
     lines = [f"{key}: {json.dumps(value)}" for key, value in {**without_teacher(), "num_train_epochs": 2}.items()]
     lines += [f"teacher_name_or_path: [{', '.join(two)}]", "view_epochs: 1"]

@@ -102,6 +102,7 @@ def as_earlier_versions_wrote_it(folder):
     (folder / "store.json").write_text(json.dumps({name: kept[name] for name in ("fingerprint", "about")}))
 
 
+@pytest.mark.slow
 def test_a_store_of_an_earlier_version_gives_the_same_weights_before_and_after_its_upgrade(
     stored, photos, tmp_path, monkeypatch
 ):

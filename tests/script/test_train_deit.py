@@ -258,6 +258,7 @@ def test_fine_tuning_starts_from_every_format_at_a_finer_resolution(published, r
 
 
 @pytest.mark.parametrize("recipe", ("finetune_384", "finetune_own_images", "transfer_cifar10"))
+@pytest.mark.slow
 def test_the_fine_tuning_recipes_run(published, run, photos, tmp_path, recipe):
     small = {
         "model_name_or_path": published[1]["ours"],

@@ -354,6 +354,7 @@ def averaged(photos, tmp_path_factory):
     return folder, run_script(photos, folder)
 
 
+@pytest.mark.slow
 def test_a_run_says_and_keeps_both(averaged, capsys):
     folder, results = averaged
     assert results["final_weights"] in ("ema", "raw")
@@ -389,6 +390,7 @@ def resumed(averaged, photos, tmp_path_factory):
         return again, run_script(photos, again, resume_from_checkpoint="true")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(averaged, resumed):
     (folder, results), (again, found) = averaged, resumed
     for step in (6, 8):
@@ -405,6 +407,7 @@ def test_the_final_model_is_what_the_results_say(averaged, resumed):
         assert same(load_file(folder / "model.safetensors"), load_file(folder / "checkpoint-8" / source))
 
 
+@pytest.mark.slow
 def test_without_a_decay_nothing_is_kept_or_said(photos, tmp_path):
     folder = tmp_path / "run"
     words = {**RUN, "max_steps": 2, "save_steps": 2}

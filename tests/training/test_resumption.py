@@ -313,6 +313,7 @@ def test_an_interrupted_script_ends_with_its_workers(words, tmp_path, to_all):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
 def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, random_teacher, tmp_path):
     shutil.copytree(random_teacher, tmp_path / "teacher")
     changes = {"teacher_name_or_path": tmp_path / "teacher", "teacher_store": tmp_path / "answers", "max_steps": 3}
@@ -331,6 +332,7 @@ def test_a_vanished_teacher_is_missed_unless_its_store_has_all_answers(words, ra
         train_deit.main(words(tmp_path / "longer", **{**changes, "teacher_store": None}))
 
 
+@pytest.mark.slow
 def test_a_vanished_teacher_of_the_runs_own_is_not_trained_again(words, tmp_path):
     changes = {**NEW_TEACHER, "teacher_num_train_epochs": 1, "max_steps": 2}
     train_deit.main(words(tmp_path / "run", **changes))
@@ -366,6 +368,7 @@ def test_a_second_run_in_the_same_folder_is_refused_before_it_reads_anything(wor
         train_deit.main(line)
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_its_evaluation_alone_trains_nothing(words, tmp_path):
     train_deit.main(words(tmp_path / "run", max_steps=3))
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
