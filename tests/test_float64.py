@@ -51,6 +51,7 @@ def test_float64_on_the_device_is_found():
     assert seen.found == ["aten.sum.dim_IntList", "aten._to_copy.default"]
 
 
+@pytest.mark.slow
 def test_augmenting_needs_none():
     draws = every_operation(1)
     wide = replace(draws, arguments=draws.arguments.astype(float), mix_ratio=draws.mix_ratio.astype(float))
@@ -82,6 +83,7 @@ def test_a_stored_answer_needs_none():
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.slow
 def test_a_training_step_needs_none(tmp_path, kind):
     run = make(tmp_path, per_device_train_batch_size=16, distillation_type=kind)
     batch = next(iter(run.get_train_dataloader()))

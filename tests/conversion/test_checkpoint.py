@@ -197,6 +197,7 @@ def small_configurations(draw) -> dict:
 @settings(max_examples=20, deadline=None)
 @given(overrides=small_configurations(), is_half=st.booleans())
 @pytest.mark.parametrize("save", FORMATS)
+@pytest.mark.slow
 def test_nothing_is_lost_on_the_way_there_and_back(tiny_config, tmp_path_factory, save, overrides, is_half):
     start = student(tiny_config, initializer_range=0.02, **overrides)
     if is_half:

@@ -91,6 +91,7 @@ def test_the_error_names_each_file_and_what_it_names_works(warnings):
 
 
 @given(st.integers(6, 60), st.integers(0, 40), st.floats(0, 0.1))
+@pytest.mark.slow
 def test_the_share_that_the_error_names_is_enough(number, others, max_fraction):
     data = with_bad_rows(number + others, dict.fromkeys(range(number), b""))
     limited = BadImages(data, max_fraction=max_fraction)

@@ -56,6 +56,7 @@ def is_fused(exported, fusion) -> bool:
 
 
 # The fast tests share one export, of the fusion with the most operators; each other export takes seconds.
+@pytest.mark.slow
 def test_the_fusion_is_in_the_file(exported):
     assert is_fused(exported, "softmax_mean")
 

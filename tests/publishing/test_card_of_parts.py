@@ -32,6 +32,7 @@ FILES = ["all_results", "predictions", "run", "trainer_state", "preprocessor_con
 
 @settings(max_examples=32, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(missing=st.sets(st.sampled_from(FILES)))
+@pytest.mark.slow
 def test_any_files_may_be_missing(run, missing):
     folder = run()
     for name in missing:
@@ -45,6 +46,7 @@ def test_any_files_may_be_missing(run, missing):
     assert ("```yaml" in card.text) == ("run" not in missing)
 
 
+@pytest.mark.slow
 def test_any_part_of_the_record_may_be_missing(run):
     for name in RECORD:
         for value in ("absent", None, ""):

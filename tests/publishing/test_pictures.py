@@ -126,6 +126,7 @@ def test_the_surest_mistakes_come_first_and_right_answers_never():
 
 
 @pytest.mark.parametrize(("two_heads", "count"), [(True, 3), (False, 1), (False, 10)])
+@pytest.mark.slow
 def test_predictions_are_a_png(tmp_path, tiny_model, two_heads, count):
     model = tiny_model(use_distillation_token=two_heads)
     labels = [index % 5 for index in range(count)]

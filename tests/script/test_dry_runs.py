@@ -58,6 +58,7 @@ def test_a_dry_run_with_a_teacher_that_is_there_or_none(run, photos, tmp_path, c
     assert files(run[0]) == before and not (tmp_path / "out").exists() and not list(at_once.iterdir())
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_stored_answers_and_writes_none(run, photos, tmp_path, capsys, at_once):
     store = {"teacher_store": tmp_path / "answers", "distillation_type": "soft"}
     settings = {"train_dir": photos, "output_dir": tmp_path / "out", "dry_run": "true", "max_steps": 3, **store}

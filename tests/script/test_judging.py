@@ -42,6 +42,7 @@ def test_the_recipe_judges_its_own_model_on_its_own_images(run, photos, capsys):
     assert train_deit.main([*words, "--dry_run", "true"]) == {}
 
 
+@pytest.mark.slow
 def test_another_folder_is_judged_by_name_with_all_classes_of_the_model(run, photos, tmp_path, capsys):
     for theirs, ours in (("Red", "red"), ("blue", "blue")):  # two of three, in another order
         shutil.copytree(photos / ours, tmp_path / "other" / theirs)

@@ -180,6 +180,7 @@ def test_a_log_without_a_terminal_reads_well(photos, tmp_path):
         ({"distillation_type": "none", "eval_strategy": "steps", "eval_steps": 1}, 1, False),
     ],
 )
+@pytest.mark.slow
 def test_every_kind_of_distillation_runs(run, photos, tmp_path, changes, heads, asked):
     results = one_run(photos, tmp_path / "out", run[0] / "teacher", **changes)
     assert ("teacher_accuracy" in results) == ("eval_teacher_agreement" in results) == asked
@@ -228,6 +229,7 @@ def published(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ("ours", "native", "timm", "public"))
+@pytest.mark.slow
 def test_fine_tuning_starts_from_every_format_at_a_finer_resolution(published, run, photos, tmp_path, kind, capsys):
     weights, places = published
     chosen = {key: value for key, value in RECIPE.items() if key not in STUDENT and not key.startswith("teacher_")}

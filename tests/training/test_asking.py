@@ -58,6 +58,7 @@ SETTINGS = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4, 
         (1000, [16] * 4),
     ],
 )
+@pytest.mark.slow
 def test_the_weights_do_not_depend_on_how_many_are_asked_about_at_once(tmp_path, size, expected):
     ordinary = views_trainer(tmp_path / "ordinary", rows(64), **SETTINGS)
     ordinary.train()

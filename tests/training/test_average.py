@@ -400,6 +400,7 @@ def test_a_resumed_run_has_the_same_bits(averaged, resumed):
     assert {key: found[key] for key in keys} == {key: results[key] for key in keys}
 
 
+@pytest.mark.slow
 def test_the_final_model_is_what_the_results_say(averaged, resumed):
     assert {results["final_weights"] for _, results in (averaged, resumed)} == {"ema", "raw"}
     for folder, results in (averaged, resumed):
