@@ -43,13 +43,7 @@ from .teachers.ensemble import Ensemble, load_teachers
 from .teachers.labelling import is_full, planned_views
 from .teachers.store import TeacherStore, check_store_folder, create_store, in_words, is_store
 from .teachers.teacher import Teacher
-from .teachers.training import (
-    TRAINING_RECORD,
-    TeacherTraining,
-    find_or_train_teacher,
-    holds_teacher,
-    training_record,
-)
+from .teachers.training import TRAINING_RECORD, TeacherTraining, find_or_train_teacher, holds_teacher, training_record
 from .teachers.trial import check_teachers
 from .training.checkpoints import agreement as checkpoint_agreement
 from .training.checkpoints import as_the_main_process, check_fits, find_checkpoint, means_the_last
@@ -394,7 +388,8 @@ class Plan:
     def _load_teacher(self) -> Teacher | Ensemble:
         if not self.model_args.train_teacher:
             return self.teacher_in(None)
-        folder = find_or_train_teacher(*self.teachers_trainings, *self.teachers_evaluation)
+        (training,) = self.teachers_trainings
+        folder = find_or_train_teacher(training, *self.teachers_evaluation)
         self.keep_listing()  # the teacher is of these images, whatever ends the run from here on
         return self.teacher_in(folder)
 
