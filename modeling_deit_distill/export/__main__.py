@@ -43,7 +43,7 @@ def main(arguments: list[str]):
             there.
     """
     options = parse_options(arguments)
-    for name in options.formats:
+    for name in EXTRAS.keys() & options.formats:
         check_packages(EXTRAS[name])
     with new_folder(options.destination) as folder:
         images, rows = chosen_images(options.images) if options.images else ((), ())
@@ -160,6 +160,7 @@ FORMATS: dict[str, Callable[[Source, Path, argparse.Namespace], str]] = {
     "onnx": export_onnx,
     "executorch": export_executorch,
 }
+# Of setup.py, with the packages that a format needs
 EXTRAS = {"browser": "onnx", "onnx": "onnx", "executorch": "executorch"}
 
 if __name__ == "__main__":

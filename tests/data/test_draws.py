@@ -20,6 +20,7 @@ from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
+from modeling_deit_distill.augmentation.augment import AUGMENTATION_VERSION
 from modeling_deit_distill.data.views import (
     NO_OPERATION,
     OPERATION_ARGUMENTS,
@@ -259,6 +260,15 @@ def arguments_of(drawn: Draws, name: str) -> np.ndarray:
 def test_operations_are_the_public_policy(timm_operations):
     names = [operation.name.removesuffix("Increasing").removesuffix("Rel") for operation in timm_operations]
     assert [name.replace("_", "") for name in OPERATIONS] == [name.lower() for name in names]
+
+
+def test_each_operation_has_an_argument_or_needs_none():
+    assert {*OPERATION_ARGUMENTS, *WITHOUT_ARGUMENT} == set(OPERATIONS)
+
+
+def test_other_operations_are_another_version():
+    """A draw chooses an operation by its index, so another list gives other pixels to the same view."""
+    assert (len(OPERATIONS), OPERATIONS[-1], AUGMENTATION_VERSION) == (15, "translate_y", 1)
 
 
 def test_two_operations_each_with_half_a_chance_uniform_and_independent(drawn):
