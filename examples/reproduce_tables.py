@@ -31,7 +31,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 ABOUT = "about.json"  # beside the images: what they were made from
 SUBSETS = (10, 25, 50)  # per cent of the training images
-# Views that come round: which share of its epochs a run asks the teacher about.
+# Repeated views: the share of its epochs whose views are new.
 ROUNDS = {"views_16th": 16, "views_8th": 8, "views_4th": 4, "views_all": 1}
 # Changes to the recipe, by the name of the ablation. The optimiser's learning rate is the profile's.
 ABLATIONS = {
@@ -57,7 +57,7 @@ class Profile:
         equal_teacher_epochs: few, so that the convnet is about as good as the undistilled student; measured in Table 2.
         sgd_learning_rate: for SGD.
         finer_image_size, finer_epochs, finer_learning_rate: of the fine-tuning at more pixels.
-        round_epochs: length of the runs whose views come round, a multiple of 16.
+        round_epochs: length of the runs that repeat views, a multiple of 16.
         jobs: runs beside each other, each with one thread; 1 leaves a run the whole machine.
     """
 

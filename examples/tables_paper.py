@@ -144,7 +144,7 @@ TABLES = (
     ),
     Table(
         "view_epochs",
-        "Views that come round: how many answers suffice",
+        "Repeated views: how many answers suffice",
         "With `--view_epochs K` the teacher is asked about the views of the first K epochs alone, and the run shows "
         "these again, in another order. All rows are of one length, 16 epochs in profile `cpu`, longer than those of "
         "Table 3. The paper has no such table: its teacher answers about every view once. The teacher's time is that "

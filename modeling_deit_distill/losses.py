@@ -1,4 +1,4 @@
-"""The objectives of DeiT (paper, section 3; equations 2 and 3): tensors in, tensor out, no model and no state.
+"""The objectives of DeiT (paper, section 4; equations 2 and 3): tensors in, tensor out, no model and no state.
 
 The total loss, ``(1 - alpha) * label_loss + alpha * teacher_loss``, is put together in ``training/objective.py``.
 """

@@ -33,7 +33,7 @@ def check_shared_folders(model_args: ModelArguments, args: DistillationTrainingA
         "the teacher that process 0 trains there (train_teacher)": distils and model_args.train_teacher,
         "the checkpoint to go on from (resume_from_checkpoint)": args.resume_from_checkpoint,
         "the best checkpoint (load_best_model_at_end)": args.load_best_model_at_end,
-        "the teacher's answers about views that come round (view_epochs)": args.teacher_store == own_store,
+        "the teacher's answers about repeated views (view_epochs)": args.teacher_store == own_store,
     }
     for what, is_needed in read_back.items():
         if is_needed and not is_shared:

@@ -49,7 +49,7 @@ class DeiTDistillClassifierOutput(ModelOutput):
 
 
 def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor | None, fusion: str) -> torch.Tensor:
-    """One answer from two heads (paper, section 3, "Classification with our approach").
+    """One answer from two heads (paper, section 4, "Classification with our approach").
 
     Args:
         cls_logits: (batch, classes).

@@ -32,7 +32,7 @@ ANSWERS = "predictions.csv"  # on the held-out images, with their paths: never p
 INTERRUPTED = "interrupted.json"
 LOG = "train_log.jsonl"  # what Trainer logs, of the teacher's training too
 BROWSER = "browser"  # the folder of an export for browsers
-OWN_STORE = "answers"  # a teacher's answers about views that come round, where no teacher_store is given
+OWN_STORE = "answers"  # a teacher's answers about repeated views, where no teacher_store is given
 TEACHER = "teacher"  # the folder of a teacher that the run trained itself
 PARTIAL_TEACHER = "teacher.partial"  # while it is trained
 # What a repository is made of, by name, since whatever else lies in a run's folder may be anything; `training_args.bin`

@@ -20,7 +20,7 @@ from .data.apart import check_folders_apart
 from .data.datasets import StreamingViewDataset, ViewDataset
 from .data.evaluation import DEFAULT_CROP_PCT, EvaluationDataset, evaluation_transform
 from .data.inspection import has_large_photographs, readable, try_held_out, try_sample
-from .data.loaders import views_come_round
+from .data.loaders import views_repeat
 from .data.sources import ImageData, load_image_data
 from .data.views import NO_BALANCE, AugmentationSettings, with_current_names
 from .errors import InputError
@@ -81,7 +81,7 @@ class Plan:
             )
         _check_streaming(arguments)
         _check_unlabelled(arguments)
-        self._keeps_own_store = self.distils and self.args.teacher_store is None and views_come_round(self.args)
+        self._keeps_own_store = self.distils and self.args.teacher_store is None and views_repeat(self.args)
         if self._keeps_own_store:
             self.args.teacher_store = str(Path(self.args.output_dir, OWN_STORE))
         check_folders_apart(self.data_args, self.args)
@@ -275,7 +275,7 @@ class Plan:
     def check(self):
         """Say what will run; whatever is wrong with it shows here, before anything is trained."""
         self._check_what_needs_no_data()
-        if self._keeps_own_store and not views_come_round(self.args, len(self.views)):
+        if self._keeps_own_store and not views_repeat(self.args, len(self.views)):
             self.args.teacher_store, self._keeps_own_store = None, False
         check_metric(self.args, self.config)
         check_layers(self.args, self.config, is_new=self.start is None)

@@ -15,7 +15,7 @@ from .data.columns import label_column
 from .data.cutting import relative_paths
 from .data.image_files import shown
 from .data.inspection import readable
-from .data.loaders import planned_steps, steps_per_epoch, views_come_round
+from .data.loaders import planned_steps, steps_per_epoch, views_repeat
 from .data.sources import ImageData
 from .data.views import ViewSampler
 from .hardware import device_in_words, workers_in_words
@@ -207,16 +207,16 @@ def store_in_words(plan) -> dict[str, str]:
 
 
 def rounds_in_words(plan) -> dict[str, str]:
-    """After how many epochs the views come round, if they do, and what that spares the teacher."""
+    """After how many epochs the views are repeated, if they are, and what that spares the teacher."""
     args = plan.args
     if not args.view_epochs:
         return {}
-    if not views_come_round(args, len(plan.views)):
+    if not views_repeat(args, len(plan.views)):
         return {"views": f"none comes round: the run is no longer than --view_epochs {args.view_epochs}"}
     num_views = sum(planned_views(args, plan.views).values())
     steps = planned_steps(len(plan.views), args.num_train_epochs, args, args.max_steps)
     shown = steps * args.effective_batch_size
-    words = f"those of {counted(args.view_epochs, 'epoch')} come round in another order each time"
+    words = f"those of {counted(args.view_epochs, 'epoch')} are repeated, each time in another order"
     if plan.distils:
         number = len(plan.teacher_names)
         who = f"each of {number} teachers" if number > 1 else "the teacher"

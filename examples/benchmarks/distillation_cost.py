@@ -13,7 +13,7 @@ One student, one batch of views, one optimiser; the kinds of step alternate in o
 A step is forward, loss, backward and AdamW on views that are augmented already: what is measured is the teacher. Its
 weights are random, which costs the same. Default: DeiT-Ti and RegNetY-16GF (83.6 M parameters, 16 GFLOPs an image).
 
-`live_over_none` is reckoned from these steps for a run of 300 epochs whose views come round after 50
+`live_over_none` is reckoned from these steps for a run of 300 epochs that repeats its views after 50
 (`--view_epochs 50`): the teacher is asked in 50 epochs, and read from its answers in the other 250. With the faster of
 the live teachers it is
 
@@ -83,7 +83,7 @@ def main(arguments: list[str]):
 
 
 def live_over_none(live: float, stored: float, none: float) -> float:
-    """What a run of 300 epochs costs whose views come round after 50, against one without a teacher.
+    """What a run of 300 epochs costs that repeats its views after 50, against one without a teacher.
 
     Args:
         live, stored, none: seconds of a step, of any unit.

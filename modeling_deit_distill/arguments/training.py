@@ -23,7 +23,7 @@ from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natu
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
 REFERENCE_BATCH_SIZE = 512
 DEFAULT_BASE_LEARNING_RATE = 5e-4
-# Paper, section 5.2, "Soft distillation" and "Hard-label distillation": weight of the teacher's term.
+# Paper, section 4, "Soft distillation" and "Hard-label distillation": weight of the teacher's term.
 DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 # Where the public code's schedule starts and ends.
 CODE_WARMUP_LEARNING_RATE = 1e-6

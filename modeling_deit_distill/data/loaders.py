@@ -92,7 +92,7 @@ def planned_steps(num_images: int | None, num_epochs: float, args, max_steps: in
     return max_steps if max_steps > 0 else math.ceil(num_epochs * steps_per_epoch(num_images, args))
 
 
-def views_come_round(args, num_images: int | None = None) -> bool:
+def views_repeat(args, num_images: int | None = None) -> bool:
     """Whether a run is long enough to show views again, of which it has `view_epochs`.
 
     Args:

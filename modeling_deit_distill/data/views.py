@@ -166,7 +166,7 @@ class ViewSampler(Sampler[View]):
         seed: of the order.
         labels: (images,) class indices, to draw each class equally often, see [`balanced_order`]; the length of an
             epoch stays. None draws each image equally often.
-        view_epochs: after how many epochs the views come round; 0 for never.
+        view_epochs: after how many epochs the views are repeated; 0 for never.
 
     Raises:
         InputError: labels of fewer than two classes.

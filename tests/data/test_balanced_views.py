@@ -52,7 +52,7 @@ def test_each_class_is_drawn_n_or_one_more_times_wherever_the_epoch_ends(labels,
 
 @few_examples
 @given(counts_of_two_or_more, st.integers(1, 3), st.integers(1, 12))
-def test_the_images_of_a_class_come_round_evenly_over_the_epochs(counts, repeats, num_epochs):
+def test_the_images_of_a_class_repeat_evenly_over_the_epochs(counts, repeats, num_epochs):
     labels = unbalanced(counts)
     seen, skipped = Counter(), Counter()
     for epoch in range(num_epochs):

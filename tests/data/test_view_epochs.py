@@ -1,4 +1,4 @@
-"""Views that come round: the same ones, in another order, in whole blocks."""
+"""Repeated views: the same ones, in another order, in whole blocks."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.data.datasets import ViewDataset
-from modeling_deit_distill.data.loaders import views_come_round
+from modeling_deit_distill.data.loaders import views_repeat
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
 from modeling_deit_distill.teachers.labelling import planned_views
 
 
 @st.composite
 def rounds(draw) -> tuple[ViewSampler, int]:
-    """An order of views that come round, and a training epoch that repeats another."""
+    """An order of repeated views, and a training epoch that repeats another."""
     view_epochs = draw(st.integers(1, 5))
     num_images, seed = draw(st.integers(2, 120)), draw(st.integers(0, 1000))
     labels = np.arange(num_images) % 3 if num_images > 3 and draw(st.booleans()) else None
@@ -100,10 +100,10 @@ def test_a_run_plans_the_views_of_the_first_epochs_alone(changes, expected, tmp_
         ({"max_steps": 12, "num_train_epochs": 4, "view_epochs": 2}, False),
     ],
 )
-def test_views_come_round_in_a_run_of_more_epochs(changes, expected, tmp_path):
+def test_views_repeat_in_a_run_of_more_epochs(changes, expected, tmp_path):
     args = DistillationTrainingArguments(str(tmp_path), per_device_train_batch_size=16, use_cpu=True, **changes)
-    assert views_come_round(args, num_images=100) is expected
-    assert views_come_round(args) is ("max_steps" in changes or expected)  # before anything is read
+    assert views_repeat(args, num_images=100) is expected
+    assert views_repeat(args) is ("max_steps" in changes or expected)  # before anything is read
 
 
 def test_fewer_than_no_epochs_are_refused(tmp_path):

@@ -308,7 +308,7 @@ def test_how_many_are_labelled_at_once_changes_no_label(to_label, tmp_path):
     assert epochs_of(tmp_path / "6") == epochs_of(tmp_path / "64")
 
 
-def test_what_a_run_costs_whose_views_come_round(monkeypatch):
+def test_what_a_run_costs_whose_views_repeat(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     cost = load_example("benchmarks/distillation_cost").live_over_none
     # 50 epochs of 5.4 steps without a teacher, 250 of 1.02: 270 + 255 of 300.

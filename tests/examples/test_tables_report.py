@@ -206,7 +206,7 @@ def test_decisions_that_do_not_give_the_reported_accuracy_are_refused(tmp_path):
         tables_figures.read(tmp_path / "none-0")
 
 
-def test_a_row_of_views_that_come_round_says_what_the_teacher_was_asked(tmp_path):
+def test_a_row_of_repeated_views_says_what_the_teacher_was_asked(tmp_path):
     cost = {"teacher_milliseconds_per_image": 1.5}
     finish(tmp_path, "views_16th-0", teacher_views_asked=80_000, **cost, truth=TRUTH, fused=TRUTH)
     finish(tmp_path, "views_16th-1", teacher_views_asked=0, truth=TRUTH, fused=wrong(0))

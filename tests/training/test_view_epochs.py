@@ -1,4 +1,4 @@
-"""Runs whose views come round: the teacher is asked about the first epochs alone, and the bits stay the same."""
+"""Runs that repeat views: the teacher is asked about the first epochs alone, and the bits stay the same."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_live_and_from_a_store_the_weights_are_the_same(words, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_views_give_other_weights_and_soft_answers_come_round_too(words, whole, tmp_path):
+def test_other_views_give_other_weights_and_soft_answers_repeat_too(words, whole, tmp_path):
     train_deit.main(words(tmp_path / "plain", view_epochs=0))
     assert weights(tmp_path / "plain") != weights(whole)
     assert results(tmp_path / "plain")["teacher_views_asked"] == 2 * ASKED
@@ -91,7 +91,7 @@ def test_other_views_give_other_weights_and_soft_answers_come_round_too(words, w
 
 
 @pytest.mark.slow
-def test_without_a_teacher_views_come_round_as_well(words, tmp_path):
+def test_without_a_teacher_views_repeat_as_well(words, tmp_path):
     train_deit.main(words(tmp_path / "none", distillation_type="none", teacher_name_or_path=None))
     assert results(tmp_path / "none")["teacher_views_asked"] == 0
     assert not (tmp_path / "none" / "answers").exists()
@@ -117,7 +117,7 @@ def test_a_run_that_is_begun_anew_replaces_answers_about_other_views(words, whol
 def test_the_summary_says_what_the_teacher_is_spared(words, tmp_path, capsys):
     train_deit.main(words(tmp_path / "dry", dry_run="true"))
     said = capsys.readouterr().out
-    assert "views" in said and "of 2 epochs come round in another order each time" in said
+    assert "views" in said and "of 2 epochs are repeated, each time in another order" in said
     assert f"the teacher is asked about {ASKED} of {2 * ASKED} views" in said
     assert not (tmp_path / "dry").exists() or not (tmp_path / "dry" / "answers").exists()
 
