@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,12 +215,16 @@ class Checkpoints(TrainerCallback):
         return num_epochs if self._resumed_step < num_steps and not self._has_stopped else 0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Find the best checkpoint so far in the output folder of this run.
+        """Count fractions of the run in steps again, and find the best checkpoint so far in this run's output folder.
 
         It may be older than the best evaluation, which a run that saves more rarely than it evaluates has no
         checkpoint of. Checkpoints of earlier versions name none, but their states the evaluation's step.
         """
-        if self._resumed_step is None or not state.best_global_step:
+        if self._resumed_step is None:
+            return
+        for name, fraction in _fractions(args).items():
+            setattr(state, name, math.ceil(fraction * state.max_steps))
+        if not state.best_global_step:
             return
         named = best_in(self.resumed)
         best = Path(args.output_dir, named or checkpoint_folder("", state.best_global_step).name)
@@ -234,7 +239,9 @@ class Checkpoints(TrainerCallback):
         if not args.should_save:
             return
         checkpoint = checkpoint_folder(args.output_dir, state.global_step)
-        write_json(checkpoint / STATE, {**json.loads((checkpoint / STATE).read_text()), "best_model_checkpoint": None})
+        # Fractions of the run as they were given, so that Trainer sees no difference when it resumes.
+        noted = {**json.loads((checkpoint / STATE).read_text()), **_fractions(args), "best_model_checkpoint": None}
+        write_json(checkpoint / STATE, noted)
         if not (checkpoint / "config.json").exists():  # FSDP's shards come without
             model.config.save_pretrained(checkpoint)
         commit_checkpoint(checkpoint, self._agreed, _best(state), self._hardware)
@@ -373,6 +380,12 @@ def _resolve(wanted: str | bool, output_dir: str) -> Path:
     if found is None:
         raise InputError(f"there is no complete checkpoint in {output_dir}; leave out resuming to start")
     return found
+
+
+def _fractions(args) -> dict[str, float]:
+    """Those of Trainer's intervals that are fractions of the run."""
+    intervals = {name: getattr(args, name) for name in ("logging_steps", "eval_steps", "save_steps")}
+    return {name: interval for name, interval in intervals.items() if interval and interval < 1}
 
 
 def _best(state) -> Path | None:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, compared before they are gone on from, and without code in them."""
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -17,7 +18,7 @@ from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import CountingTeacher, rows, student, trainer, views_trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, trainer_utils
 
 from modeling_deit_distill import InputError, report
 from modeling_deit_distill.output_folder import (
@@ -189,6 +190,19 @@ def test_another_length_is_said(trained, tmp_path, caplog):
         run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
         assert (words.format(steps) in caplog.text) == is_said
         caplog.clear()
+
+
+def test_a_fraction_of_the_run_is_no_difference_when_it_is_resumed(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(trainer_utils.logger, "warning_once", said.append)
+    for steps, every, batch in ((2, 0.25, 4), (4, 0.25, 4), (6, 0.5, 4), (8, 0.5, 2)):
+        halved = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 4 // batch}
+        settings = {**SAVING, "max_steps": steps, "logging_steps": every, **halved}
+        run = views_trainer(tmp_path, rows(40), **settings)
+        run.train(resume_from_checkpoint=steps > 2)
+        assert run.state.logging_steps == math.ceil(every * steps)
+    assert len(said) == 2 and "logging_steps: 0.5 (from args) != 0.25" in said[0]
+    assert "per_device_train_batch_size: 2" in said[1] and "logging_steps" not in said[1]
 
 
 def test_another_number_of_threads_is_said_once_and_kept(trained, tmp_path, caplog, monkeypatch):
