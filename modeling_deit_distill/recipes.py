@@ -29,6 +29,15 @@ DECLARATIONS = {
     name: declared for kind in Arguments.__annotations__.values() for name, declared in declarations(kind).items()
 }
 
+# What arguments are called for short, here and elsewhere.
+SHORT_NAMES = {
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "model": "model_name_or_path",
+    "output": "output_dir",
+    "teacher": "teacher_name_or_path",
+}
 
 # Our recipes: within an installed package, or where they are in a checkout.
 _INSTALLED = Path(__file__).with_name("recipe_files")
@@ -217,9 +226,18 @@ def _value(key: str, node: yaml.Node) -> str | list[str] | dict | None:
 def _check_keys(keys, known: set[str], where: str):
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"python {program()} --help lists all arguments"
+            *near, last = [repr(name) for name in _near(key, known)] or [None]
+            meant = f"{', '.join(near)} or {last}" if near else last
+            hint = f"did you mean {meant}?" if last else f"python {program()} --help lists all arguments"
             raise InputError(f"unknown argument {key!r} in {where}; {hint}")
+
+
+def _near(key: str, known: set[str]) -> list[str]:
+    """What an unknown argument may mean: up to three that have it as a part, else the most similar one."""
+    usual = [SHORT_NAMES[key]] if key in SHORT_NAMES else []
+    having = sorted(name for name in known if f"_{key}_" in f"_{name}_")
+    found = list(dict.fromkeys(usual + having))[:3]
+    return found or difflib.get_close_matches(key, known, n=1)
 
 
 def _as_command_line(recipe: dict) -> list[str]:

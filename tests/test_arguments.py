@@ -37,6 +37,20 @@ def refusal(*words) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("epochs", "'num_train_epochs', 'teacher_num_train_epochs' or 'view_epochs'"),
+        ("lr", "'learning_rate', 'lr_scheduler_kwargs' or 'lr_scheduler_type'"),
+        ("batch_size", "'per_device_train_batch_size', 'auto_find_batch_size' or 'per_device_eval_batch_size'"),
+        ("temperature", "'distillation_temperature'"),
+        ("hiden_size", "'hidden_size'"),
+    ],
+)
+def test_an_unknown_argument_names_those_that_have_it_as_a_part_else_the_nearest(word, meant):
+    assert refusal("--dataset_name", "digits", f"--{word}", "3").endswith(f"; did you mean {meant}?")
+
+
 # --- recipe and command line ------------------------------------------------------------------------------------------
 
 

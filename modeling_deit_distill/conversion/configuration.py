@@ -1,6 +1,7 @@
 """The configuration and the image processor that a foreign checkpoint implies."""
 
 import math
+import os
 import re
 
 from timm.data import ImageNetInfo
@@ -11,7 +12,7 @@ from transformers.utils import CONFIG_NAME
 from ..configuration_deit_distill import SIZES, DeiTDistillConfig, as_pair
 from ..data.evaluation import DEFAULT_CROP_PCT, check_normalisation, evaluation_processor
 from ..errors import InputError, one_line
-from .reading import check_timm_name, some_of
+from .reading import check_timm_name, read_json, some_of
 from .weight_names import State
 
 HEAD_DIM = 64  # paper, Table 1
@@ -37,8 +38,19 @@ def kind_of(described: dict, source: str) -> str | None:
     if model_type in NATIVE_CONFIGS:
         return "native"
     if model_type not in (None, DeiTDistillConfig.model_type):
-        raise InputError(f"{CONFIG_NAME} of {source!r} describes a {model_type!r}, not deit_distill, deit or vit")
+        raise InputError(
+            f"{CONFIG_NAME} of {source!r} describes a {model_type!r}, not deit_distill, deit or vit; give "
+            f"{_student_beside(source) or 'a DeiT or a ViT'}"
+        )
     return model_type
+
+
+def _student_beside(teacher: str) -> str | None:
+    """In words, the student whose run keeps this teacher: the folder above it. None if that holds no student."""
+    above = os.path.dirname(os.path.normpath(teacher)) or "."
+    described = read_json(above, CONFIG_NAME, above) if os.path.isdir(teacher) else {}
+    is_student = described.get("model_type") == DeiTDistillConfig.model_type
+    return f"{above!r}, the student of its run" if is_student else None
 
 
 def config_of(source: str, kind: str | None, described: dict, state: State, fields: dict) -> DeiTDistillConfig:

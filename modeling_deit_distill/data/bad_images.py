@@ -62,7 +62,7 @@ class BadImages:
         self.seen.update(new)
         messages = [self._message(row) for row in new]
         if messages and self.on_bad_image == "error":
-            raise LocalInputError(f"{messages[0]}; mend it or move it away, or give --on_bad_image warn")
+            raise LocalInputError(f"{messages[0]}; repair it or move it away, or give --on_bad_image warn")
         if len(self.seen) > max(self.max_fraction * self._num_judged() + ROUNDING, ALWAYS_ALLOWED):
             raise LocalInputError(self._too_many())
         for message in messages:

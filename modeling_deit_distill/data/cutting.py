@@ -42,7 +42,7 @@ def cut(rows: Dataset, fraction: float, group_by: str | None = None) -> tuple[Da
         held_out = hold_out(labels, groups, fraction)
         train = np.setdiff1d(np.arange(len(rows)), held_out)
     if not len(held_out):
-        what = "image" if group_by is None else f"group of {group_by!r}"
+        what = "image" if group_by is None else f"group of '{group_by}'"
         raise InputError(
             f"nothing can be held out of {len(rows):,} images: each class has one {what} only, which training needs; "
             "give --validation_dir or --validation_split" + ("" if group_by is None else ", or another --group_by")
@@ -114,14 +114,16 @@ def groups_by_path(paths: list[str | None], expression: str) -> tuple[list[str |
     try:
         pattern = re.compile(expression)
     except re.error as error:
-        raise InputError(f"group_by {expression!r} is no column and no regular expression ({error})") from None
+        raise InputError(f"group_by '{expression}' is no column and no regular expression: {error}") from None
     matches = [path is not None and pattern.search(path) for path in paths]
     groups = [match[1 if pattern.groups else 0] if match else None for match in matches]
     missing = groups.count(None)
     if missing == len(groups):
         shown = next(filter(None, paths), None)
-        seen = "its images have no path; name a column" if shown is None else f"the first path is {shown!r}"
-        raise InputError(f"group_by {expression!r} is no column and matches none of the images' paths: {seen}")
+        seen = "its images have no path; name a column"
+        if shown is not None:
+            seen = f"the first path is {shown!r}; correct the expression"
+        raise InputError(f"group_by '{expression}' is no column and matches none of the images' paths: {seen}")
     return groups, missing
 
 
@@ -136,10 +138,10 @@ def _groups(rows: Dataset, group_by: str) -> tuple[np.ndarray, str]:
     groups = [index.setdefault(("row", row) if name is None else name, len(index)) for row, name in enumerate(names)]
     if len(index) == 1:
         raise InputError(
-            f"group_by {group_by!r} makes one group of all {len(rows):,} images, so none can be held out; give another "
+            f"group_by '{group_by}' makes one group of all {len(rows):,} images, so none can be held out; give another "
             "one, or --validation_dir or --validation_split"
         )
-    words = f"{len(index):,} by {group_by!r}, none in both parts"
+    words = f"{len(index):,} by '{group_by}', none in both parts"
     if missing:
         words += f"; {missing:,} of {len(rows):,} images have none and stand alone"
     return np.asarray(groups), words

@@ -126,7 +126,7 @@ class ViewDataset(torch.utils.data.Dataset):
             bad.append(row)
             row = next(candidates)
         raise LocalInputError(
-            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; mend the dataset"
+            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; repair the dataset"
         )
 
     def _put(self, row: int, decoded: tuple[DecodedImage, int] | None, recent: dict):

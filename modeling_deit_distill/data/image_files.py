@@ -144,7 +144,7 @@ def image_splits(train: Found, validation: Found | None, streaming: bool) -> dic
     unknown = sorted(set(validation.labels if validation else ()) - set(class_names))
     _warn_of_case(class_names + unknown)
     if unknown:
-        raise InputError(f"validation has classes without a training image: {', '.join(map(shown, unknown[:10]))}")
+        raise InputError(untrained_classes_in_words(list(map(shown, unknown))))
     if streaming and validation is None:
         raise InputError("streaming needs validation images; give --validation_dir or --validation_csv")
     splits = {"train": _image_rows(train, class_names, shuffle=streaming)}
@@ -154,6 +154,14 @@ def image_splits(train: Found, validation: Found | None, streaming: bool) -> dic
         shards = min(len(train.paths), STREAM_SHARDS)
         splits["train"] = splits["train"].to_iterable_dataset(num_shards=shards)
     return splits
+
+
+def untrained_classes_in_words(names: list[str]) -> str:
+    """The error about classes of the validation images that have no training image."""
+    return (
+        f"validation has classes without a training image: {', '.join(names[:10])}; name them as in training, add "
+        "training images of them, or leave them out"
+    )
 
 
 def rows_without_labels(found: Found, class_names: list[str]) -> Dataset:

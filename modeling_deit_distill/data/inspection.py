@@ -62,7 +62,9 @@ def try_held_out(rows: Dataset, on_bad_image: str = "warn", max_fraction: float 
     words = {"kind": "held-out ", "consequence": "it is left out of the measurement", "decode": decoding_notes}
     BadImages(rows, on_bad_image, max_fraction, **words).note(bad)
     if len(bad) == len(rows):
-        raise InputError(f"none of the {len(bad)} held-out image(s) can be read; mend them, or hold out others")
+        raise InputError(
+            f"none of the {len(bad)} held-out image(s) can be read; repair or remove them, or hold out others"
+        )
     return bad
 
 

@@ -33,7 +33,7 @@ from .decoding import REFUSED
 from .extra_images import load_unlabelled
 from .fingerprint import Fingerprint, is_earlier
 from .folders import read_class_folders
-from .image_files import image_splits, in_words, plain_path
+from .image_files import image_splits, in_words, plain_path, untrained_classes_in_words
 from .labels import (
     check_labels,
     encode_labels,
@@ -383,4 +383,4 @@ def _check_classes(train: Dataset, validation: Dataset, source: str):
         raise InputError(f"{source!r} has one class only ({names}); a classifier needs at least two")
     missing = [class_names[index] for index in sorted(validated - trained)]
     if missing:
-        raise InputError(f"validation has classes without a training image: {', '.join(missing[:10])}")
+        raise InputError(untrained_classes_in_words(missing))

@@ -214,7 +214,11 @@ def test_an_image_size_that_is_no_square_is_asked_for(tiny_config, tmp_path):
 def test_folders_that_hold_something_else_are_refused(tiny_config, tmp_path):
     assert "has no config.json" in refused(tmp_path)
     write(tmp_path, config={"model_type": "swin"})
-    assert "describes a 'swin'" in refused(tmp_path)
+    assert refused(tmp_path).endswith("describes a 'swin', not deit_distill, deit or vit; give a DeiT or a ViT")
+    write(tmp_path / "teacher", config={"model_type": "resnet"})
+    assert refused(tmp_path / "teacher").endswith("; give a DeiT or a ViT")
+    tiny_config().save_pretrained(tmp_path)
+    assert refused(tmp_path / "teacher").endswith(f"; give '{tmp_path}', the student of its run")
     write(tmp_path, config={"model_type": "deit"})
     assert "has no weights (model.safetensors or pytorch_model.bin)" in refused(tmp_path)
     write(tmp_path, config=[1])

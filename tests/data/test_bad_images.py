@@ -57,7 +57,7 @@ def test_the_first_bad_image_stops_the_run_if_asked_to(warnings):
     BadImages(data).note([3])
     message = complaint(BadImages(data, on_bad_image="error"), [3])
     assert message == (
-        "row 3 (3.png) is a bad image: the file is empty; mend it or move it away, or give --on_bad_image warn"
+        "row 3 (3.png) is a bad image: the file is empty; repair it or move it away, or give --on_bad_image warn"
     )
     assert warnings()[0].startswith("row 3 (3.png) is a bad image: the file is empty")  # the same words
     assert len(warnings()) == 1

@@ -185,7 +185,7 @@ def test_groups_by_the_path(bursts, expression):
     assert collections.Counter(data.validation["label"][:])[1] == 4
     assert len(data.train) + len(data.validation) == 25
     # the folder's own name, which the expression would match, is no part of the path
-    assert data.groups == f"7 by {expression!r}, none in both parts; 1 of 25 images have none and stand alone"
+    assert data.groups == f"7 by '{expression}', none in both parts; 1 of 25 images have none and stand alone"
 
 
 def test_groups_by_a_column(saved):
@@ -208,6 +208,8 @@ def test_groups_that_cannot_be(bursts, saved):
     message = refusal(train_dir=bursts, group_by="cat/|dog/")
     assert "each class has one group of 'cat/|dog/' only" in message and "25 images" in message
     assert "no column and no regular expression" in refusal(train_dir=bursts, group_by="(")
+    message = refusal(train_dir=bursts, group_by=r"object(\d+)")
+    assert r"group_by 'object(\d+)' is no column" in message and message.endswith("; correct the expression")
     assert "images have no path; name a column" in refusal(saved(rows([0, 1] * 3, ["a", "b"])), group_by="x")
     assert "choose one of words or numbers" in refusal(saved(rows([0, 1] * 3, ["a", "b"])), group_by="label")
     path = saved(rows([0, 1] * 3, ["a", "b"]), test=rows([0, 1], ["a", "b"]))

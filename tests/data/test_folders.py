@@ -114,7 +114,10 @@ def test_names_that_differ_by_case_are_two_classes_with_a_warning(photos, warnin
     assert load(photos(Hat=3, hat=3, cat=3)).class_names == ["Hat", "cat", "hat"]
     assert warnings() == ["the classes 'Hat' and 'hat' differ only by case; are they one?"]
     message = refusal(train_dir=str(photos("one", cat=1, dog=1)), validation_dir=str(photos("two", Cat=1)))
-    assert message == "validation has classes without a training image: Cat"
+    assert message == (
+        "validation has classes without a training image: Cat; name them as in training, add training images of them, "
+        "or leave them out"
+    )
     assert warnings()[1:] == ["the classes 'cat' and 'Cat' differ only by case; are they one?"]
 
 
@@ -285,7 +288,7 @@ def test_a_class_without_images_is_none(photos):
     assert data.class_names == ["cat", "dog"]
     assert data.skipped == "2 class folders without images: empty, texts; 1 file of no image format: texts/a.txt"
     message = refusal(train_dir=str(root), validation_dir=str(photos("more", cat=1, empty=1)))
-    assert message == "validation has classes without a training image: empty"
+    assert message.startswith("validation has classes without a training image: empty; name them as in training")
 
 
 def test_what_is_skipped_in_the_validation_folder(photos):

@@ -49,7 +49,7 @@ def test_bad_held_out_images_are_named_and_left_out(warnings):
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (("error", 1.0), r"held-out row 3 \(3.png\) is a bad image: the file is empty; mend it or move it away"),
+        (("error", 1.0), r"held-out row 3 \(3.png\) is a bad image: the file is empty; repair it or move it away"),
         (
             ("warn", 0.09),
             r"6 held-out images cannot be read, .* --max_bad_image_fraction 0.09 of 60: ",

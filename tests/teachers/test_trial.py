@@ -17,6 +17,10 @@ class Answers(torch.nn.Module):
         super().__init__()
         self.answers, self.device, self.precision = answers, torch.device("cpu"), "fp32"
 
+    @property
+    def members(self):
+        return [self]
+
     def forward(self, pixel_values):
         return F.one_hot(self.answers[pixel_values[:, 0, 0, 0].long()], 10).float()
 
@@ -69,9 +73,16 @@ def test_a_teacher_whose_answers_are_not_finite_is_refused_whatever_is_allowed(p
         check_teacher(teacher, images([0] * 60), 64, allow_weak=True)
 
 
-def test_too_few_images_tell_nothing():
-    truth = balanced(20)
-    assert check_teacher(Answers((truth + 3) % 10), images(truth.tolist()), 64, allow_weak=False) == 0.0
+def test_with_too_few_images_to_compare_with_chance_that_is_said_and_no_teacher_is_refused():
+    truth, model_args = balanced(14), ModelArguments(teacher_name_or_path="teacher")
+    answers = torch.where(torch.arange(14) < 1, truth, (truth + 3) % 10)
+    words = check_teachers(model_args, Answers(answers), images(truth.tolist()), 64)
+    assert words == "the teacher is right on 1 of 14 held-out images: too few to compare it with chance"
+    several = ModelArguments(teacher_name_or_path=["a", "b"])
+    words = check_teachers(several, Ensemble([Answers(answers), Answers(truth)]), images(truth.tolist()), 64)
+    assert words.endswith(": 14 images, too few to compare them with chance")
+    good = check_teachers(model_args, Answers(balanced(50)), images(balanced(50).tolist()), 64)
+    assert good == "the teacher is right on 100.0% of a sample of the held-out images"
 
 
 def test_a_weak_member_is_named_and_may_be_allowed_as_a_single_teacher_may():

@@ -123,7 +123,7 @@ def test_a_broken_held_out_image_is_refused_before_a_teacher_is_trained(photos, 
     broken = files(load_image_data(train_dir=str(photos), validation_fraction=0.2))["validation"][1]
     with open(broken, "wb") as file:
         file.write(b"no image")
-    with pytest.raises(InputError, match="held-out /.* is a bad image: .*; mend it or move it away"):
+    with pytest.raises(InputError, match="held-out /.* is a bad image: .*; repair it or move it away"):
         run(photos, tmp_path / "run", on_bad_image="error")
     words = [f"--{key}={value}" for key, value in {**RECIPE, "train_dir": photos, "on_bad_image": "error"}.items()]
     for look in ("check", "live_teacher"):  # the labelling script asks for the teacher alone
