@@ -122,9 +122,11 @@ class DeiTDistillConfig(PreTrainedConfig):
             )
         for image, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
             if patch <= 0 or image <= 0 or image % patch:
+                below = max(image, 0) // max(patch, 1) * max(patch, 1)
+                nearest = f"{below} or {below + max(patch, 1)}" if below else max(patch, 1)
                 raise ValueError(
                     f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
-                    f"the nearest image_size is {max(round(image / max(patch, 1)), 1) * max(patch, 1)}"
+                    f"the nearest image_size is {nearest}"
                 )
 
     def _check_rates(self):

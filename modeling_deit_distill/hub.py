@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import HfApi, get_session, is_offline_mode
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
+from transformers.utils import CONFIG_NAME
 
 from .errors import InputError, one_line
 
@@ -150,6 +152,26 @@ def offline_remedy(error: BaseException) -> str:
         "; without internet access, give a local folder, or set HF_HUB_OFFLINE=1: what was loaded before is then read "
         "at once"
     )
+
+
+def unread(name: str, error: BaseException) -> str:
+    """Why no model was read by a name, a folder's or one on the Hub, and what to do: the end of a message."""
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, CONFIG_NAME)):
+        return holds_no_model(name)
+    reason = f"({one_line(error)}){offline_remedy(error)}"
+    if os.path.exists(name):
+        return f"{name!r} cannot be read {reason}"
+    return (
+        f"{name!r} is no folder here and cannot be read from the Hub: check the path or the name, the network, your "
+        f"token {reason}"
+    )
+
+
+def holds_no_model(folder: str) -> str:
+    """What to do about a folder without a model; one below it that has one is named."""
+    found = sorted(path for path in os.listdir(folder) if os.path.isfile(os.path.join(folder, path, CONFIG_NAME)))
+    such = f", such as {os.path.join(folder, found[0])!r}" if found else ""
+    return f"{folder!r} holds no model (it has no {CONFIG_NAME}); give the output folder of a run{such}"
 
 
 def asked_to_wait(error: BaseException) -> float:

@@ -32,7 +32,7 @@ from .hardware import MAX_WORKERS, num_cores
 from .judging import judge
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_run_file
-from .report import aligned, figures_of_classes, say, summary_table
+from .report import aligned, counted, figures_of_classes, say, summary_table
 from .screen import keep_libraries_quiet
 from .script import run_script
 from .teachers.classes import known_classes
@@ -63,7 +63,7 @@ def main(arguments: list[str]):
     settings = {"batch_size": options.batch_size, "num_workers": options.num_workers, "show": True}
     outcome = write_predictions(classifier, images, options.output, truth, **settings)
     table = classes_table(outcome, classifier.class_names)
-    print(printable_lines(f"\n{options.output}: {len(images):,} rows\n\n{table}"))
+    print(printable_lines(f"\n{options.output}: {counted(len(images), 'row')}\n\n{table}"))
     if truth is not None and (results := measured(outcome, truth)) is not None:
         number = np.count_nonzero(truth.labels != NOTHING)
         print(printable_lines(f"\n{measured_in_words(results, classifier.class_names, number)}"))
@@ -361,7 +361,7 @@ def classes_table(outcome: Outcome, class_names: list[str]) -> str:
     lines = [aligned(rows)] if given else []
     if len(given) > MAX_LISTED:
         lines.append(f"and {len(given) - MAX_LISTED:,} more classes")
-    if never:
+    if given and never:
         names = map(shown, (class_names[index] for index in never))
         lines.append(f"never answered: {', '.join(names) if len(never) <= MAX_LISTED else f'{len(never):,} classes'}")
     return "\n".join([*lines, *([str(outcome.bad)] if outcome.bad.counts else [])])

@@ -80,7 +80,8 @@ def parse_arguments(arguments: list[str]) -> Arguments:
     parser = _ArgumentParser(
         Arguments.__annotations__.values(),
         prog=program(),
-        usage=f"accelerate launch --quiet {program()} [RECIPE.yaml] [--key value ...]",
+        usage=f"python {program()} [RECIPE.yaml] [--key value ...]",
+        epilog=f"On several GPUs or machines: accelerate launch --quiet {program()} [RECIPE.yaml] [--key value ...]",
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )

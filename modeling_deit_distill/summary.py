@@ -20,6 +20,7 @@ from .data.sources import ImageData
 from .data.views import ViewSampler
 from .hardware import device_in_words, workers_in_words
 from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from .output_folder import TEACHER
 from .precision import precision_in_words
 from .report import counted
 from .student import what_is_kept
@@ -120,12 +121,15 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
         said["not measured"] = f"{len(missing):,} of {len(names):,} classes have no held-out image: {_first(missing)}"
     if len(few):
         fewest = int(counts[few].min())
+        known = f"with {fewest} a class's accuracy is known to about ±{100 * _half_width(fewest):.0f} percentage points"
+        if fewest == 1:
+            known = "the smallest class has 1 held-out image: its accuracy says nothing"
         said["class accuracies"] = (
-            f"{len(few):,} of {len(names):,} classes have fewer than {FEW_OF_A_CLASS} held-out images; with {fewest} "
-            f"a class's accuracy is known to about ±{100 * _half_width(fewest):.0f} %"
+            f"{len(few):,} of {len(names):,} classes have fewer than {FEW_OF_A_CLASS} held-out images; {known}"
         )
     if len(rows) < FEW_IN_ALL:
-        said["accuracy"] = f"known to about ±{100 * _half_width(len(rows)):.0f} % with {len(rows)} held-out images"
+        points = f"±{100 * _half_width(len(rows)):.0f} percentage points"
+        said["accuracy"] = f"known to about {points} with {counted(len(rows), 'held-out image')}"
         is_cut = not data.validation_source.startswith("split ")
         said["accuracy"] += "; a larger --validation_fraction holds out more" if is_cut else ""
     return said
@@ -165,7 +169,8 @@ def teacher_in_words(plan) -> str:
         return f"the {combined or 'mean probability'} of {len(names)}: {', '.join(names)}"
     if names and not (model_args.train_teacher and plan.teacher_configs):
         return names[0]
-    name = names[0] if names else f"a new {plan.teacher_configs[0].model_type}"
+    new = "a new" if plan.trains_teacher else "a"
+    name = names[0] if names else f"{new} {plan.teacher_configs[0].model_type}"
     return f"{name}, {teachers_training_in_words(plan)}"
 
 
@@ -176,7 +181,10 @@ def teachers_training_in_words(plan) -> str:
     if plan.trains_teacher:
         steps = planned_steps(len(plan.data.train), num_epochs, plan.args)
         return f"trained first for {epochs}, {counted(steps, 'step')}"
-    return f"trained before for {epochs}, found in the output folder" if plan.needs_teacher else "not needed"
+    if plan.needs_teacher:
+        return f"trained before for {epochs}, found in the output folder"
+    folder = Path(plan.args.output_dir, TEACHER)
+    return f"trained before{f' ({folder})' if folder.is_dir() else ''}; all its answers are stored"
 
 
 def length_in_words(args: DistillationTrainingArguments, num_images: int | None) -> str:
@@ -198,7 +206,7 @@ def store_in_words(plan) -> dict[str, str]:
         return {"teacher's store": f"{args.teacher_store}, new"}
     planned = planned_views(args, plan.views)
     missing, total = sum(store.missing(planned).values()), sum(planned.values())
-    known = f"all {total:,} views known, no teacher is loaded or trained"
+    known = f"all {total:,} views known, no teacher is asked or trained"
     if missing:
         who = "each teacher" if len(plan.teacher_names) > 1 else "the teacher"
         known = f"{total - missing:,} of {total:,} views known, {who} is asked about the others"

@@ -101,7 +101,7 @@ def test_what_cannot_be_is_one_line(student, tiny_model, tmp_path):
         (tmp_path / "several", {}, "problem_type 'multi_label_classification'"),
         (tmp_path / "photo.jpg", {}, "photo.jpg' is no file of weights"),
         ("./nowhere", {}, "'./nowhere' is no file and no folder here"),
-        ("no/such-model", {}, "'no/such-model' cannot be read"),
+        ("no/such-model", {}, "'no/such-model' is no folder here and cannot be read from the Hub: check the path"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             load_any_classifier(str(name), **settings)

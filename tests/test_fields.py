@@ -245,4 +245,6 @@ def test_the_help_says_the_ranges(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "Beta parameter of mixup; 0 is off. (at least 0) (default: 0.8)" in text
     assert text.count("(at least 1)") == len(RANGES["at least 1"])
+    assert text.startswith("usage: python train_deit.py [RECIPE.yaml]")
+    assert "On several GPUs or machines: accelerate launch --quiet train_deit.py" in text
     assert "(default: None)" not in text and "its width, depth and heads. Default: tiny. --hidden_size" in text

@@ -239,6 +239,8 @@ def test_the_summary_of_classes_counts_and_names():
         "hat         1  33.3 %              0.50",
         "never answered: shirt",
     ]
+    unread = Outcome(np.array([NOTHING]), np.zeros(3), Skipped())
+    assert "never answered" not in classes_table(unread, ["hat", "shirt", "shoe"])
     many = Outcome(np.arange(30), np.ones(1000))
     lines = classes_table(many, [str(index) for index in range(1000)]).splitlines()
     assert lines[-2:] == ["and 10 more classes", "never answered: 970 classes"] and len(lines) == 23

@@ -10,10 +10,11 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, logging
 
 from ..configuration_deit_distill import DeiTDistillConfig
 from ..errors import InputError
+from ..hub import holds_no_model
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 from ..weights import first_not_finite
 from .configuration import NATIVE_CONFIGS, config_of, kind_of, processor_of
-from .reading import read_all_weights, read_json, read_weights, repository_of, some_of
+from .reading import WEIGHT_SUFFIXES, read_all_weights, read_json, read_weights, repository_of, some_of
 from .weight_names import State, native_to_ours, public_to_ours
 
 logger = logging.get_logger(__name__)
@@ -70,6 +71,8 @@ def load_checkpoint(source: str) -> PretrainedStudent:
         place = repository_of(source)
     described, preprocessing = (read_json(place, name, source) for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME))
     if not described and not is_file:
+        if os.path.isdir(place) and not any(name.endswith(WEIGHT_SUFFIXES) for name in os.listdir(place)):
+            raise InputError(holds_no_model(source))
         raise InputError(f"{source!r} has no {CONFIG_NAME}; give one of its weight files, if it has any")
     kind = kind_of(described, source)
     weights = read_weights(source, source) if is_file else read_all_weights(place, source)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME, logging
 
 from ..errors import InputError, one_line
-from ..hub import offline_remedy
+from ..hub import unread
 from ..weights import unwrapped_names
 from .weight_names import State
 
@@ -93,10 +93,7 @@ def _find(place: str, filename: str, source: str) -> str | None:
         is_unreachable = isinstance(error, LocalEntryNotFoundError)
         if is_unreachable and try_to_load_from_cache(place, filename) is _CACHED_NO_EXIST:
             return None
-        raise InputError(
-            f"{source!r} cannot be read ({one_line(error)}); check the name, the network and your token"
-            f"{offline_remedy(error)}"
-        ) from error
+        raise InputError(unread(source, error)) from error
 
 
 def read_all_weights(place: str, source: str) -> State:

@@ -231,8 +231,8 @@ def tokens(run: Run) -> str | None:
     if not blocks or learned is None:
         return None
     return (
-        f"The cosine of the two tokens is {learned:.2f} as they were learned, {blocks[0]:.2f} after the first block "
-        f"and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
+        f"Cosine similarity of the two token embeddings: {learned:.2f} as learned, {blocks[0]:.2f} after the first "
+        f"block and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
     )
 
 

@@ -23,6 +23,9 @@ from ..output_folder import (
     results_of,
 )
 from ..report import how_to_use, say
+from ..teachers.agreement import of_teacher
+from ..teachers.ensemble import Ensemble
+from ..teachers.teacher import Teacher
 from .browser import export_for_browsers, name_of
 from .card import write_model_card
 from .comparison import Outcome, kept, results_table
@@ -118,7 +121,7 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
     with disk_errors_explained(output_dir, "the card"):
         if plan.args.process_index == 0:
             write_run_record(plan, trainer.publisher.repo_id)
-            results |= measure_costs(output_dir, trainer.answers.teacher, plan.args.device)
+            results |= measure_costs(output_dir, trainer.answers.teacher or _stored_teacher(plan), plan.args.device)
             look_inside(output_dir, plan.held_out, trainer.metrics.decisions, plan.args.device)
             if {"browser", "demo"} & set(plan.args.copies):
                 export_for_browsers(output_dir, plan.held_out)
@@ -126,6 +129,24 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
             write_json(Path(output_dir, RESULTS), dict(sorted(results.items())))
             say(plan.args, f"Results, kept in {output_dir}", _table_of(output_dir, results))
     return results
+
+
+def _stored_teacher(plan) -> Teacher | Ensemble | None:
+    """The teacher whose stored answers were enough, to be measured; None, with a word, if it is in no folder here."""
+    if not plan.distils or plan.store is None:
+        return None
+    trained = Path(plan.args.output_dir, TEACHER) if plan.model_args.train_teacher else None
+    folders = [trained] if trained else plan.model_args.teacher_names
+    try:
+        if folders and all(Path(folder).is_dir() for folder in folders):
+            teacher = plan.teacher_in(trained)
+            plan.store.check(of_teacher(teacher))
+            return teacher.to(plan.args.device)
+    except InputError as error:
+        say(plan.args, f"the teacher's size and time are not measured: {error}")
+        return None
+    say(plan.args, "the teacher's size and time are not measured: its answers are stored, and it is in no folder here")
+    return None
 
 
 def _table_of(output_dir: str, results: dict[str, float]) -> str:

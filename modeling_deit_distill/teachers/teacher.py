@@ -34,7 +34,7 @@ from ..arguments.types import MOST_LAYERS
 from ..data.evaluation import check_normalisation
 from ..errors import InputError, one_line
 from ..files import sha256
-from ..hub import offline_remedy
+from ..hub import unread
 from ..weights import first_not_finite, unwrapped_names
 from .classes import read_label_map, teacher_classes
 
@@ -154,7 +154,7 @@ def find_config(model_args: ModelArguments) -> PreTrainedConfig:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{argument} {name!r} cannot be read ({one_line(error)}){offline_remedy(error)}") from error
+        raise InputError(f"{argument} {unread(name, error)}") from error
 
 
 def check_depth(fields: Mapping[str, object], what: str):
@@ -281,7 +281,5 @@ def _weight_files(name_or_path: str) -> list[Path]:
             shards = sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))
             return [Path(cached_file(name_or_path, shard)) for shard in shards]
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"teacher_name_or_path {name_or_path!r} cannot be read ({one_line(error)}){offline_remedy(error)}"
-        ) from error
+        raise InputError(f"teacher_name_or_path {unread(name_or_path, error)}") from error
     raise InputError(f"teacher_name_or_path {name_or_path!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")

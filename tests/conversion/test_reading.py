@@ -212,7 +212,12 @@ def test_an_image_size_that_is_no_square_is_asked_for(tiny_config, tmp_path):
 
 
 def test_folders_that_hold_something_else_are_refused(tiny_config, tmp_path):
-    assert "has no config.json" in refused(tmp_path)
+    assert refused(tmp_path).endswith("holds no model (it has no config.json); give the output folder of a run")
+    tiny_config().save_pretrained(tmp_path / "few")
+    assert refused(tmp_path).endswith(f"; give the output folder of a run, such as '{tmp_path / 'few'}'")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert "has no config.json; give one of its weight files" in refused(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     write(tmp_path, config={"model_type": "swin"})
     assert refused(tmp_path).endswith("describes a 'swin', not deit_distill, deit or vit; give a DeiT or a ViT")
     write(tmp_path / "teacher", config={"model_type": "resnet"})

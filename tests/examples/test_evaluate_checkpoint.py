@@ -314,7 +314,7 @@ def test_a_broken_image_is_named_and_left_out(script, student, photos, tmp_path,
 def test_nothing_is_run_before_all_models_fit(script, photos, student, save_student, monkeypatch):
     monkeypatch.setattr(script, "logits_of", None)
     for wrong, message in (
-        ("no/such-model", "model 'no/such-model' cannot be read"),
+        ("no/such-model", "model 'no/such-model' is no folder here and cannot be read from the Hub"),
         (save_student(["blue", "green"]), r"no certain match among the model's 2: 'red'; name them alike in id2label"),
     ):
         with pytest.raises(InputError, match=message) as caught:

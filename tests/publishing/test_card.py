@@ -147,11 +147,14 @@ def test_pictures_are_shown_if_they_are_there(run):
 def test_the_tokens_cosine_is_shown_where_it_was_measured(run):
     one = {"images": 64, "attention_distance": [[5.0], [6.0]]}
     both = {**one, "cosine_learned": 0.0625, "cosine_by_block": [0.5, 0.93125]}
-    sentence = "is 0.06 as they were learned, 0.50 after the first block and 0.93 after the last (mean over 64 held-out"
+    sentence = (
+        "Cosine similarity of the two token embeddings: 0.06 as learned, 0.50 after the first block and 0.93 after the "
+        "last (mean over 64 held-out images)."
+    )
     assert sentence in card_of(run(tokens=both)).text
     for nothing in (one, None):
         (run(tokens=None) / "tokens.json").unlink(missing_ok=True)
-        assert "cosine" not in card_of(run(tokens=nothing)).text
+        assert "Cosine" not in card_of(run(tokens=nothing)).text
 
 
 def test_classes_stand_in_the_order_of_their_indices(run):

@@ -71,7 +71,7 @@ def test_a_dry_run_reads_stored_answers_and_writes_none(run, photos, tmp_path, c
     capsys.readouterr()
     train_deit.main(words_of({**without_teacher(), **settings}))
     printed, lines = estimates(capsys)
-    assert "no teacher is loaded or trained" in printed and lines[0].startswith("student")
+    assert "no teacher is asked or trained" in printed and lines[0].startswith("student")
     assert files(tmp_path / "answers") == before
     with pytest.raises(InputError, match="has not all the views of this run"):
         train_deit.main(words_of({**without_teacher(), **settings, "max_steps": 30}))
@@ -123,6 +123,6 @@ def test_the_summary_knows_a_teacher_that_was_trained_before(run, photos, tmp_pa
     shutil.copytree(run[0] / "teacher", tmp_path / "out" / "teacher")
     settings = {"train_dir": photos, "output_dir": tmp_path / "out", "dry_run": "true"}
     train_deit.main(arguments(validation_fraction=0.25, **settings))
-    assert "a new resnet, trained before for 4 epochs, found in the output folder" in capsys.readouterr().out
+    assert "a resnet, trained before for 4 epochs, found in the output folder" in capsys.readouterr().out
     with pytest.raises(InputError, match="holds a teacher trained with another learning_rate"):
         train_deit.main(arguments(validation_fraction=0.25, teacher_learning_rate=1, **settings))

@@ -53,11 +53,16 @@ def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
     assert {path.stat().st_size for path in answers.glob("epoch-*")} == {32 + 2 * 36 + 4}
 
 
-def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch):
+def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch, capsys):
     answers, words, (before, weights) = stored
-    monkeypatch.setattr("modeling_deit_distill.plan.load_teachers", None)
+
+    def broken(*args):
+        raise InputError("it is broken")
+
+    monkeypatch.setattr("modeling_deit_distill.plan.load_teachers", broken)
     results, again = from_store(photos, tmp_path / "named", answers, **words)
-    assert again == weights
+    assert again == weights and "teacher_num_parameters" not in results
+    assert "the teacher's size and time are not measured: it is broken" in capsys.readouterr().out
     monkeypatch.setattr(runs, "RECIPE", without_teacher())
     unnamed, and_again = from_store(photos, tmp_path / "unnamed", answers)
     assert and_again == weights
@@ -67,11 +72,15 @@ def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatc
             assert found[key] == before[key] == run[1][key]
 
 
-def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tmp_path):
+def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tmp_path, capsys):
     short = {"teacher_num_train_epochs": 2, "num_train_epochs": 1, "allow_weak_teacher": "true"}
     _, weights = from_store(photos, tmp_path / "first", tmp_path / "answers", **short)
+    capsys.readouterr()
     results, again = from_store(photos, tmp_path / "second", tmp_path / "answers", **short, seed=1, data_seed=42)
     assert again != weights  # another student
+    printed = capsys.readouterr().out
+    assert "a resnet, trained before; all its answers are stored" in printed
+    assert "the teacher's size and time are not measured: its answers are stored, and it is in no folder" in printed
     assert results["teacher_views_asked"] == 0 and not (tmp_path / "second" / "teacher").exists()
     with pytest.raises(InputError, match="teacher_training.num_train_epochs 2.0, this run has 1.0; train the teacher"):
         from_store(photos, tmp_path / "third", tmp_path / "answers", **{**short, "teacher_num_train_epochs": 1})
@@ -191,6 +200,8 @@ def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
     read, again = from_store(photos, tmp_path / "second", tmp_path / "answers", **soft)
     assert again == weights
     assert (written["teacher_views_asked"], read["teacher_views_asked"]) == (64, 0)
+    # The teacher is in a folder here, so its size is known though it was not asked.
+    assert read["teacher_num_parameters"] == written["teacher_num_parameters"] > 0
     assert {path.stat().st_size for path in (tmp_path / "answers").glob("epoch-*")} == {32 + 36 * (4 * 3 + 4) + 4}
     # Live, without a store: the same but for the rounding of logits to half precision.
     train_deit.main(arguments(validation_fraction=0.25, train_dir=photos, output_dir=tmp_path / "live", **soft))

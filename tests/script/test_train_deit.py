@@ -352,7 +352,7 @@ def test_nothing_is_cleared_before_everything_else_is_right(unfinished, run, pho
 
 WRONG_INPUT = [
     ({"train_dir": "nowhere"}, ["train_dir", "'nowhere'", "not a folder"]),
-    ({"image_size": 18}, ["image_size 18", "patch_size 4", "nearest image_size is 16"]),
+    ({"image_size": 18}, ["image_size 18", "patch_size 4", "nearest image_size is 16 or 20"]),
     ({"hidden_size": 15}, ["hidden_size 15", "num_attention_heads 2"]),
     ({"num_channels": 1}, ["num_channels", "RGB"]),
     ({"distillation_type": "none", "use_distillation_token": "true"}, ["use_distillation_token", "none"]),

@@ -42,6 +42,10 @@ def test_no_teacher_at_all_says_what_to_give():
 
 
 def test_an_unreadable_teacher_is_named(tmp_path):
+    with pytest.raises(InputError, match="teacher_name_or_path 'here/nowhere' is no folder here and .* check the path"):
+        describe(teacher_name_or_path="here/nowhere")
+    with pytest.raises(InputError, match="teacher_name_or_path '.*' holds no model .*; give the output folder"):
+        describe(teacher_name_or_path=str(tmp_path))
     with pytest.raises(InputError, match="teacher_name_or_path.*nowhere.*no such file or folder"):
         describe(teacher_name_or_path=str(tmp_path / "nowhere"))
 
