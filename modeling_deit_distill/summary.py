@@ -206,7 +206,7 @@ def store_in_words(plan) -> dict[str, str]:
         return {"teacher's store": f"{args.teacher_store}, new"}
     planned = planned_views(args, plan.views)
     missing, total = sum(store.missing(planned).values()), sum(planned.values())
-    known = f"all {total:,} views known, no teacher is asked or trained"
+    known = f"all {total:,} views known, no teacher is loaded or trained"
     if missing:
         who = "each teacher" if len(plan.teacher_names) > 1 else "the teacher"
         known = f"{total - missing:,} of {total:,} views known, {who} is asked about the others"

@@ -132,20 +132,19 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
 
 
 def _stored_teacher(plan) -> Teacher | Ensemble | None:
-    """The teacher whose stored answers were enough, to be measured; None, with a word, if it is in no folder here."""
+    """The teacher that this run trained, to be measured though its stored answers were enough; None for any other."""
     if not plan.distils or plan.store is None:
         return None
-    trained = Path(plan.args.output_dir, TEACHER) if plan.model_args.train_teacher else None
-    folders = [trained] if trained else plan.model_args.teacher_names
+    folder = Path(plan.args.output_dir, TEACHER)
+    reason = "all its answers are stored, so it is not loaded"
     try:
-        if folders and all(Path(folder).is_dir() for folder in folders):
-            teacher = plan.teacher_in(trained)
+        if plan.model_args.train_teacher and folder.is_dir():
+            teacher = plan.teacher_in(folder)
             plan.store.check(of_teacher(teacher))
             return teacher.to(plan.args.device)
     except InputError as error:
-        say(plan.args, f"the teacher's size and time are not measured: {error}")
-        return None
-    say(plan.args, "the teacher's size and time are not measured: its answers are stored, and it is in no folder here")
+        reason = error
+    say(plan.args, f"the teacher's size and time are not measured: {reason}")
     return None
 
 

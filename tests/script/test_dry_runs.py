@@ -71,7 +71,7 @@ def test_a_dry_run_reads_stored_answers_and_writes_none(run, photos, tmp_path, c
     capsys.readouterr()
     train_deit.main(words_of({**without_teacher(), **settings}))
     printed, lines = estimates(capsys)
-    assert "no teacher is asked or trained" in printed and lines[0].startswith("student")
+    assert "no teacher is loaded or trained" in printed and lines[0].startswith("student")
     assert files(tmp_path / "answers") == before
     with pytest.raises(InputError, match="has not all the views of this run"):
         train_deit.main(words_of({**without_teacher(), **settings, "max_steps": 30}))

@@ -55,14 +55,10 @@ def test_a_run_that_writes_a_store_is_the_live_run(run, stored):
 
 def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatch, capsys):
     answers, words, (before, weights) = stored
-
-    def broken(*args):
-        raise InputError("it is broken")
-
-    monkeypatch.setattr("modeling_deit_distill.plan.load_teachers", broken)
+    monkeypatch.setattr("modeling_deit_distill.plan.load_teachers", None)
     results, again = from_store(photos, tmp_path / "named", answers, **words)
     assert again == weights and "teacher_num_parameters" not in results
-    assert "the teacher's size and time are not measured: it is broken" in capsys.readouterr().out
+    assert "not measured: all its answers are stored, so it is not loaded" in capsys.readouterr().out
     monkeypatch.setattr(runs, "RECIPE", without_teacher())
     unnamed, and_again = from_store(photos, tmp_path / "unnamed", answers)
     assert and_again == weights
@@ -70,6 +66,14 @@ def test_a_full_store_needs_no_teacher(run, stored, photos, tmp_path, monkeypatc
         assert found["teacher_views_asked"] == 0
         for key in ("teacher_accuracy", "eval_teacher_agreement", "eval_accuracy"):
             assert found[key] == before[key] == run[1][key]
+
+
+def test_a_teacher_that_the_run_trained_is_measured_though_its_answers_are_stored(photos, tmp_path):
+    words = {"teacher_num_train_epochs": 2, "num_train_epochs": 1, "allow_weak_teacher": "true", "data_seed": 42}
+    first, _ = from_store(photos, tmp_path / "out", tmp_path / "answers", **words)
+    again, _ = from_store(photos, tmp_path / "out", tmp_path / "answers", **words, seed=1, overwrite_output_dir="true")
+    assert again["teacher_views_asked"] == 0 < first["teacher_views_asked"]
+    assert again["teacher_num_parameters"] == first["teacher_num_parameters"] > 0
 
 
 def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tmp_path, capsys):
@@ -80,7 +84,7 @@ def test_a_teacher_to_be_trained_is_not_trained_for_a_full_store(run, photos, tm
     assert again != weights  # another student
     printed = capsys.readouterr().out
     assert "a resnet, trained before; all its answers are stored" in printed
-    assert "the teacher's size and time are not measured: its answers are stored, and it is in no folder" in printed
+    assert "not measured: all its answers are stored, so it is not loaded" in printed
     assert results["teacher_views_asked"] == 0 and not (tmp_path / "second" / "teacher").exists()
     with pytest.raises(InputError, match="teacher_training.num_train_epochs 2.0, this run has 1.0; train the teacher"):
         from_store(photos, tmp_path / "third", tmp_path / "answers", **{**short, "teacher_num_train_epochs": 1})
@@ -200,8 +204,6 @@ def test_soft_answers_are_read_as_they_were_written(stored, photos, tmp_path):
     read, again = from_store(photos, tmp_path / "second", tmp_path / "answers", **soft)
     assert again == weights
     assert (written["teacher_views_asked"], read["teacher_views_asked"]) == (64, 0)
-    # The teacher is in a folder here, so its size is known though it was not asked.
-    assert read["teacher_num_parameters"] == written["teacher_num_parameters"] > 0
     assert {path.stat().st_size for path in (tmp_path / "answers").glob("epoch-*")} == {32 + 36 * (4 * 3 + 4) + 4}
     # Live, without a store: the same but for the rounding of logits to half precision.
     train_deit.main(arguments(validation_fraction=0.25, train_dir=photos, output_dir=tmp_path / "live", **soft))
