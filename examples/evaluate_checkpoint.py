@@ -35,6 +35,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line, printable
+from modeling_deit_distill.hub import unread
 from modeling_deit_distill.judging import other_images
 from modeling_deit_distill.report import aligned
 from modeling_deit_distill.script import run_script
@@ -136,7 +137,7 @@ class PipelineModel:
         try:
             id2label = AutoConfig.from_pretrained(name, trust_remote_code=False).id2label
         except (ImportError, OSError, ValueError) as error:
-            raise InputError(f"model {name!r} cannot be read ({one_line(error)})") from error
+            raise InputError(f"model {unread(name, error)}") from error
         self.class_names = [id2label[index] for index in sorted(id2label)]
 
     def __call__(self, rows: Dataset, batch_size: int) -> Iterator[np.ndarray]:
