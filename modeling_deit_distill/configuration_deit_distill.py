@@ -122,8 +122,9 @@ class DeiTDistillConfig(PreTrainedConfig):
             )
         for image, patch in zip(as_pair(self.image_size), as_pair(self.patch_size), strict=True):
             if patch <= 0 or image <= 0 or image % patch:
-                below = max(image, 0) // max(patch, 1) * max(patch, 1)
-                nearest = f"{below} or {below + max(patch, 1)}" if below else max(patch, 1)
+                step = max(patch, 1)
+                below = max(image, 0) // step * step
+                nearest = f"{below} or {below + step}" if below else step
                 raise ValueError(
                     f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}; "
                     f"the nearest image_size is {nearest}"

@@ -220,7 +220,7 @@ def rounds_in_words(plan) -> dict[str, str]:
     if not args.view_epochs:
         return {}
     if not views_repeat(args, len(plan.views)):
-        return {"views": f"none comes round: the run is no longer than --view_epochs {args.view_epochs}"}
+        return {"views": f"none is repeated: the run is no longer than --view_epochs {args.view_epochs}"}
     num_views = sum(planned_views(args, plan.views).values())
     steps = planned_steps(len(plan.views), args.num_train_epochs, args, args.max_steps)
     shown = steps * args.effective_batch_size

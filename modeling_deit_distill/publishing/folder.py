@@ -24,7 +24,6 @@ from ..output_folder import (
 )
 from ..report import how_to_use, say
 from ..teachers.agreement import of_teacher
-from ..teachers.ensemble import Ensemble
 from ..teachers.teacher import Teacher
 from .browser import export_for_browsers, name_of
 from .card import write_model_card
@@ -131,7 +130,7 @@ def finish_run(plan, trainer, results: dict[str, float]) -> dict[str, float]:
     return results
 
 
-def _stored_teacher(plan) -> Teacher | Ensemble | None:
+def _stored_teacher(plan) -> Teacher | None:
     """The teacher that this run trained, to be measured though its stored answers were enough; None for any other."""
     if not plan.distils or plan.store is None:
         return None

@@ -3,10 +3,12 @@
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
+from helpers.drawn import draws
 from helpers.views import SETTINGS, by_position, loader, photos
 
 from modeling_deit_distill.data import bad_images
 from modeling_deit_distill.data.datasets import ViewDataset
+from modeling_deit_distill.data.views import Draws
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +47,9 @@ def dataset() -> ViewDataset:
 def expected(dataset) -> dict[int, tuple[bytes, ...]]:
     """The second epoch, in one process and batches of 16."""
     return by_position(loader(dataset, 16))
+
+
+@pytest.fixture(scope="session")
+def drawn() -> Draws:
+    """The recipe's draws of `NUM_VIEWS` views."""
+    return draws()

@@ -125,10 +125,10 @@ def test_the_summary_says_what_the_teacher_is_spared(words, tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes", [{"view_epochs": 4}, pytest.param({"max_steps": 7, "num_train_epochs": None}, marks=pytest.mark.slow)]
 )
-def test_where_no_view_comes_round_no_answers_are_kept(words, tmp_path, capsys, changes):
+def test_where_no_view_is_repeated_no_answers_are_kept(words, tmp_path, capsys, changes):
     train_deit.main(words(tmp_path / "run", **changes))
     said = capsys.readouterr().out
-    assert f"none comes round: the run is no longer than --view_epochs {changes.get('view_epochs', 2)}" in said
+    assert f"none is repeated: the run is no longer than --view_epochs {changes.get('view_epochs', 2)}" in said
     assert "teacher's store" not in said and not (tmp_path / "run" / "answers").exists()
     assert results(tmp_path / "run")["teacher_views_asked"] == 8 * changes.get("max_steps", 16)
 
