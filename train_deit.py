@@ -12,6 +12,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from modeling_deit_distill import DistillationTrainer
 from modeling_deit_distill.dry_run import dry_run
 from modeling_deit_distill.files import write_json
+from modeling_deit_distill.hardware import keep_freed_memory
 from modeling_deit_distill.output_folder import DECISIONS, disk_errors_explained, results_of
 from modeling_deit_distill.output_lock import only_run_in
 from modeling_deit_distill.plan import Plan
@@ -39,8 +40,9 @@ def main(command_line: list[str]) -> dict[str, float]:
 
 def run(plan: Plan) -> dict[str, float]:
     """What the paper describes, step by step; the results as `all_results.json` holds them, none of a dry run."""
-    # What will run
+    # What will run, and on what
     plan.check()
+    keep_freed_memory(plan.args.device.type)
 
     # Student: what may be wrong with it shows before the teacher's training
     student = plan.student()

@@ -282,6 +282,37 @@ def test_attention_is_written_out_where_bf16_is_trained_on_a_cpu(tiny_model, mon
     assert len(fused) == (2 if is_fused else 0)
 
 
+@pytest.mark.parametrize("size", [(8, 12), (9, 14)])  # the second leaves a rest at the edges, as a convolution does
+def test_patches_are_a_product_where_bf16_is_trained_on_a_cpu(size):
+    """Whole numbers, so that bf16 is exact: the same tokens and gradients as of the convolution in float32."""
+    generator = torch.Generator().manual_seed(0)
+    projection = nn.Conv2d(3, 5, (4, 6), (4, 6))
+    for parameter in projection.parameters():
+        parameter.data = torch.randint(-1, 2, parameter.shape, generator=generator).float()
+    pixel_values = torch.randint(-1, 2, (2, 3, *size), generator=generator).float()
+    by_convolution = modeling_deit_distill.embed_patches(pixel_values, projection)
+    with torch.autocast("cpu", torch.bfloat16):
+        by_product = modeling_deit_distill.embed_patches(pixel_values, projection)
+    assert (by_convolution.dtype, by_product.dtype) == (torch.float32, torch.bfloat16)
+    assert "Convolution" in str(graph_of(by_convolution)) and "Convolution" not in str(graph_of(by_product))
+    assert by_product.tolist() == by_convolution.tolist() and by_product.shape == (2, 4, 5)
+    expected, found = (
+        torch.autograd.grad(tokens.float().sum(), list(projection.parameters()))
+        for tokens in (by_convolution, by_product)
+    )
+    assert [each.tolist() for each in found] == [each.tolist() for each in expected]
+
+
+def graph_of(tensor: torch.Tensor) -> list[str]:
+    """The names of the operations that led to a tensor, the last one first."""
+    names, pending = [], [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        names.append(node.name())
+        pending += [each for each, _ in node.next_functions if each is not None]
+    return names
+
+
 def test_attention_is_fused_where_its_weights_would_not_fit(tiny_model, monkeypatch):
     monkeypatch.setattr(modeling_deit_distill, "MAX_WRITTEN_OUT", 17)  # of 18 tokens
     monkeypatch.setattr(modeling_deit_distill, "eager_attention_forward", None)
