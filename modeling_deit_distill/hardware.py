@@ -29,6 +29,8 @@ def hardware(args: TrainingArguments) -> str:
     """The devices, for the card and the checkpoints."""
     if args.device.type == "cuda":
         return f"{args.world_size} × {torch.cuda.get_device_name(args.device)}"
+    if args.device.type != "cpu":  # a Mac's "mps", Intel's "xpu"
+        return f"{args.world_size} × {args.device.type}"
     return f"CPU ({platform.machine()}), {args.world_size} process(es) of {torch.get_num_threads()} thread(s)"
 
 

@@ -40,6 +40,11 @@ def test_the_summary_tells_threads_and_cores(two_cores, monkeypatch):
     assert device_in_words(SimpleNamespace(device=torch.device("cuda:0"), world_size=1)) == "cuda:0"
 
 
+def test_the_card_names_the_device():
+    assert hardware.hardware(SimpleNamespace(device=torch.device("mps"), world_size=1)) == "1 × mps"
+    assert hardware.hardware(SimpleNamespace(device=CPU, world_size=2)).startswith("CPU (")
+
+
 def test_a_hint_where_cores_are_left_alone(two_cores, monkeypatch):
     args = SimpleNamespace(device=CPU, world_size=1)
     assert hints.of_threads(args) == "OMP_NUM_THREADS leaves this run 1 of 2 cores; all of them: OMP_NUM_THREADS=2"
