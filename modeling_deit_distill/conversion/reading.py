@@ -70,9 +70,9 @@ def read_json(place: str, filename: str, source: str) -> dict:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{filename} of {source!r} is no JSON ({one_line(error)}); mend or remove it") from error
+        raise InputError(f"{filename} of {source!r} is no JSON ({one_line(error)}); correct or remove it") from error
     if not isinstance(content, dict):
-        raise InputError(f"{filename} of {source!r} holds no fields; mend or remove it")
+        raise InputError(f"{filename} of {source!r} holds no fields; correct or remove it")
     return content
 
 

@@ -47,7 +47,7 @@ def load_model(source: str, image_size: str | None = None) -> tuple[DeiTDistillF
     if made != input_shape(model.config):
         raise InputError(
             f"{source!r}: its image processor makes {made} of an image, but the model takes "
-            f"{input_shape(model.config)} (channels, height, width); mend preprocessor_config.json"
+            f"{input_shape(model.config)} (channels, height, width); correct preprocessor_config.json"
         )
     return model, processor
 

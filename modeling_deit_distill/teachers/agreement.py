@@ -1,4 +1,4 @@
-"""What a store of answers and a run must agree about: the fields of `store.json`, each with what mends a difference.
+"""What a store of answers and a run must agree about: the fields of `store.json`, each with the remedy of a difference.
 
 Whatever decides an answer is here: the data, the order and the draws of the views, the teacher, and what is kept of it.
 """

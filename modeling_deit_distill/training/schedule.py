@@ -125,7 +125,7 @@ def check_optimisation(args, student: nn.Module):
     except (ImportError, NotImplementedError, TypeError, ValueError) as error:
         betas = f"adam_beta1 {args.adam_beta1}, adam_beta2 {args.adam_beta2}, adam_epsilon {args.adam_epsilon}"
         given = f"optim {args.optim.value!r} with optim_args {args.optim_args!r}, {betas}"
-        raise InputError(f"{given}: {one_line(error)}; mend it, or choose another --optim") from error
+        raise InputError(f"{given}: {one_line(error)}; correct it, or choose another --optim") from error
     try:
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
         get_scheduler(args.lr_scheduler_type, stand_in, 1, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
@@ -133,7 +133,7 @@ def check_optimisation(args, student: nn.Module):
         given = (
             f"lr_scheduler_type {args.lr_scheduler_type.value!r} with lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
         )
-        raise InputError(f"{given}: {one_line(error)}; mend them, or choose another --lr_scheduler_type") from error
+        raise InputError(f"{given}: {one_line(error)}; correct them, or choose another --lr_scheduler_type") from error
 
 
 def resolve_warmup(args, num_steps: int, steps_per_epoch: int | None):

@@ -94,5 +94,5 @@ def _decisions(name: str, answers: np.ndarray) -> np.ndarray:
     if answers.ndim == 1:
         return answers
     if np.isnan(answers).any():
-        raise ValueError(f"{int(np.isnan(answers).any(axis=1).sum())} of {len(answers)} {name} hold NaN; mend them")
+        raise ValueError(f"{int(np.isnan(answers).any(axis=1).sum())} of {len(answers)} {name} hold NaN; correct them")
     return answers.argmax(axis=1)
