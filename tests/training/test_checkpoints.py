@@ -5,15 +5,11 @@ import math
 import os
 import pickle
 import resource
-import shlex
 import shutil
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
-from helpers.paths import ROOT
 from helpers.saved_checkpoints import SAVING, checkpoint, evaluate_each, names
 from helpers.trainers import CountingTeacher, rows, student, trainer, views_trainer
 from safetensors import SafetensorError
@@ -31,7 +27,6 @@ from modeling_deit_distill.output_folder import (
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
 )
-from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.training.checkpoints import find_checkpoint
 
 BY_SCORE = {**SAVING, "metric_for_best_model": "score", "greater_is_better": True}
@@ -374,34 +369,6 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(trained, tmp_path, name
         with pytest.raises(InputError, match="holds a pickle with more than numbers in it, which is not loaded"):
             run.train(resume_from_checkpoint=str(path))
         assert not (tmp_path / "executed").exists()
-
-
-def test_the_job_script_is_bash_and_its_command_is_one_of_ours(tmp_path):
-    script = ROOT / "examples" / "slurm" / "train.sbatch"
-    subprocess.run(["bash", "-n", script], check=True)
-    output_dir = "outputs/imagenet_deit_small_distilled_hard"  # the recipe's: a run begun by hand goes on
-    job = {"SLURM_JOB_NODELIST": "a,b", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_CPUS_PER_TASK": "12"}
-    commands = {
-        "scontrol": 'echo "$@" >> said',
-        "srun": f'echo "$COMMAND" > said; echo "$@" > words; mkdir -p {output_dir}; echo {{}} > $record; exit 1',
-    }
-    for name, text in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    # The second job finds the first one's record, which must not bring it back into the queue.
-    for record, code in ((f"{output_dir}/interrupted.json", 0), ("other.json", 1)):
-        environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}", "record": record}
-        done = subprocess.run(["bash", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        said = (tmp_path / "said").read_text().splitlines()
-        assert ("requeue 7" in said) == (code == 0)
-    assert "--cpus-per-task=12" in (tmp_path / "words").read_text()
-    python, program, recipe, *words = shlex.split(said[0])
-    assert (python, program) == ("python", "train_deit.py")
-    assert words[words.index("--output_dir") + 1] == output_dir
-    assert yaml.safe_load((ROOT / recipe).read_text())["output_dir"] == output_dir
-    *_, args = parse_arguments([str(ROOT / recipe), *words, "--output_dir", str(tmp_path / "out"), "--bf16", "false"])
-    assert args.resume_from_checkpoint == "true"
 
 
 def test_the_best_checkpoint_is_kept_over_a_resumption_though_a_better_evaluation_fell_between_saves(tmp_path):
