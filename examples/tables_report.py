@@ -258,6 +258,7 @@ def write_index(folder: Path):
         "Does distillation through a token pay? The paper's tables, trained from scratch on CIFAR-10 by "
         "[`reproduce_tables.py`](../reproduce_tables.py); each profile's page has every row with its seeds, errors and "
         "commands. Written by that script.",
+        how_verdicts_are_read(),
     ]
     for path in sorted(folder.glob("*/tables.json")):
         content = json.loads(path.read_text())
@@ -267,6 +268,18 @@ def write_index(folder: Path):
         parts += [f"{table.title} ({table.text[0].lower()}{table.text[1:-1]}):", row_lines(table, described["rows"])]
         parts += [agreement(content["tables"])]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n")
+
+
+def how_verdicts_are_read() -> str:
+    """What the margins and the headings of [`agreement`] mean."""
+    return (
+        "In the lists, ± is the 95 % margin. It adds the error by seed and that by image, and so is rather too wide. A "
+        "difference larger than its margin is clear. *Agrees in sign* and *disagrees in sign* are about clear "
+        f"differences. A difference of the paper of at most {PAPER_NOISE:g} points counts as none. There, a difference "
+        f"here agrees if it is within {NO_DIFFERENCE:g} point, margin included. It disagrees if it is clearly above "
+        f"{NO_DIFFERENCE:g} point, or clear and of the other sign. All else is not decided, as is what has no error by "
+        "seed."
+    )
 
 
 def agreement(tables: dict[str, dict]) -> str:
@@ -287,16 +300,12 @@ def agreement(tables: dict[str, dict]) -> str:
         "agrees": "Agrees with the paper that there is next to no difference",
         "disagrees in sign": "Disagrees with the paper in sign",
         "disagrees": "Disagrees with the paper that there is next to no difference",
-        "not decided": "Not decided: chance may make as much, or the error by seed was not measured",
+        "not decided": "Not decided",
         "better": "Nothing in the paper to compare with, clearly better",
         "worse": "Nothing in the paper to compare with, clearly worse",
         "not run": "Not run",
     }
-    return "\n\n".join(
-        f"**{name}** (± what chance exceeds one time in twenty)\n\n" + "\n".join(lines[key])
-        for key, name in names.items()
-        if key in lines
-    )
+    return "\n\n".join(f"**{name}**\n\n" + "\n".join(lines[key]) for key, name in names.items() if key in lines)
 
 
 def as_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -33,6 +33,7 @@ OTHERS = (
     "npm",
     "pytest",
     "ruff",
+    "sbatch",
     "twine",
 )  # programs that are not ours
 # Options of launchers and of other programs, which docs name in the text.
@@ -73,6 +74,8 @@ def take(words: list[str]):
     elif program == "torchrun":
         launched, _ = torch.distributed.run.get_args_parser().parse_known_args(rest)
         take_script(launched.training_script, launched.training_script_args)
+    elif program == "python" and rest[0] == "-c":
+        compile(rest[1], "<command>", "exec")
     elif program == "python" and rest[0] == "-m":
         take_module(rest[1], rest[2:])
     elif program == "python":

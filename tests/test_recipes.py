@@ -104,8 +104,12 @@ def test_a_recipe_parses_and_opens_with_its_own_command(path):
     assert Path(parse(str(path))[2].output_dir).name == path.stem  # a folder of its own
     header = header_of(path)
     assert all(line.startswith("#") for line in header.splitlines())
-    (command,) = re.findall(r"^# Command: +accelerate launch --quiet .*train_deit\.py (\S+)$", header, re.MULTILINE)
-    assert command == f"examples/recipes/{path.name}"
+    (command,) = re.findall(r"^# Command: +accelerate launch (.+)$", header, re.MULTILINE)
+    launcher, _, rest = command.partition(" train_deit.py ")
+    recipe, *words = rest.split()
+    assert recipe == f"examples/recipes/{path.name}"
+    assert launcher in ("--quiet", "--config_file examples/accelerate/eight_gpus.yaml")
+    parse(str(path), *words)
     assert all(f"# {part}: " in header for part in ("Source", "Hardware", "Time", "Expected"))
     said = header.partition("# Expected: ")[2] + header.partition("# Time: ")[2]
     assert any(words in said for words in ("measured", "paper", "your images"))  # whose figures they are

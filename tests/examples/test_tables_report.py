@@ -184,6 +184,7 @@ def test_one_seed_has_no_error_by_seed_and_decides_nothing(finished):
     assert {claim["verdict"] for claim in claims} == {"not decided"}
     (line,) = tables_report.claim_lines(tables["tokens"]["claims"]).splitlines()[2:]
     assert line.endswith("| +0.80 | – | – | **not decided** |")
+    assert "**Not decided**" in tables_report.agreement(tables)
     assert "+37.5 error by seed not measured (paper +2.3)" in tables_report.agreement(tables)
 
 
