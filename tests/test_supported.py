@@ -219,11 +219,11 @@ FOUND_WHEN_THE_RUN_STARTS = ("do_train", "resume_from_checkpoint")
 
 # Trainer finds these only when it trains the student; here they are found before the teacher is trained.
 REFUSED_WITH_THE_STUDENT = {
-    "optim": (["--optim", "galore_adamw"], "optim 'galore_adamw' with optim_args None, .*; correct it, or choose another"),
+    "optim": (["--optim", "galore_adamw"], "optim 'galore_adamw' with optim_args None, .*; correct it, or choose"),
     "optim_args": (["--optim", "sgd", "--optim_args", "momentum"], "with optim_args 'momentum'"),
     "optim_args: momentum": (["--optim", "sgd", "--optim_args", "momentum=nan"], "optim_args: momentum is nan; give a"),
     "lr_scheduler_type": (["--lr_scheduler_type", "cosine_with_min_lr"], "'cosine_with_min_lr' .*min_lr_rate should"),
-    "lr_scheduler_kwargs": (["--lr_scheduler_kwargs", '{"cycles": 2}'], "lr_scheduler_kwargs .*'cycles'.*; correct them"),
+    "lr_scheduler_kwargs": (["--lr_scheduler_kwargs", '{"cycles": 2}'], "lr_scheduler_kwargs .*'cycles'.*; correct"),
     "metric_for_best_model": (
         ["--metric_for_best_model", "f1"],
         "'f1'; choose from: loss, accuracy, balanced_accuracy, macro_f1, accuracy_cls",

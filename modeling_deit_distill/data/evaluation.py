@@ -33,7 +33,8 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], whose: str)
         are_numbers = all(isinstance(each, (int, float)) and abs(each) < float("inf") for each in values)
         if not are_numbers or name == "image_std" and min(values) <= 0:
             wanted = "numbers above 0" if name == "image_std" else "finite numbers"
-            raise InputError(f"{whose} has {name} {list(values)}; it must be {wanted}: correct preprocessor_config.json")
+            remedy = f"it must be {wanted}: correct preprocessor_config.json"
+            raise InputError(f"{whose} has {name} {list(values)}; {remedy}")
 
 
 def evaluation_processor(

@@ -31,8 +31,8 @@ def describe_teachers(
         return []
     if not named and directory:
         raise InputError(
-            f"teacher_store {directory!r} is no store yet, and no teacher is named to fill it; correct the path, or give "
-            "--teacher_name_or_path"
+            f"teacher_store {directory!r} is no store yet, and no teacher is named to fill it; correct the path, or "
+            "give --teacher_name_or_path"
         )
     if not named:
         raise InputError(

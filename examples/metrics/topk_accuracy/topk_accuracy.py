@@ -96,7 +96,8 @@ def _checked_scores(scores: np.ndarray, references: np.ndarray) -> np.ndarray:
         lengths = sorted({np.size(row) for row in scores})
         raise ValueError(f"predictions must be scores (images, classes); here their rows have the lengths {lengths}")
     if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).any(axis=1).sum())} of {len(scores)} predictions hold NaN; correct them")
+        number = int(np.isnan(scores).any(axis=1).sum())
+        raise ValueError(f"{number} of {len(scores)} predictions hold NaN; correct them")
     outside = references[(references < 0) | (references >= scores.shape[1])]
     if len(outside):
         raise ValueError(f"references hold class {outside[0]}, but predictions have {scores.shape[1]} classes")
