@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 
+import PIL.Image
 import pytest
+from helpers.arguments import training
 from helpers.docs import FILES, anchors, blocks, links, name_of
 from helpers.messages import is_said, messages
 from helpers.paths import ROOT
@@ -51,6 +53,20 @@ def test_the_example_of_the_library_names_its_classes():
     exec(example.partition("args = ")[0], found)
     assert found["student"].config.id2label == {0: "hat", 1: "shirt", 2: "shoe"}
     assert found["student"].config.label2id["shoe"] == 2 and found["student"].cls_classifier.out_features == 3
+
+
+def test_the_example_of_views_takes_the_settings_of_the_arguments(tmp_path, monkeypatch):
+    [code] = [each for each in blocks(ROOT / "docs" / "trainer.md", "python") if "ViewDataset(" in each]
+    for name in ("hat", "shirt"):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for number in range(3):
+            PIL.Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    found = {"args": training("--horizontal_flip_prob", "0.25", "--data_seed", "3")}
+    exec(code, found)
+    dataset = found["train_dataset"]
+    assert (dataset.settings.image_size, dataset.settings.horizontal_flip_prob, dataset.seed) == (224, 0.25, 3)
 
 
 def test_each_message_in_troubleshooting_is_one_of_ours():

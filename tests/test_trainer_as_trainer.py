@@ -23,6 +23,8 @@ from modeling_deit_distill import (
     DistillationTrainingArguments,
     InputError,
 )
+from modeling_deit_distill.data.datasets import StreamingViewDataset, ViewDataset
+from modeling_deit_distill.data.views import VIEW_ARGUMENTS, AugmentationSettings
 from modeling_deit_distill.output_folder import begin_checkpoint, damage
 
 
@@ -242,6 +244,37 @@ def test_a_trial_of_a_search_trains_with_its_values(tmp_path, monkeypatch):
     run.args.mixup_alpha, run.args.save_strategy = 0.8, type(run.args.save_strategy)("steps")
     with pytest.raises(InputError, match="a trial keeps no checkpoint and pushes none, but save_strategy is 'steps'"):
         search(run, **values)
+
+
+def test_a_later_setting_of_the_views_is_refused(tmp_path):
+    run = views_trainer(tmp_path, rows(8))
+    for name in VIEW_ARGUMENTS:
+        before = getattr(run.args, name)
+        setattr(run.args, name, 0.125)
+        with pytest.raises(InputError, match=f"{name} was .* when the trainer was made and is 0.125 now"):
+            run.train()
+        setattr(run.args, name, before)
+
+
+OTHER_VIEWS = [{"horizontal_flip_prob": 0.0}, {"random_crop_scale": [0.5, 1.0]}, {"scaled_decoding": True}]
+
+
+@pytest.mark.parametrize("asked", [*OTHER_VIEWS, {"data_seed": 3}])
+def test_a_training_set_with_other_views_than_the_arguments_is_refused(tmp_path, asked):
+    args, (name,) = arguments(tmp_path, **asked), asked
+    other = ViewDataset(rows(8), AugmentationSettings(16), seed=42)
+    with pytest.raises(InputError, match=rf"{name} is .* in args but .* in the training set, .*give both the same"):
+        DistillationTrainer(student(), args, CountingTeacher(), train_dataset=other)
+    same = ViewDataset(rows(8), AugmentationSettings.from_arguments(args, 16), args.views_seed)
+    DistillationTrainer(student(), args, CountingTeacher(), train_dataset=same)
+
+
+def test_a_stream_with_other_repeats_than_the_arguments_is_refused(tmp_path):
+    stream = StreamingViewDataset(rows(8).to_iterable_dataset(), AugmentationSettings(16), 8, repeats=1)
+    with pytest.raises(InputError, match="repeated_augmentation is 3 in args but 1 in the training set"):
+        DistillationTrainer(student(), arguments(tmp_path), CountingTeacher(), train_dataset=stream)
+    args = arguments(tmp_path, repeated_augmentation=1)
+    DistillationTrainer(student(), args, CountingTeacher(), train_dataset=stream)
 
 
 def test_a_teacher_is_asked_about_each_of_several_evaluation_sets(tmp_path):

@@ -47,15 +47,15 @@ ERASED_AREA = (0.02, 1 / 3)  # share of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height / width
 CUTMIX_PROB = 0.5  # against mixup, where both are on
 
-# What the generator's counter distinguishes beside the position.
+# Random streams: numbers of different streams are independent.
 _VIEW, _PAIR, _REPLACEMENT, _ORDER, _CYCLE, _ROUND = range(6)
 
-# Columns of a view's uniform draws; crops and erased boxes have ten attempts.
+# Columns of a view's uniform draws, `uniforms[:, _FLIP]`; crops and erased boxes have ten attempts.
 _CROP_AREA, _CROP_RATIO, _CROP_PLACE = slice(0, 10), slice(10, 20), slice(20, 22)
 _FLIP, _OPERATION, _APPLY, _NORMAL, _SIGN = 22, slice(23, 25), slice(25, 27), slice(27, 29), slice(29, 31)
 _ERASE, _ERASED_AREA, _ERASED_RATIO, _ERASED_PLACE = 31, slice(32, 42), slice(42, 52), slice(52, 54)
 _NOISE_SEED = 54
-_NUM_UNIFORMS = 56  # one to spare: Philox makes four numbers at a count
+_NUM_UNIFORMS = 56  # a multiple of 4, since Philox makes four numbers at a count; another width changes all views
 _NUM_PAIR_UNIFORMS = 4
 _NUM_REPLACEMENT_COUNTS = 16
 
@@ -95,8 +95,7 @@ class AugmentationSettings:
     @classmethod
     def from_arguments(cls, args, image_size: int) -> "AugmentationSettings":
         """The settings that a run's arguments ask for."""
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "image_size"]
-        values = {name: getattr(args, name) for name in names}
+        values = {name: getattr(args, name) for name in VIEW_ARGUMENTS}
         values |= {
             "random_crop_scale": tuple(args.random_crop_scale),
             "scaled_decoding": bool(args.scaled_decoding),  # None where nobody decided
@@ -107,6 +106,10 @@ class AugmentationSettings:
     def mixes(self) -> bool:
         """Whether views are mixed in pairs."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+# Settings that are arguments of a run too, under the same names.
+VIEW_ARGUMENTS = tuple(field.name for field in dataclasses.fields(AugmentationSettings) if field.name != "image_size")
 
 
 def check_pairs(settings: AugmentationSettings, batch_size: int):
@@ -125,7 +128,8 @@ def check_pairs(settings: AugmentationSettings, batch_size: int):
 def with_current_names(values: Mapping[str, object]) -> dict[str, object]:
     """What a store or a checkpoint says of its views, under the names of today.
 
-    Earlier versions balanced none and decoded every image whole.
+    Settings that it does not have get the value that earlier versions worked with: they balanced no classes and decoded
+    every image whole.
     """
     earlier = {"balanced_views": False, "scaled_decoding": False}
     return {**earlier, **{_EARLIER_NAMES.get(name, name): value for name, value in values.items()}}

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Mapping
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from ..arguments import DistillationTrainingArguments
+from ..data.datasets import StreamingViewDataset, ViewDataset
+from ..data.views import VIEW_ARGUMENTS
 from ..errors import InputError
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 from ..teachers.store import TeacherStore
@@ -19,25 +22,20 @@ logger = logging.getLogger(__name__)
 DEFAULT_OUTPUT_DIR = "tmp_trainer"
 # Arguments that are read once, when the trainer or its training set is made: a later value would be ignored.
 READ_ONCE = (
+    *VIEW_ARGUMENTS,
     "base_learning_rate",
     "bf16",
     "fp16",
     "class_weights",
-    "cutmix_alpha",
     "data_seed",
     "distillation_type",
     "early_stopping_patience",
     "ema_decay",
     "ema_half_life",
-    "horizontal_flip_prob",
     "keep_decoded_images",
     "max_bad_image_fraction",
     "max_nonfinite_steps",
-    "mixup_alpha",
     "on_bad_image",
-    "rand_augment_magnitude",
-    "random_crop_scale",
-    "random_erasing_prob",
 )
 
 
@@ -69,6 +67,7 @@ class Given:
         if store is not None and not isinstance(store, TeacherStore):
             raise InputError(f"teacher_store is a {type(store).__name__}; give a TeacherStore, which opens the folder")
         _check_functions(others)
+        _check_views(others.get("train_dataset"), args)
         self.args, self._teacher, self._store = args, teacher, store
         self._read_once = {name: getattr(args, name) for name in READ_ONCE}
         if model is not None or others.get("model_init") is None:
@@ -130,3 +129,19 @@ def _check_functions(others: Mapping[str, object]):
             "preprocess_logits_for_metrics is given without compute_metrics, and the trainer's own metrics read "
             "decisions; give compute_metrics too, or leave it out: predict() keeps the logits"
         )
+
+
+def _check_views(dataset, args):
+    """Refuse arguments about views which a training set with settings of its own would not follow."""
+    if not isinstance(dataset, (ViewDataset, StreamingViewDataset)):
+        return
+    theirs = {name: getattr(dataset.settings, name) for name in VIEW_ARGUMENTS} | {"data_seed": dataset.seed}
+    if isinstance(dataset, StreamingViewDataset):
+        theirs["repeated_augmentation"] = dataset.repeats
+    for name, value in theirs.items():
+        asked = getattr(args, name)
+        if asked is not None and not np.array_equal(asked, value):
+            raise InputError(
+                f"{name} is {asked} in args but {value} in the training set, whose value would be used; give both the "
+                "same, see AugmentationSettings.from_arguments"
+            )

@@ -91,8 +91,7 @@ def views_trainer(tmp_path, rows, **arguments):
     """A trainer on views, with what `compute_loss` was given kept under `seen`."""
     settings = {**SETTINGS, "output_dir": str(tmp_path), "per_device_train_batch_size": 4, "num_train_epochs": 2}
     args = DistillationTrainingArguments(**{**settings, **arguments})
-    views = AugmentationSettings(16, mixup_alpha=args.mixup_alpha, cutmix_alpha=args.cutmix_alpha)
-    dataset = ViewDataset(rows, views, args.seed)
+    dataset = ViewDataset(rows, AugmentationSettings.from_arguments(args, 16), args.views_seed)
     run = DistillationTrainer(student(drop_path_rate=0.2), args, CountingTeacher(), train_dataset=dataset)
     run.seen = []
     original = run.compute_loss

@@ -179,14 +179,13 @@ def test_a_teacher_that_sees_other_pixels_is_refused(stored, run, photos, tmp_pa
 def test_a_trainer_refuses_answers_about_other_views(stored, photos, tmp_path):
     answers, _, _ = stored
     data = load_image_data(train_dir=str(photos), validation_fraction=0.25)
-    settings = {"image_size": 16, "rand_augment_magnitude": 0.0, "random_erasing_prob": 0.0, "mixup_alpha": 0.2}
-    args = DistillationTrainingArguments(
-        output_dir=str(tmp_path), repeated_augmentation=1, per_device_train_batch_size=8, report_to="none", bf16=False
-    )
+    settings = {"rand_augment_magnitude": 0.0, "random_erasing_prob": 0.0, "mixup_alpha": 0.2, "report_to": "none"}
+    settings |= {"repeated_augmentation": 1, "per_device_train_batch_size": 8, "bf16": False}
     student = DeiTDistillForImageClassification(DeiTDistillConfig(**STUDENT, image_size=16, patch_size=4, num_labels=3))
 
     def trainer(seed=42, cutmix_alpha=0.0):
-        views = ViewDataset(data.train, AugmentationSettings(**settings, cutmix_alpha=cutmix_alpha), seed)
+        args = DistillationTrainingArguments(output_dir=str(tmp_path), **settings, cutmix_alpha=cutmix_alpha)
+        views = ViewDataset(data.train, AugmentationSettings.from_arguments(args, 16), seed)
         return DistillationTrainer(student, args, teacher_store=TeacherStore(answers), train_dataset=views)
 
     assert trainer().answers.store.num_views == 36
