@@ -1,11 +1,13 @@
 """The worked examples of `docs/change_the_method.md` do what they say, in the modules that they are written for."""
 
 import argparse
+import re
 
 import numpy as np
 import pytest
 import torch
-from helpers.docs import blocks
+from helpers.docs import blocks, text_of
+from helpers.drawn import columns
 from helpers.paths import ROOT
 
 from modeling_deit_distill import losses
@@ -15,7 +17,8 @@ from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.export import __main__ as export
 from modeling_deit_distill.export.onnx import AllOutputs, check_answers
 
-EXAMPLES = blocks(ROOT / "docs" / "change_the_method.md", "python")
+GUIDE = ROOT / "docs" / "change_the_method.md"
+EXAMPLES = blocks(GUIDE, "python")
 
 
 def defined(name: str, module, **more) -> object:
@@ -26,7 +29,7 @@ def defined(name: str, module, **more) -> object:
     return found[name]
 
 
-def test_the_augmentation(monkeypatch):
+def test_the_operation_of_rand_augment():
     blur = defined("blur", operations)
     pixels = torch.zeros(2, 3, 8, 8)
     pixels[:, :, 4, 4] = 90
@@ -47,7 +50,15 @@ def test_the_augmentation_with_an_argument_of_its_own():
     assert blurred[1, 0, 3:6, 3:6].tolist() == [[10, 20, 10], [20, 40, 20], [10, 20, 10]]
     assert blurred[1].sum() == 3 * 160
     assert (blur(torch.full((1, 3, 8, 8), 255.0), np.array([True])) == 255).all()
-    assert views._NUM_UNIFORMS == 56 and views._NOISE_SEED == 54  # column 55 is to spare
+
+
+def test_the_guide_says_which_column_is_to_spare():
+    """A column that is taken is in the guide no more, or the next augmentation would draw the same numbers."""
+    width = views.draw_uniforms(0, 0, [0]).shape[1]
+    unused = set(range(width)) - set(np.concatenate([*columns().values()]).tolist())
+    text = text_of(GUIDE)
+    assert {int(number) for number in re.findall(r"Column (\d+) is to spare", text)} == unused
+    assert f"A view has {width} uniform numbers" in text
 
 
 def test_the_loss():

@@ -1,8 +1,9 @@
 """Everything after the crop, batched on the training device from drawn parameters (paper, Table 9).
 
-Flip, RandAugment, normalisation, erasing, mixup and cutmix: pure functions of uint8 pixels and `views.Draws`. Each
-of RandAugment's operations on levels equals Pillow's within one level; whole-pixel translation is exact. A view's
-result does not depend on the batch it comes in (but for its partner, where views are mixed).
+Flip, RandAugment, normalisation, erasing, mixup and cutmix, from uint8 pixels and `views.Draws`, which [`augment`]
+leaves as they are; [`erase`] and [`mix`] write to its output. Each of RandAugment's operations on levels equals
+Pillow's within one level; whole-pixel translation is exact. A view's result does not depend on the batch it comes in
+(but for its partner, where views are mixed).
 
 Between operations, levels are whole numbers in float32: there every operation is exact where Pillow's is, and a CPU
 adds floats ten times faster than it compares bytes or converts back to them. That is also why steps at a threshold

@@ -1,4 +1,7 @@
-"""Operations on levels: all of RandAugment's but the geometric ones, each equal to Pillow's within one level."""
+"""Operations on levels. Those of RandAugment, all but the geometric ones, equal Pillow's within one level.
+
+None writes to the pixels it is given. A result has memory of its own, since [`augment`] writes to it.
+"""
 
 import numpy as np
 import torch
@@ -102,7 +105,11 @@ def _histogram(bins: torch.Tensor, num_bins: int) -> torch.Tensor:
 
 
 def where_marked(marked: np.ndarray, change, pixels: torch.Tensor) -> torch.Tensor:
-    """The views changed where they are marked (n,)."""
+    """The views changed where they are marked (n,).
+
+    Where all are marked, the result of `change` is returned itself, so it must have memory of its own. Where none is,
+    `pixels` are.
+    """
     if not marked.any():
         return pixels
     changed = change(pixels)

@@ -56,11 +56,11 @@ from .checkpoints import CommitCheckpoints, checkpoint_errors_explained, checkpo
 from .teacher import InputView, load_classifier, own_view
 
 TRAINING_RECORD = "teacher_training.json"
-# Of a record, only where the run asks for them: those of earlier versions do without.
+# Recorded only if set. A record without one means that it was off.
 IF_ASKED_FOR = ("class_weights", "balanced_views", "scaled_decoding", "early_stopping_patience", "judged_by")
-# What the student's arguments decide of the teacher's views.
+# Settings of the views that the teacher shares with the student. They are always recorded.
 SHARED_VIEWS = ("random_crop_scale", "horizontal_flip_prob", "rand_augment_magnitude")
-# What earlier versions did not record: of their teachers nobody knows it, and it is taken for the run's.
+# What earlier versions did not record: what a record lacks here counts as the run's value.
 RECORDED_LATER = ("seed", "effective_batch_size", "precision", *SHARED_VIEWS)
 NOT_THERE_BEFORE = {"augmentation_version": 1}  # where a record does not mention it
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1")  # of an evaluation

@@ -1,5 +1,6 @@
 """The draws of views: what they depend on, and that their distributions are the recipe's."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers.distributions import (
     assert_uncorrelated,
     assert_uniform,
 )
-from helpers.drawn import NUM_VIEWS, SIZE, draws, seed_generators
+from helpers.drawn import NUM_VIEWS, SIZE, columns, draws, seed_generators
 from scipy import stats
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
@@ -30,6 +31,7 @@ from modeling_deit_distill.data.views import (
 
 SETTINGS = AugmentationSettings(image_size=SIZE)
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+OF_PAIRS = ("mix_ratio", "mix_box")
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +57,16 @@ def test_draws_do_not_depend_on_the_batch():
     shuffled = [62, 63, 0, 1, 20, 21, 22, 23, 8, 9]
     for batch in ([0, 1], [*range(32, 64)], shuffled):
         part = drawn_at(batch)
-        for name in ("flip", "operations", "arguments", "erased_box", "noise_seed"):
-            assert np.array_equal(getattr(part, name), getattr(whole, name)[batch])
-        for name in ("mix_ratio", "mix_box"):
-            assert np.array_equal(getattr(part, name), getattr(whole, name)[np.array(batch[::2]) // 2])
+        for name in (field.name for field in dataclasses.fields(Draws)):
+            places = np.array(batch[::2]) // 2 if name in OF_PAIRS else batch
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[places]), name
+
+
+def test_no_column_of_the_uniforms_has_two_names():
+    named = columns()
+    assert {"_CROP_AREA", "_FLIP", "_NOISE_SEED"} <= named.keys()
+    found = np.concatenate([*named.values()])
+    assert len(np.unique(found)) == len(found), named
 
 
 def test_uniforms_differ_by_seed_epoch_and_position():

@@ -128,12 +128,10 @@ def recipe(num_views: int, **settings) -> Draws:
 
 
 def part(draws: Draws, begin: int, end: int) -> Draws:
-    mixes = draws.mix_ratio is not None
-    return Draws(
-        *(getattr(draws, name)[begin:end] for name in ("flip", "operations", "arguments", "erased_box", "noise_seed")),
-        draws.mix_ratio[begin // 2 : end // 2] if mixes else None,
-        draws.mix_box[begin // 2 : end // 2] if mixes else None,
-    )
+    """The draws of the views from `begin` to `end`."""
+    views, pairs = slice(begin, end), slice(begin // 2, end // 2)
+    places = {name: pairs if name in ("mix_ratio", "mix_box") else views for name in vars(draws)}
+    return Draws(**{name: None if value is None else value[places[name]] for name, value in vars(draws).items()})
 
 
 def photos(num_views: int) -> torch.Tensor:
