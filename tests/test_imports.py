@@ -53,6 +53,14 @@ def test_the_table_of_rooms_has_all_layers_in_their_order():
     assert sorted((int(number), name) for number, cell in rows for name in re.findall(r"`(\w+)", cell)) == expected
 
 
+def test_the_table_of_rooms_names_each_module_of_a_package():
+    rows = re.findall(r"^\| \d+ \| `(\w+)/` \|(.+)\|$", (ROOT / "docs" / "structure.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    for name, text in rows:
+        modules = {path.stem for path in (PACKAGE / name).glob("*.py") if not path.stem.startswith("__")}
+        assert modules - set(re.findall(r"`(\w+)`", text)) == set(), name
+
+
 def test_importing_the_package_imports_no_more_than_the_model():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     at_once = "\n".join(ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)))
