@@ -19,8 +19,9 @@ def label_loss(
     With weights w the loss of an image is -Σ_c w_c · t_c · log ψ(Z_s)_c, where t = (1 - ε)·y + ε/classes is the mixed
     and smoothed target. It is divided by the batch, not by the sum of the weights in it, which torch does for class
     indices alone: so mixed and unmixed labels mean the same, and a batch may be split over processes and accumulation.
-    Of a view of which the share s has labels, y sums to s and t = (1 - ε)·y + ε·s/classes: its loss is s times that of
-    its labels alone, zero without any.
+
+    Mixing may join a labelled and an unlabelled image. Let s be the labelled share of a view. Then y sums to s, and
+    t = (1 - ε)·y + ε·s/classes. The loss is s times that of the labels alone, and 0 where s is 0.
 
     Args:
         student_logits: (batch, classes).

@@ -36,8 +36,8 @@ class DistillationTrainer(Trainer):
     """Train a student on labels and on a teacher: (1 - α)·label loss + α·teacher loss.
 
     The teacher sees exactly the pixels that the student sees. It is frozen, whole on each process, and not saved. What
-    happens beside the loss is done by callbacks, in this order: `average`, `progress`, `checkpoints` (which makes a
-    saved folder a checkpoint), `publisher`, Trainer's, early stopping, the user's, `interruption`.
+    happens beside the loss is done by callbacks, in this order: `SetEpoch`, `average`, `progress`, `checkpoints` (which
+    makes a saved folder a checkpoint), `publisher`, Trainer's, early stopping, the user's, `interruption`.
 
     Args:
         model: a [`DeiTDistillForImageClassification`].

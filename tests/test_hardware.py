@@ -122,7 +122,7 @@ from modeling_deit_distill.hardware import keep_freed_memory
 def faults_of_blocks(number):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(number):
-        bytearray(20_000_000)
+        bytearray(40_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 given_back = faults_of_blocks(10)
@@ -132,10 +132,9 @@ print(is_kept, given_back, faults_of_blocks(10))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_freed_memory_is_used_again():
-    """In place of ten times some 5,000 pages of the system, none."""
+    """In place of ten times some 10,000 pages of the system, none."""
     done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=True)
     is_kept, given_back, kept = done.stdout.split()
     assert is_kept == "True" and int(kept) < int(given_back) / 10

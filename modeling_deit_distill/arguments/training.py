@@ -29,7 +29,6 @@ DEFAULT_ALPHA = {"none": 0.0, "soft": 0.1, "hard": 0.5}
 CODE_WARMUP_LEARNING_RATE = 1e-6
 CODE_MIN_LEARNING_RATE = 1e-5
 
-# The branch of transformers' own class.
 # Branches of a run's repository that hold copies of its model.
 NATIVE_REVISION, BROWSER_REVISION = "native", "browser"
 COPIES = ("native", "browser", "demo")  # what can be pushed besides the model; the demo is a Space
