@@ -34,6 +34,7 @@ from timing import alternate
 from transformers import AutoModelForImageClassification, TimmWrapperConfig
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
+from modeling_deit_distill.hardware import keep_freed_memory
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
 from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.script import run_script
@@ -47,6 +48,7 @@ EPOCHS, VIEW_EPOCHS = 300, 50
 
 def main(arguments: list[str]):
     options = parse_options(arguments)
+    keep_freed_memory(torch.device(options.device).type)  # for all, as train_deit.py does
     torch.manual_seed(0)
     batch = make_batch(options, options.batch_size)
     many = make_batch(options, options.teacher_batch_size) if options.teacher_batch_size else None

@@ -39,6 +39,7 @@ from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.evaluation import evaluation_processor
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler
+from modeling_deit_distill.hardware import keep_freed_memory
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.store import create_store
 
@@ -50,6 +51,7 @@ SKIPPED = 3
 def main(arguments: list[str]):
     patch_posterize()
     options = parse_options(arguments)
+    keep_freed_memory(torch.device(options.device).type)  # for all, as train_deit.py does
     name = "train_dir" if any(Path(options.images).glob("*/*.[jJ]*")) else "dataset_name"
     # None is held out: a sample may have one image a class.
     rows = load_image_data(**{name: options.images}, validation_split="train").train

@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassification
 from modeling_deit_distill.configuration_deit_distill import SIZES
+from modeling_deit_distill.hardware import keep_freed_memory
 from modeling_deit_distill.losses import hard_distillation_loss, label_loss
 from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.script import run_script
@@ -51,6 +52,7 @@ def main(arguments: list[str]):
     options = parse_options(arguments)
     if options.memory_of:
         return print(peak_memory(options))
+    keep_freed_memory(torch.device(options.device).type)  # for all, as train_deit.py does
     peaks = {name: matrix_peak(options.device, DTYPES[name]) for name in options.precisions}
     figures = {}
     for precision in options.precisions:
