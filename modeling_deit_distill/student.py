@@ -153,5 +153,6 @@ def _check_trains(config: DeiTDistillConfig, args: DistillationTrainingArguments
     if args.distillation_type == "none" and config.use_distillation_token:
         raise InputError(
             "use_distillation_token is true but distillation_type is none: nothing would train the distillation head, "
-            "and it would still enter the mean; drop it or choose soft or hard"
+            "and it would still enter the mean; choose soft or hard, or a student without the token "
+            "(--use_distillation_token false, or a checkpoint that has none)"
         )
