@@ -97,6 +97,19 @@ def check_supported(args):
     args.accelerator_config = _accelerator_settings(args.accelerator_config)
 
 
+def check_devices(args):
+    """Refuse several GPUs in one process: Trainer would use torch's DataParallel, which was never tried here.
+
+    Raises:
+        InputError: with the remedy.
+    """
+    if args.n_gpu > 1:
+        raise InputError(
+            f"one process sees {args.n_gpu} GPUs; start a process for each with `accelerate launch` or torchrun, or "
+            "set CUDA_VISIBLE_DEVICES=0 to use one"
+        )
+
+
 def check_precision(args):
     """Refuse a precision that the device does not support, once it is known what trains, and on what.
 

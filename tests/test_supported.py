@@ -338,3 +338,9 @@ def test_a_run_ends_as_it_should(photos, tmp_path, server, settings_restored, na
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
     checkpoints = {path.name for path in Path(folder).glob("checkpoint-*")}
     assert f"checkpoint-{STEPS}" in checkpoints
+
+
+def test_several_gpus_in_one_process_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(DistillationTrainingArguments, "n_gpu", 8)
+    with pytest.raises(InputError, match="one process sees 8 GPUs; start a process for each .* CUDA_VISIBLE_DEVICES=0"):
+        DistillationTrainingArguments(output_dir=str(tmp_path))

@@ -17,7 +17,7 @@ from ..fields import Choice, Range, check_fields, check_finite
 from ..hardware import workers_by_default
 from ..hub import check_license
 from ..precision import bf16_by_default
-from ..supported import check_precision, check_supported
+from ..supported import check_devices, check_precision, check_supported
 from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Positive, Rate
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
@@ -297,6 +297,7 @@ class DistillationTrainingArguments(TrainingArguments):
             check_finite(name, value)
         # A launcher's configuration may ask for a precision too; what will run is recorded, and the teacher follows.
         self.bf16, self.fp16 = self.mixed_precision == "bf16", self.mixed_precision == "fp16"
+        check_devices(self)
         check_precision(self)
         if self.train_batch_size % 2 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0):
             raise InputError(
