@@ -19,6 +19,8 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 MAX_WORKERS = 16
 # How many microseconds of all cores, or max, a container may use in so many of the clock (Linux, control groups 2).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# Where a user has set how glibc keeps memory, that holds.
+_USERS_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 # Of glibc's `mallopt`: from how many bytes on memory is mapped for one block alone, and how many free ones are kept.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _LARGEST_MAPPED, _LARGEST_OF_OLD_GLIBC, _MOST_KEPT = 2**30, 2**25, 2**31 - 1
@@ -59,9 +61,10 @@ def keep_freed_memory(device_type: str) -> bool:
     5 to 11 % less time and up to 10 % more memory (`examples/benchmarks/README.md`).
 
     Returns:
-        Whether it is kept: not on another device, and not with another C library.
+        Whether it is kept: not on another device, not with another C library, and not where an environment variable
+        says how glibc keeps memory. `MALLOC_TRIM_THRESHOLD_=131072` is glibc's own default.
     """
-    if device_type != "cpu" or platform.libc_ver()[0] != "glibc":
+    if device_type != "cpu" or platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _USERS_MALLOC):
         return False
     mallopt = ctypes.CDLL(None).mallopt
     is_set = any(mallopt(_MMAP_THRESHOLD, size) for size in (_LARGEST_MAPPED, _LARGEST_OF_OLD_GLIBC))

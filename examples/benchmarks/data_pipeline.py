@@ -40,7 +40,6 @@ from modeling_deit_distill.data.decoding import decode_image, decode_pixels
 from modeling_deit_distill.data.scaled import factor_of_view, scaled_box
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, ViewSampler, crop_box, draw_uniforms
-from modeling_deit_distill.hardware import keep_freed_memory
 from modeling_deit_distill.script import run_script
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,7 +50,6 @@ LARGE, LARGE_ROUNDS = (4000, 3000), 5
 def main(arguments: list[str]):
     PIL.Image.preinit()
     options = parse_options(arguments)
-    keep_freed_memory("cpu")  # for all, as train_deit.py does
     torch.set_num_threads(1)
     name = "train_dir" if any(Path(options.dataset).glob("*/*.[jJ]*")) else "dataset_name"
     # None is held out: a sample may have one image a class.

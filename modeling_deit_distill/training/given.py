@@ -137,11 +137,11 @@ def _check_views(dataset, args):
         return
     theirs = {name: getattr(dataset.settings, name) for name in VIEW_ARGUMENTS} | {"data_seed": dataset.seed}
     if isinstance(dataset, StreamingViewDataset):
-        theirs["repeated_augmentation"] = dataset.repeats
+        theirs |= {"repeated_augmentation": dataset.repeats, "train_batch_size": dataset.batch_size}
     for name, value in theirs.items():
         asked = getattr(args, name)
         if asked is not None and not np.array_equal(asked, value):
             raise InputError(
-                f"{name} is {asked} in args but {value} in the training set, whose value would be used; give both the "
-                "same, see AugmentationSettings.from_arguments"
+                f"{name} is {asked} in args (perhaps its default) but {value} in the training set, which would decide; "
+                "give both the same: AugmentationSettings.from_arguments(args, ...), args.views_seed"
             )
