@@ -263,17 +263,20 @@ OTHER_VIEWS = [{"horizontal_flip_prob": 0.0}, {"random_crop_scale": [0.5, 1.0]},
 def test_a_training_set_with_other_views_than_the_arguments_is_refused(tmp_path, asked):
     args, (name,) = arguments(tmp_path, **asked), asked
     other = ViewDataset(rows(8), AugmentationSettings(16), seed=42)
-    with pytest.raises(InputError, match=rf"{name} is .* in args but .* in the training set, .*give both the same"):
+    with pytest.raises(InputError, match=rf"{name} is .* in args .*but .* in the training set, .*give both the same"):
         DistillationTrainer(student(), args, CountingTeacher(), train_dataset=other)
     same = ViewDataset(rows(8), AugmentationSettings.from_arguments(args, 16), args.views_seed)
     DistillationTrainer(student(), args, CountingTeacher(), train_dataset=same)
 
 
-def test_a_stream_with_other_repeats_than_the_arguments_is_refused(tmp_path):
+def test_a_stream_with_other_repeats_or_batches_than_the_arguments_is_refused(tmp_path):
     stream = StreamingViewDataset(rows(8).to_iterable_dataset(), AugmentationSettings(16), 8, repeats=1)
-    with pytest.raises(InputError, match="repeated_augmentation is 3 in args but 1 in the training set"):
+    with pytest.raises(InputError, match="repeated_augmentation is 3 in args .*but 1 in the training set"):
         DistillationTrainer(student(), arguments(tmp_path), CountingTeacher(), train_dataset=stream)
-    args = arguments(tmp_path, repeated_augmentation=1)
+    args = arguments(tmp_path, repeated_augmentation=1, per_device_train_batch_size=4)
+    with pytest.raises(InputError, match="train_batch_size is 4 in args .*but 8 in the training set"):
+        DistillationTrainer(student(), args, CountingTeacher(), train_dataset=stream)
+    args = arguments(tmp_path, repeated_augmentation=1, per_device_train_batch_size=8)
     DistillationTrainer(student(), args, CountingTeacher(), train_dataset=stream)
 
 
