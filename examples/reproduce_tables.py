@@ -1,6 +1,6 @@
 """Train every row of the paper's tables on CIFAR-10 from scratch, and tabulate them.
 
-    python examples/reproduce_tables.py --profile cpu                           # two CPU cores, under an hour
+    python examples/reproduce_tables.py --profile cpu                           # two CPU cores, about an hour
     python examples/reproduce_tables.py --profile gpu                           # one modern GPU
     python examples/reproduce_tables.py --profile cpu --dataset path/to/cifar10 # a local folder instead of the Hub
     python examples/reproduce_tables.py --profile cpu --list                    # every run's command; trains nothing
