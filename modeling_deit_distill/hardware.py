@@ -1,4 +1,4 @@
-"""What a run computes on, in words: devices, threads and cores."""
+"""What a run computes on: devices, threads, cores and memory, counted, set and in words."""
 
 import contextlib
 import ctypes

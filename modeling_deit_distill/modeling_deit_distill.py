@@ -52,7 +52,8 @@ def fuse_logits(cls_logits: torch.Tensor, distillation_logits: torch.Tensor | No
     """One answer from two heads (paper, section 4, "Classification with our approach").
 
     Args:
-        cls_logits, distillation_logits: (batch, classes); the latter None for a model with one head, the former's.
+        cls_logits: (batch, classes).
+        distillation_logits: (batch, classes), or None for a model with one head, whose answer is `cls_logits`.
         fusion: `"logit_mean"`, `"softmax_mean"`, `"cls"` or `"distillation"`. Under `"softmax_mean"` the result is
             the log of the mean probability, so that its softmax is the mean of the two softmaxes.
 
@@ -121,20 +122,22 @@ def sdpa_attention_forward(module, query, key, value, attention_mask=None, scali
     return context.transpose(1, 2), None  # (B, N, H, D/H)
 
 
-def embed_patches(pixel_values: torch.Tensor, projection: nn.Conv2d) -> torch.Tensor:
-    """Tokens (B, P, D) of the patches: a convolution. On a CPU in bf16 the gradient of the same product is faster."""
-    if type(projection) is not nn.Conv2d or not _is_trained_in_bf16_on_a_cpu(projection.weight):
-        return projection(pixel_values).flatten(2).transpose(1, 2)
-    height, width = projection.kernel_size
-    tiles = pixel_values.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, height, width)
-    patches = tiles.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # (B, P, C·height·width)
-    return F.linear(patches, projection.weight.flatten(1), projection.bias)
-
-
 def _is_trained_in_bf16_on_a_cpu(tensor: torch.Tensor) -> bool:
     if tensor.device.type != "cpu" or not (tensor.requires_grad and torch.is_grad_enabled()):
         return False
     return torch.bfloat16 == (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensor.dtype)
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution of whole patches. On a CPU in bf16 the gradient of the same product is several times as fast."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # (B, D, rows, columns)
+        if not _is_trained_in_bf16_on_a_cpu(self.weight):
+            return super().forward(pixel_values)
+        height, width = self.kernel_size
+        tiles = pixel_values.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, height, width)
+        patches = tiles.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class DeiTDistillEmbeddings(nn.Module):
@@ -145,12 +148,11 @@ class DeiTDistillEmbeddings(nn.Module):
         self.patch_size = as_pair(config.patch_size)
         self.image_size = as_pair(config.image_size)
         self.num_channels = config.num_channels
-        self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
+        self.patch_embeddings = PatchConv(config.num_channels, config.hidden_size, self.patch_size, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         has_two, (height, width) = config.use_distillation_token, self.grid(self.image_size)
         self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if has_two else None
-        num_prefix_tokens = 2 if has_two else 1
-        self.position_embeddings = nn.Parameter(torch.zeros(1, num_prefix_tokens + height * width, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + has_two + height * width, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -161,7 +163,7 @@ class DeiTDistillEmbeddings(nn.Module):
         """Tokens (batch, prefix + patches, hidden) of `pixel_values` (batch, channels, height, width)."""
         self._check_input(pixel_values, interpolate_pos_encoding)
         pixel_values = pixel_values.to(self.patch_embeddings.weight.dtype)  # of a model in half precision
-        patches = embed_patches(pixel_values, self.patch_embeddings)  # (B, P, D)
+        patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)  # (B, P, D)
         tokens = [self.cls_token] if self.distillation_token is None else [self.cls_token, self.distillation_token]
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens]  # (B, 1, D) each
         positions = self.position_embeddings
@@ -173,7 +175,7 @@ class DeiTDistillEmbeddings(nn.Module):
     def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values are {tuple(pixel_values.shape)}, not (batch, channels, height, width)")
-        channels, height, width = pixel_values.shape[1:]
+        _, channels, height, width = pixel_values.shape
         if channels != self.num_channels:
             raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")
         if interpolate_pos_encoding:
@@ -201,7 +203,7 @@ class DeiTDistillAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, output_attentions: bool = False, num_queries: int | None = None):
-        """Mixed tokens (batch, tokens, hidden) and weights or None; of the first `num_queries` tokens if given."""
+        """Mixed tokens (B, N, D) and weights (B, H, N, N) or None; of the first `num_queries` tokens if given."""
         by_head = (*hidden_states.shape[:-1], self.num_attention_heads, self.head_dim)  # (B, N, H, D/H)
         # Parts of the last dimension: their gradients become that of `qkv` by one copy; of a permuted tensor, by two.
         parts = self.qkv(hidden_states).chunk(3, dim=-1)  # each (B, N, D)
@@ -431,10 +433,9 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.deit = DeiTDistillModel(config)
-        self.cls_classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.distillation_classifier = None
-        if config.use_distillation_token:
-            self.distillation_classifier = nn.Linear(config.hidden_size, config.num_labels)
+        sizes = (config.hidden_size, config.num_labels)
+        self.cls_classifier = nn.Linear(*sizes)
+        self.distillation_classifier = nn.Linear(*sizes) if config.use_distillation_token else None
         self.post_init()
 
     # No **kwargs: Trainer would take them as a sign that the loss is already divided by the accumulation steps.
@@ -454,8 +455,7 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
             labels: (batch,) class indices or (batch, classes) probabilities; `loss` is then the cross-entropy of
                 `logits`. With `config.problem_type` `"multi_label_classification"`, (batch, classes) of 0 and 1, and
                 the binary cross-entropy; with `"regression"`, the default for one class, (batch,) or
-                (batch, classes) values, and the mean squared error. (Training with distillation has its own loss:
-                see `trainer.py`.)
+                (batch, classes) values, and the mean squared error. Distillation has its loss in `trainer.py`.
             interpolate_pos_encoding, output_attentions, output_hidden_states, return_dict: as in [`DeiTDistillModel`].
 
         Raises:
@@ -477,8 +477,8 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         distillation_logits = None if head is None else head(encoded.last_hidden_state[:, 1])
         logits = fuse_logits(cls_logits, distillation_logits, self.config.fusion)
         loss = None if labels is None else self._label_loss(logits, labels)
-        seen = (encoded.hidden_states, encoded.attentions)
-        output = DeiTDistillClassifierOutput(loss, logits, cls_logits, distillation_logits, *seen)
+        answers = (loss, logits, cls_logits, distillation_logits)
+        output = DeiTDistillClassifierOutput(*answers, encoded.hidden_states, encoded.attentions)
         return output if return_dict else output.to_tuple()
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -286,16 +286,16 @@ def test_attention_is_written_out_where_bf16_is_trained_on_a_cpu(tiny_model, mon
 def test_patches_are_a_product_where_bf16_is_trained_on_a_cpu(size):
     """Whole numbers, so that bf16 is exact: the same tokens and gradients as of the convolution in float32."""
     generator = torch.Generator().manual_seed(0)
-    projection = nn.Conv2d(3, 5, (4, 6), (4, 6))
+    projection = modeling_deit_distill.PatchConv(3, 5, (4, 6), (4, 6))
     for parameter in projection.parameters():
         parameter.data = torch.randint(-1, 2, parameter.shape, generator=generator).float()
     pixel_values = torch.randint(-1, 2, (2, 3, *size), generator=generator).float()
-    by_convolution = modeling_deit_distill.embed_patches(pixel_values, projection)
+    by_convolution = projection(pixel_values)
     with torch.autocast("cpu", torch.bfloat16):
-        by_product = modeling_deit_distill.embed_patches(pixel_values, projection)
+        by_product = projection(pixel_values)
     assert (by_convolution.dtype, by_product.dtype) == (torch.float32, torch.bfloat16)
     assert "Convolution" in str(graph_of(by_convolution)) and "Convolution" not in str(graph_of(by_product))
-    assert by_product.tolist() == by_convolution.tolist() and by_product.shape == (2, 4, 5)
+    assert by_product.tolist() == by_convolution.tolist() and by_product.shape == (2, 5, 2, 2)
     expected, found = (
         torch.autograd.grad(tokens.float().sum(), list(projection.parameters()))
         for tokens in (by_convolution, by_product)

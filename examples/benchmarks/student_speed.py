@@ -209,8 +209,6 @@ def measure_shipped(options) -> dict[str, dict[str, float]]:
 
     In bf16 the weights are loaded in it too, as by `pipeline(..., dtype="bfloat16")`.
     """
-    from modeling_deit_distill.precision import multiplies_bf16
-
     kind, pixel_values = torch.device(options.device).type, make_batch(options)[0]
     model = make_model("ours", options).eval()
     steps = {name: answering(make_model(name, options).eval(), pixel_values, "fp32", options.device) for name in PEERS}
