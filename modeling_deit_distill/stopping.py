@@ -97,7 +97,9 @@ class StopAtSignal(TrainerCallback):
         raise Interrupted(self._agreed, f"{checkpoint} is whole", "resume_from_checkpoint goes on from it")
 
     def _note(self, number: int):
-        self._noted = number
+        # Of several the greatest, as among processes: SIGTERM, which ends a job for good, is not replaced by a later
+        # SIGUSR1 of its time limit.
+        self._noted = max(self._noted, number)
 
     def _note_a_lost_launcher(self, args):
         """As a closed terminal; `nohup` keeps a run from both. Nobody would stop the run any more."""

@@ -72,6 +72,21 @@ def test_sigterm_makes_a_checkpoint_after_the_step_and_ends(
     assert sum("eval_loss" in entry for entry in run.state.log_history) == evaluations
 
 
+@pytest.mark.parametrize("order", [("SIGTERM", "SIGUSR1"), ("SIGUSR1", "SIGTERM")])
+def test_a_job_that_is_cancelled_near_its_time_limit_is_cancelled(tmp_path, order):
+    class Signals(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                for name in order:
+                    signal.raise_signal(getattr(signal, name))
+
+    run = views_trainer(tmp_path, rows(26), **{**SAVING, "max_steps": 8, "save_strategy": "no", "save_total_limit": 1})
+    run.add_callback(Signals())
+    with pytest.raises(Interrupted):
+        run.train()
+    assert json.loads((tmp_path / "interrupted.json").read_text())["signal"] == "SIGTERM"
+
+
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_a_launcher_that_is_gone_is_as_a_closed_terminal(tmp_path, monkeypatch, capsys, is_ignored):
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_FULLGRAPH", "False")
