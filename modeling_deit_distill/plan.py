@@ -476,6 +476,8 @@ def _check_streaming(arguments: Arguments):
         raise InputError("streaming: view_epochs repeats views by position, which a stream has not; drop one")
     if args.balanced_views:
         raise InputError("streaming: balanced_views needs to know the class of every image before; drop one")
+    if args.keep_decoded_images:
+        raise InputError("streaming: keep_decoded_images is for images that are read again; drop one")
     if data_args.unlabeled_dir is not None:
         raise InputError(
             "streaming: unlabeled_dir puts its images among the others of an epoch, a stream has none; drop one"

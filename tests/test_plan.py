@@ -30,6 +30,11 @@ def test_datasets_5_0_0_streams_to_one_worker_only(monkeypatch):
         Plan.from_arguments(many)
 
 
+def test_a_stream_keeps_no_decoded_images():
+    with pytest.raises(InputError, match="streaming: keep_decoded_images is for images that are read again"):
+        Plan.from_arguments([*STREAMED, "--keep_decoded_images", "true"])
+
+
 def test_a_stream_has_few_workers_by_itself(monkeypatch):
     monkeypatch.setattr("modeling_deit_distill.arguments.training.workers_by_default", lambda device_type: 12)
     assert Plan.from_arguments(STREAMED).args.dataloader_num_workers == 4
