@@ -175,7 +175,7 @@ class DeiTDistillEmbeddings(nn.Module):
     def _check_input(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool):
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values are {tuple(pixel_values.shape)}, not (batch, channels, height, width)")
-        _, channels, height, width = pixel_values.shape
+        channels, height, width = pixel_values.shape[1:]
         if channels != self.num_channels:
             raise ValueError(f"pixel_values have {channels} channels, the model takes {self.num_channels}")
         if interpolate_pos_encoding:
@@ -260,7 +260,7 @@ class DeiTDistillLayer(GradientCheckpointingLayer):
         return hidden_states, attention_weights
 
 
-# What a checkpoint's own configuration is found by
+# What a checkpoint's own configuration is found by.
 _HUB_KWARGS = {"cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder"}
 
 
@@ -477,8 +477,8 @@ class DeiTDistillForImageClassification(DeiTDistillPreTrainedModel):
         distillation_logits = None if head is None else head(encoded.last_hidden_state[:, 1])
         logits = fuse_logits(cls_logits, distillation_logits, self.config.fusion)
         loss = None if labels is None else self._label_loss(logits, labels)
-        answers = (loss, logits, cls_logits, distillation_logits)
-        output = DeiTDistillClassifierOutput(*answers, encoded.hidden_states, encoded.attentions)
+        seen = (encoded.hidden_states, encoded.attentions)
+        output = DeiTDistillClassifierOutput(loss, logits, cls_logits, distillation_logits, *seen)
         return output if return_dict else output.to_tuple()
 
     def _label_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -303,6 +303,16 @@ def test_patches_are_a_product_where_bf16_is_trained_on_a_cpu(size):
     assert [each.tolist() for each in found] == [each.tolist() for each in expected]
 
 
+def test_hooks_on_the_patches_projection_are_called_where_bf16_is_trained(tiny_model):
+    model, shapes = tiny_model(), []
+    projection = model.deit.embeddings.patch_embeddings
+    projection.register_forward_hook(lambda module, given, tokens: shapes.append(tuple(tokens.shape)))
+    model(images())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images())
+    assert len(shapes) == 2 and shapes[0] == shapes[1]
+
+
 def graph_of(tensor: torch.Tensor) -> list[str]:
     """The names of the operations that led to a tensor, the last one first."""
     names, pending = [], [tensor.grad_fn]
