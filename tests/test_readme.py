@@ -3,7 +3,7 @@
 import re
 from itertools import chain
 
-from helpers.docs import FILES, name_of
+from helpers.docs import name_of
 from helpers.paths import ROOT
 from helpers.prose import measure
 
@@ -31,9 +31,11 @@ def test_every_guide_is_linked():
 
 
 def test_every_page_is_in_the_navigation():
-    """`mkdocs build --strict` ends at a page that is not."""
+    """`mkdocs build --strict` ends at a page that is not; docs/site_hook.py shows it all of these."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert [page for page in map(name_of, FILES) if f": {page}\n" not in navigation] == []
+    pages = [name_of(path) for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md") for path in ROOT.glob(pattern)]
+    assert "examples/results/cpu/tables.md" in pages
+    assert [page for page in pages if f": {page}\n" not in navigation] == []
 
 
 def test_the_field_s_words_are_used():
