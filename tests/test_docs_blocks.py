@@ -74,8 +74,11 @@ def test_docs_results(place, capsys):
 
 
 def test_docs_images(place):
+    os.makedirs("photos/hat")
+    PIL.Image.new("RGB", (2048, 1000), "teal").save("photos/hat/1.png")
     run("docs/images.md", {**place, "image": PIL.Image.fromarray(np.zeros((4, 4), np.uint16))})
     assert PIL.Image.open("night.png").mode == "I;16"
+    assert PIL.Image.open("photos_small/hat/1.png.jpg").size == (1024, 500)
 
 
 @pytest.mark.slow
