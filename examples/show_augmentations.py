@@ -24,10 +24,12 @@ NUM_IMAGES = 6
 # Pixels stay in 0 ... 1; erased boxes hold the noise that the normalised image would.
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TILE, GAP = 160, 4
+# It draws on the CPU, whatever the recipe trains on: several GPUs or a GPU's precision are no reason to refuse it.
+ON_CPU = ("--use_cpu", "true", "--fp16", "false")
 
 
 def main(arguments: list[str]):
-    plan = Plan.from_arguments(arguments)
+    plan = Plan.from_arguments([*arguments, *ON_CPU])
     plan.data_args.streaming = False  # a few images are looked at, again and again
     rows, settings, seed = plan.data.train, plan.views.settings, plan.args.views_seed
     sampler = ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed, labels=labels_to_balance(plan.args, rows))

@@ -105,8 +105,8 @@ def check_devices(args):
     """
     if args.n_gpu > 1:
         raise InputError(
-            f"one process sees {args.n_gpu} GPUs; start a process for each with `accelerate launch` or torchrun, or "
-            "set CUDA_VISIBLE_DEVICES=0 to use one"
+            f"one process sees {args.n_gpu} GPUs; for one of them put CUDA_VISIBLE_DEVICES=0 before the command, for "
+            f"all start it with `accelerate launch --multi_gpu --num_processes {args.n_gpu}`"
         )
 
 

@@ -342,5 +342,6 @@ def test_a_run_ends_as_it_should(photos, tmp_path, server, settings_restored, na
 
 def test_several_gpus_in_one_process_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(DistillationTrainingArguments, "n_gpu", 8)
-    with pytest.raises(InputError, match="one process sees 8 GPUs; start a process for each .* CUDA_VISIBLE_DEVICES=0"):
+    words = "sees 8 GPUs; for one .* CUDA_VISIBLE_DEVICES=0 .* for all .*launch --multi_gpu --num_processes 8`"
+    with pytest.raises(InputError, match=words):
         DistillationTrainingArguments(output_dir=str(tmp_path))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import train_deit
-from modeling_deit_distill import InputError, model_card, store_cli
+from modeling_deit_distill import DistillationTrainingArguments, InputError, model_card, store_cli
 from modeling_deit_distill.conversion import __main__ as conversion
 from modeling_deit_distill.precision import multiplies_bf16
 from modeling_deit_distill.script import run_script
@@ -57,6 +57,12 @@ def test_show_augmentations_draws_by_the_seed_of_the_data(photos, tmp_path):
     by_data_seed = drawn(photos, tmp_path / "out", "--seed", "1", "--data_seed", "5")
     np.testing.assert_array_equal(by_data_seed, by_seed)
     assert (drawn(photos, tmp_path / "out", "--seed", "1") != by_seed).any()
+
+
+def test_show_augmentations_needs_no_gpu(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr(DistillationTrainingArguments, "n_gpu", property(lambda args: 0 if args.use_cpu else 8))
+    assert drawn(photos, tmp_path / "out", "--fp16", "true").std() > 10
 
 
 def test_show_augmentations_draws_classes_as_the_run_does(photos, tmp_path):
