@@ -12,11 +12,13 @@ import torch
 from transformers import TrainingArguments
 
 from .output_folder import hardware_in, step_of
-from .report import say_once
+from .report import counted, say_once
 
 # What sets the number of torch's threads. `accelerate launch` sets the first to 1 by default.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 MAX_WORKERS = 16
+# The number of processes of this machine as launchers say it, and the list of its tasks as Slurm's srun does.
+LAUNCHED, SLURM_TASKS = "LOCAL_WORLD_SIZE", "SLURM_GTIDS"
 # How many microseconds of all cores, or max, a container may use in so many of the clock (Linux, control groups 2).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # Where a user has set how glibc keeps memory, that holds.
@@ -51,7 +53,7 @@ def spare_memory() -> int:
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # no Linux, no limit
         free = min(free, int(MOST_MEMORY.read_text()) - int(MEMORY_IN_USE.read_text()))
-    return max(free, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(free, 0) // processes_of_machine()
 
 
 def keep_freed_memory(device_type: str) -> bool:
@@ -82,12 +84,22 @@ def workers_by_default(device_type: str) -> int:
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if device_type == "cpu" or method == "spawn":
         return 0
-    return min(max(num_cores() // processes_of_machine(), 1), MAX_WORKERS)
+    return min(cores_of_process(), MAX_WORKERS)
 
 
 def processes_of_machine() -> int:
-    """The training processes that a launcher has started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """The training processes that a launcher, or Slurm's srun, has started on this machine."""
+    tasks = os.environ.get(SLURM_TASKS, "0").split(",")
+    return int(os.environ.get(LAUNCHED, len(tasks)))
+
+
+def cores_of_process() -> int:
+    """This process's share of the cores; at least one."""
+    shared = num_cores()
+    if LAUNCHED not in os.environ and "SLURM_CPUS_ON_NODE" in os.environ:
+        # Slurm may have bound this task to its share already, or may leave each task all cores of the job.
+        shared = min(int(os.environ["SLURM_CPUS_ON_NODE"]), shared * processes_of_machine())
+    return max(shared // processes_of_machine(), 1)
 
 
 def workers_in_words(args: TrainingArguments, is_automatic: bool) -> str:
@@ -97,8 +109,8 @@ def workers_in_words(args: TrainingArguments, is_automatic: bool) -> str:
         return "0: the training process decodes the images itself"
     if not is_automatic:
         return f"{number} in each process"
-    shared = f", shared among {processes_of_machine()} processes" if processes_of_machine() > 1 else ""
-    return f"{number} in each process, for {num_cores()} cores{shared}; --dataloader_num_workers overrides this"
+    cores = counted(cores_of_process(), "core")
+    return f"{number} in each process, which has {cores}; --dataloader_num_workers overrides this"
 
 
 def device_in_words(args: TrainingArguments) -> str:

@@ -81,6 +81,19 @@ def test_workers_are_the_cores_shared_among_the_processes(monkeypatch):
     assert workers_by_default("cuda") == 0
 
 
+@pytest.mark.parametrize(("cores", "expected"), [(12, 12), (96, 12), (1, 1)])
+def test_a_task_of_slurm_has_its_share_whether_it_is_bound_to_it_or_not(monkeypatch, cores, expected):
+    monkeypatch.setattr(hardware, "num_cores", lambda: cores)
+    for name, value in (("SLURM_GTIDS", "0,1,2,3,4,5,6,7"), ("SLURM_CPUS_ON_NODE", "96")):
+        monkeypatch.setenv(name, value)
+    assert (hardware.processes_of_machine(), hardware.cores_of_process()) == (8, expected)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun in a task
+    assert (hardware.processes_of_machine(), hardware.cores_of_process()) == (4, max(cores // 4, 1))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("SLURM_GTIDS", "0")  # a batch script, which Slurm binds to nothing
+    assert (hardware.processes_of_machine(), hardware.cores_of_process()) == (1, cores)
+
+
 @pytest.mark.parametrize(
     ("quota", "expected"),
     [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
@@ -97,6 +110,11 @@ def test_memory_is_shared_and_bounded_by_the_container(tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=800))
     monkeypatch.setattr(hardware, "MOST_MEMORY", tmp_path / "memory.max")
     monkeypatch.setattr(hardware, "MEMORY_IN_USE", tmp_path / "memory.current")
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_GTIDS"):
+        monkeypatch.delenv(name, raising=False)
+    assert hardware.spare_memory() == 800
+    monkeypatch.setenv("SLURM_GTIDS", "8,9,10,11")  # the second of two nodes
+    assert hardware.spare_memory() == 200
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert hardware.spare_memory() == 400
     (tmp_path / "memory.current").write_text("300\n")
@@ -110,7 +128,7 @@ def test_the_summary_tells_the_workers(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     four, none = SimpleNamespace(dataloader_num_workers=4), SimpleNamespace(dataloader_num_workers=0)
     assert workers_in_words(four, is_automatic=False) == "4 in each process"
-    words = "4 in each process, for 8 cores, shared among 2 processes; --dataloader_num_workers overrides this"
+    words = "4 in each process, which has 4 cores; --dataloader_num_workers overrides this"
     assert workers_in_words(four, is_automatic=True) == words
     for is_automatic in (True, False):
         assert workers_in_words(none, is_automatic) == "0: the training process decodes the images itself"
