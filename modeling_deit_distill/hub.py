@@ -158,6 +158,11 @@ def unread(name: str, error: BaseException) -> str:
     """Why no model was read by a name, a folder's or one on the Hub, and what to do: the end of a message."""
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, CONFIG_NAME)):
         return holds_no_model(name)
+    if os.path.isfile(name):
+        return (
+            f"{name!r} is a file, and a model is a folder with its {CONFIG_NAME} beside its weights; write one by "
+            "transformers' save_pretrained, or by timm.models.save_for_hf, and name that"
+        )
     reason = f"({one_line(error)}){offline_remedy(error)}"
     if os.path.exists(name):
         return f"{name!r} cannot be read {reason}"

@@ -6,10 +6,12 @@ import os
 import numpy as np
 import PIL.Image
 import pytest
+import timm
 import torch
 import transformers
 from helpers.docs import FILES, blocks, name_of
 from helpers.paths import ROOT
+from helpers.teachers import teacher_in
 
 from modeling_deit_distill.data.evaluation import evaluation_processor
 
@@ -19,6 +21,7 @@ SMALLER = {  # in place of a run's length, batch and model
     '"tiny",': '"tiny", hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16,',
     "num_train_epochs=100": "num_train_epochs=1, use_cpu=True, report_to='none', repeated_augmentation=1",
     "per_device_train_batch_size=128": "per_device_train_batch_size=2",
+    '"regnety_160"': '"test_resnet"',
 }
 
 
@@ -88,6 +91,15 @@ def test_docs_trainer(place):
     teacher = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())  # three channels, three classes
     run("docs/trainer.md", {**place, "teacher": teacher, **given}, upto=1)  # test_docs.py runs the second
     assert os.path.exists("outputs/mine/model.safetensors")
+
+
+def test_docs_teachers(place):
+    torch.save({"state_dict": timm.create_model("test_resnet", num_classes=3).state_dict()}, "checkpoint.pth.tar")
+    model = run("docs/teachers.md", place)["model"].eval()
+    teacher = teacher_in("my_teacher", ["shoe", "hat", "shirt"])
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(teacher.model(pixels).logits, model(pixels))
+    assert teacher.classes.tolist() == [2, 0, 1]
 
 
 @pytest.mark.slow

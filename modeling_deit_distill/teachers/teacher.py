@@ -150,11 +150,19 @@ def find_config(model_args: ModelArguments) -> PreTrainedConfig:
         raise InputError(f"{argument} {name!r} cannot be read (no such file or folder)")
     try:
         check_depth(PreTrainedConfig.get_config_dict(name)[0], f"{argument} {name!r}")
-        return AutoConfig.from_pretrained(name, trust_remote_code=model_args.trust_remote_code)
+        return _read_config(name, model_args.trust_remote_code)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"{argument} {unread(name, error)}") from error
+
+
+def _read_config(name_or_path: str, trust_remote_code: bool) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    # timm's own folders repeat there what transformers passes to timm beside them, which is then given twice.
+    if given := getattr(config, "model_args", None):
+        config.model_args = {name: value for name, value in given.items() if name not in ("num_classes", "pretrained")}
+    return config
 
 
 def check_depth(fields: Mapping[str, object], what: str):
@@ -226,6 +234,8 @@ def _missing(report: dict) -> list[str]:
 def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict]:
     try:
         check_depth(PreTrainedConfig.get_config_dict(name_or_path)[0], f"teacher_name_or_path {name_or_path!r}")
+        if "config" not in kwargs:
+            kwargs["config"] = _read_config(name_or_path, kwargs.get("trust_remote_code", False))
         return AutoModelForImageClassification.from_pretrained(
             name_or_path, dtype=torch.float32, output_loading_info=True, **kwargs
         )
@@ -235,8 +245,11 @@ def _load_classifier(name_or_path: str, **kwargs) -> tuple[PreTrainedModel, dict
         ) from error
     except InputError:
         raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"teacher_name_or_path {name_or_path!r} cannot be loaded ({one_line(error)})") from error
+    # What a configuration says is passed on to whatever builds the model: each has errors of its own.
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{name_or_path!r} cannot be loaded ({one_line(error)})"
+        reason = unread(name_or_path, error) if Path(name_or_path).is_file() else reason
+        raise InputError(f"teacher_name_or_path {reason}") from error
 
 
 def own_view(name_or_path: str, default: InputView, trust_remote_code: bool) -> InputView:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from helpers.teachers import DIGITS, SMALL, describe, save_resnet, teacher_in
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,41 @@ def test_classes_that_the_teacher_lacks_are_listed(tmp_path):
     save_resnet(tmp_path, ["cat", "0", "1"])
     with pytest.raises(InputError, match="2.*3.*4.*--teacher_label_map"):
         describe(teacher_name_or_path=str(tmp_path))
+
+
+def save_timms(folder, **model_args):
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    names = {"label_names": DIGITS}
+    timm.models.save_for_hf(model, folder, model_config=names, model_args={"num_classes": 10, **model_args})
+    return model
+
+
+def test_a_folder_that_timm_wrote_is_a_teacher(tmp_path):
+    model, pixel_values = save_timms(tmp_path), torch.randn(2, 3, 32, 32)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["model_args"]["num_classes"] == 10
+    fields["pretrained_cfg"] |= {"input_size": [3, 32, 32], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    teacher = teacher_in(tmp_path, DIGITS[::-1])
+    assert teacher.view == InputView(32)
+    torch.testing.assert_close(teacher(pixel_values), model(pixel_values).flip(1))
+    config = describe(teacher_name_or_path=str(tmp_path), train_teacher=True)
+    load_classifier(str(tmp_path), config=config, ignore_mismatched_sizes=True)
+
+
+def test_what_its_library_refuses_to_build_is_one_line(tmp_path):
+    save_timms(tmp_path, nonsense=1)
+    with pytest.raises(InputError, match="cannot be loaded .*nonsense"):
+        load_classifier(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.pth.tar", "teacher.safetensors"])
+def test_a_file_of_weights_is_refused_with_the_remedy(tmp_path, name):
+    save_resnet(tmp_path)
+    path = (tmp_path / "model.safetensors").rename(tmp_path / name)
+    for load in (lambda: describe(teacher_name_or_path=str(path)), lambda: load_classifier(str(path))):
+        with pytest.raises(InputError, match="is a file, and a model is a folder .*timm.models.save_for_hf"):
+            load()
 
 
 def test_a_teacher_without_class_names_passes_by_its_count(tmp_path):
