@@ -130,8 +130,9 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's name says."""
-    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
+    """The step of a checkpoint: by its name, or by its state where the name has none (the Hub's `last-checkpoint`)."""
+    number = checkpoint.name.removeprefix(CHECKPOINT_PREFIX)
+    return int(number) if number.isdigit() else json.loads((checkpoint / STATE).read_text())["global_step"]
 
 
 def begin_checkpoint(checkpoint: Path):

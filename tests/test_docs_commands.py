@@ -39,7 +39,19 @@ OTHERS = (
 # Options of launchers and of other programs, which docs name in the text.
 OPTIONS_OF_OTHERS = {
     *("config_file", "cpu", "machine_rank", "main_process_ip", "main_process_port", "num_cpu_threads_per_process"),
-    *("check", "directory", "no-cache", "multi_gpu", "nproc-per-node", "num_processes", "quiet", "shm-size", "signal"),
+    *(
+        "check",
+        "directory",
+        "include",
+        "local-dir",
+        "no-cache",
+        "multi_gpu",
+        "nproc-per-node",
+        "num_processes",
+        "quiet",
+        "shm-size",
+        "signal",
+    ),
     *("standalone", "strict"),
 }
 PLACEHOLDERS = {"key", "hub_"}

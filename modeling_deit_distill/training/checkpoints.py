@@ -231,7 +231,10 @@ class Checkpoints(TrainerCallback):
         if best.is_dir():
             state.best_model_checkpoint = str(best)
         elif named and args.load_best_model_at_end:
-            raise InputError(f"load_best_model_at_end: {best.name}, the best so far, is not in {args.output_dir}")
+            raise InputError(
+                f"load_best_model_at_end: {best.name}, the best so far, is not in {args.output_dir}; bring it there, "
+                "or add --load_best_model_at_end false"
+            )
 
     def on_save(self, args, state, control, model=None, **kwargs):
         """Commit the checkpoint, then remove the oldest beyond the limit."""

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_processor, evaluation_transform
 from modeling_deit_distill.data.sources import load_image_data
+from modeling_deit_distill.output_folder import damage, step_of
 from modeling_deit_distill.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
@@ -81,7 +83,7 @@ def test_a_signal_during_a_push_is_one_line_and_the_same_command_pushes(server, 
     assert not (folder / "interrupted.json").exists()
 
 
-def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(pushed):
+def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(pushed, tmp_path):
     server, folder = pushed("checkpoint")
     commits = {commit.message: commit.files for commit in server.commits("models", "me/colours")}
     for step in (2, 4):
@@ -90,6 +92,11 @@ def test_a_commit_of_training_is_one_checkpoint_never_a_mixture(pushed):
         assert json.loads(files["trainer_state.json"])["global_step"] == step
         assert files["model.safetensors"] == (kept / "model.safetensors").read_bytes()
         assert files["last-checkpoint/optimizer.pt"] == (kept / "optimizer.pt").read_bytes()
+        downloaded = tmp_path / str(step) / "last-checkpoint"
+        downloaded.mkdir(parents=True)
+        for name in [name for name in files if name.startswith("last-checkpoint/")]:
+            (downloaded / Path(name).name).write_bytes(files[name])
+        assert (damage(downloaded), step_of(downloaded)) == (None, step)
     early, late = commits["Training in progress, step 2"], commits["Training in progress, step 4"]
     assert not same(weights(early), weights(late))
 

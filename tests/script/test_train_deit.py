@@ -331,6 +331,13 @@ def test_figures_of_a_resumed_run_are_of_all_of_it(unfinished, run, photos, tmp_
     assert rates["samples"] == pytest.approx(3 * 8 / resumed["train_runtime"], abs=1e-3)
 
 
+def test_the_hubs_last_checkpoint_is_gone_on_from(unfinished, run, photos, tmp_path):
+    teacher, whole, folder = run[0] / "teacher", unfinished[1], tmp_path / "out"
+    kept = shutil.copytree(unfinished[0] / "checkpoint-2", tmp_path / "hub" / "last-checkpoint")
+    assert one_run(photos, folder, teacher, resume_from_checkpoint=kept)["eval_loss"] == whole["eval_loss"]
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
 def test_a_cut_off_checkpoint_is_passed_over_and_a_missing_one_named(unfinished, run, photos, tmp_path, capsys):
     folder, teacher = shutil.copytree(unfinished[0], tmp_path / "out"), run[0] / "teacher"
     (folder / "checkpoint-3" / "optimizer.pt").unlink()

@@ -26,6 +26,7 @@ from modeling_deit_distill.output_folder import (
     last_complete,
     remove_old_checkpoints,
     remove_unfinished_checkpoints,
+    step_of,
 )
 from modeling_deit_distill.training.checkpoints import find_checkpoint
 
@@ -174,8 +175,19 @@ def test_the_best_checkpoint_is_found_where_the_run_has_moved_to(tmp_path):
         assert torch.equal(again.model.state_dict()[name], value)
     assert not all(torch.equal(value, last[name]) for name, value in best.items())
     shutil.rmtree(tmp_path / "new" / "checkpoint-1")
-    with pytest.raises(InputError, match="checkpoint-1, the best so far, is not in"):
+    with pytest.raises(InputError, match="checkpoint-1, the best so far, is not in .*--load_best_model_at_end false"):
         again.train(resume_from_checkpoint=True)
+
+
+def test_one_that_the_hub_keeps_under_another_name_is_gone_on_from(trained, tmp_path):
+    kept = shutil.copytree(trained[0] / "checkpoint-2", tmp_path / "hub" / "last-checkpoint")
+    assert step_of(kept) == 2
+    run = views_trainer(tmp_path / "out", rows(26), **SAVING)
+    run.train(resume_from_checkpoint=str(kept))
+    assert run.seen == trained[1].seen[2 * 4 :]
+    assert names(tmp_path / "out") == ["checkpoint-3", "checkpoint-4"]
+    for name, value in trained[1].model.state_dict().items():
+        assert torch.equal(value, run.model.state_dict()[name]), name
 
 
 def test_another_length_is_said(trained, tmp_path, caplog):
