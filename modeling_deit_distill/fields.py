@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from .errors import InputError
 
@@ -33,6 +33,13 @@ class Range:
 
     def __str__(self) -> str:
         return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in self.limits.items())
+
+
+class OneOf(tuple):
+    """The values that a field of type `Literal[...]` takes. argparse checks them on a command line, and nowhere else."""
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(str, self))}"
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,19 @@ def declarations(kind: type) -> dict[str, tuple]:
 
 
 def _declared(hint) -> Iterator:
-    for each in getattr(hint, "__metadata__", ()):
-        yield each
-        if isinstance(each, Choice):
-            yield each.group
-    for part in get_args(hint):  # `Annotated[int, ...] | None` among others
-        yield from _declared(part)
+    if hasattr(hint, "__metadata__"):
+        for each in hint.__metadata__:
+            yield each
+            if isinstance(each, Choice):
+                yield each.group
+        hint = hint.__origin__
+    if get_origin(hint) is Literal:
+        yield OneOf(get_args(hint))
+        return
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    for part in parts:
+        if get_origin(part) is not Literal or len(parts) == 1:  # `str | Literal[False]` takes any word
+            yield from _declared(part)
 
 
 def check_finite(name: str, value: object):
@@ -103,7 +117,7 @@ def _several(value: object) -> list | tuple:
 
 
 def check_fields(arguments):
-    """Refuse numbers that are not finite or outside their range, and two choices of one group.
+    """Refuse numbers that are not finite or outside their range, unknown words, and two choices of one group.
 
     Args:
         arguments: an instance of a dataclass; a field of None or "" is not given.
@@ -116,9 +130,9 @@ def check_fields(arguments):
         value = getattr(arguments, name)
         check_finite(name, value)
         for each in () if value in (None, "") else declared:
-            outside = [one for one in _several(value) if one not in each] if isinstance(each, Range) else []
+            outside = [one for one in _several(value) if one not in each] if isinstance(each, (Range, OneOf)) else []
             if outside:
-                raise InputError(f"{name} is {outside[0]}; it must be {each}")
+                raise InputError(f"{name} is {outside[0]!r}; it must be {each}")
             if isinstance(each, Choice) and each.group.remedy:
                 chosen.setdefault(each.group, []).append(f"{name} {value!r}")
     for group, given in chosen.items():

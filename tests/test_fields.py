@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from modeling_deit_distill import InputError
 from modeling_deit_distill.arguments import DataArguments, DistillationTrainingArguments, ModelArguments
-from modeling_deit_distill.fields import Choice, Range, declarations
+from modeling_deit_distill.fields import Choice, OneOf, Range, declarations
 from modeling_deit_distill.recipes import parse_arguments, said_arguments
 from modeling_deit_distill.supported import REFUSED
 
@@ -187,6 +187,15 @@ def test_every_range_refuses_what_lies_outside():
             with pytest.raises(InputError, match=f"^{name} is {value}; give a finite number$"):
                 kind(**{**NEEDED[kind], name: value})
         assert math.nan not in limits
+
+
+def test_a_library_refuses_other_words_as_the_command_line_does():
+    found = {name for _, name, _ in declared(OneOf)}
+    assert found == {"model_size", "fusion", "teacher_precision", "distillation_type", "on_bad_image"}
+    for kind, name, words in declared(OneOf):
+        with pytest.raises(InputError) as caught:
+            kind(**{**NEEDED[kind], name: "nonsense"})
+        assert str(caught.value) == f"{name} is 'nonsense'; it must be one of {', '.join(words)}"
 
 
 def test_every_range_takes_its_ends():

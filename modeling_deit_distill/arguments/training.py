@@ -352,9 +352,6 @@ class DistillationTrainingArguments(TrainingArguments):
         """What the types of the fields do not say."""
         if not self.output_dir or os.path.isfile(self.output_dir):
             raise InputError(f"output_dir {self.output_dir!r} is no folder; give one to write to")
-        if self.distillation_type not in DEFAULT_ALPHA:
-            choices = ", ".join(DEFAULT_ALPHA)
-            raise InputError(f"distillation_type is {self.distillation_type!r}; choose one of {choices}")
         if self.max_steps <= 0 and not self.num_train_epochs > 0:
             raise InputError(f"num_train_epochs is {self.num_train_epochs}; it must be above 0, or give max_steps")
         scale = self.random_crop_scale
