@@ -78,7 +78,7 @@ class ModelArguments:
     )
     teacher_image_size: Annotated[list[Width] | None, TEACHER] = HfArg(
         default=None,
-        help="Side at which the teacher looks at views, and a new one is trained; Default: that of its image "
+        help="Side at which the teacher looks at views, and a new one is trained. Default: that of its image "
         "processor, or the student's for a new one. Of several teachers one for all, or one each.",
     )
     teacher_precision: Literal["fp32", "bf16", "fp16"] | None = HfArg(
