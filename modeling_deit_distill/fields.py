@@ -36,7 +36,7 @@ class Range:
 
 
 class OneOf(tuple):
-    """The values that a field of type `Literal[...]` takes. argparse checks them on a command line, and nowhere else."""
+    """The values that a field of type `Literal[...]` takes. Of a command line, argparse checks them too."""
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self))}"

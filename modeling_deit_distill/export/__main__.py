@@ -89,7 +89,9 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
         help="where the page loads onnxruntime-web from: cdn (default) loads it when the page opens; npm downloads a "
         "copy now; FOLDER copies an unpacked npm package",
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="images in a batch when the first file of onnx is timed (16)")
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="images in a batch when the first file of onnx is timed (16)"
+    )
     options = parser.parse_args(arguments)
     if options.batch_size < 1:
         raise InputError(f"--batch_size is {options.batch_size}; it must be at least 1")
