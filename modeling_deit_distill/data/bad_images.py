@@ -78,14 +78,16 @@ class BadImages:
         return f"{self.kind}{describe_row(self.rows, row)} is a bad image: {why_bad(self.rows, row, self.decode)}"
 
     def _too_many(self) -> str:
-        number = len(self.seen)
-        named = [str(row) if self.rows is None else describe_row(self.rows, row) for row in sorted(self.seen)]
+        number, rows = len(self.seen), sorted(self.seen)
+        named = [str(row) if self.rows is None else describe_row(self.rows, row) for row in rows]
+        # Nothing was logged yet; and often all have one cause, such as a package that is missing.
+        reason = "" if self.rows is None else f"; the first: {why_bad(self.rows, rows[0], self.decode)}"
         more = f", and {number - NUM_NAMED:,} others" if number > NUM_NAMED else ""
         return (
             f"{number:,} {self.kind}images cannot be read, more than {ALWAYS_ALLOWED} and than "
             f"--max_bad_image_fraction {self.max_fraction:g} of {self._num_judged():,.0f}: "
-            f"{', '.join(named[:NUM_NAMED])}{more}; move these away, or give --max_bad_image_fraction "
-            f"{self._share_to_allow():g}"
+            f"{', '.join(named[:NUM_NAMED])}{more}{reason}; repair these or move them away, or give "
+            f"--max_bad_image_fraction {self._share_to_allow():g}"
         )
 
     def _share_to_allow(self) -> float:
@@ -111,9 +113,9 @@ def describe_row(rows: Dataset, row: int) -> str:
 
 
 def why_bad(rows: Dataset, row: int, decode: Callable = decode_pixels) -> str:
-    """What is wrong with a row's image, in words; empty if nothing is."""
+    """What is wrong with the image of a row that could not be read, in words."""
     try:
         decode(rows[int(row)]["image"])
     except BadImageError as error:
         return str(error)
-    return ""
+    return "it could not be read before, and can be now"

@@ -13,6 +13,7 @@ from datasets.distributed import split_dataset_by_node
 
 from ..errors import InputError, LocalInputError
 from ..hardware import spare_memory
+from .bad_images import describe_row, why_bad
 from .columns import NO_LABEL, label_column
 from .decoding import BadImageError, decode_pixels, encoded_bytes, jpeg_size
 from .scaled import factor_of_image, factor_of_view, scaled_box
@@ -126,7 +127,8 @@ class ViewDataset(torch.utils.data.Dataset):
             bad.append(row)
             row = next(candidates)
         raise LocalInputError(
-            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; repair the dataset"
+            f"{MAX_REPLACEMENTS} images drawn one after the other could not be read; the first, "
+            f"{describe_row(self.rows, view.image)}: {why_bad(self.rows, view.image)}; repair the dataset"
         )
 
     def _put(self, row: int, decoded: tuple[DecodedImage, int] | None, recent: dict):
@@ -204,7 +206,8 @@ class StreamingViewDataset(torch.utils.data.IterableDataset):
                 return  # no shard for this worker
             if len(pair) < 2:
                 raise LocalInputError(
-                    f"share {lane} of the stream has no two readable images; {bad[-1] if bad else ''}"
+                    f"share {lane} of the stream has no two readable images; {bad[-1] + '; ' if bad else ''}repair the "
+                    "dataset, or give one of more images"
                 )
             while len(pair) == 2:
                 yield from pair * self.repeats

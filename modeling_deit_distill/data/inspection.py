@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..files import sha256, write_json
-from .bad_images import BadImages, describe_row
+from .bad_images import BadImages, describe_row, why_bad
 from .columns import image_paths
 from .datasets import encoded_row
 from .decoding import BadImageError, decode_pixels, decoder_versions, decoding_notes, encoded_bytes, jpeg_size
@@ -63,7 +63,8 @@ def try_held_out(rows: Dataset, on_bad_image: str = "warn", max_fraction: float 
     BadImages(rows, on_bad_image, max_fraction, **words).note(bad)
     if len(bad) == len(rows):
         raise InputError(
-            f"none of the {len(bad)} held-out image(s) can be read; repair or remove them, or hold out others"
+            f"none of the {len(bad)} held-out image(s) can be read; the first, {describe_row(rows, 0)}: "
+            f"{why_bad(rows, 0, decoding_notes)}; repair or remove them, or hold out others"
         )
     return bad
 

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_deit_distill import InputError
+from modeling_deit_distill.data import decoding
 from modeling_deit_distill.data.bad_images import BadImages, describe_row
 from modeling_deit_distill.data.datasets import (
     MAX_REPLACEMENTS,
     ViewDataset,
     collate,
 )
+from modeling_deit_distill.data.inspection import try_held_out, try_sample
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import View, ViewSampler
 
@@ -79,15 +81,29 @@ def test_the_error_names_each_file_and_what_it_names_works(warnings):
     data = with_bad_rows(300, dict.fromkeys(range(6), b""))
     assert complaint(BadImages(data), list(range(6))) == (
         "6 images cannot be read, more than 5 and than --max_bad_image_fraction 0.01 of 300: row 0 (0.png), "
-        "row 1 (1.png), row 2 (2.png), row 3 (3.png), row 4 (4.png), row 5 (5.png); move these away, or give "
-        "--max_bad_image_fraction 0.02"
+        "row 1 (1.png), row 2 (2.png), row 3 (3.png), row 4 (4.png), row 5 (5.png); the first: the file is empty; "
+        "repair these or move them away, or give --max_bad_image_fraction 0.02"
     )
     assert warnings() == []  # nothing is shown in their place
     many = with_bad_rows(300, dict.fromkeys(range(20), b""))
-    assert "row 9 (9.png), and 10 others; move" in complaint(BadImages(many), list(range(20)))
+    assert "row 9 (9.png), and 10 others; the first: the file is" in complaint(BadImages(many), list(range(20)))
     bad_images = BadImages(many)  # of a sample of 40, so half of all
     with pytest.raises(InputError, match="--max_bad_image_fraction 0.5$"):
         bad_images.note(list(range(20)), num_shown=40)
+
+
+def test_photos_of_a_phone_under_another_suffix_tell_what_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "can_read_heic", lambda: False)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    for number in range(12):
+        (tmp_path / f"{number:02}.jpg").write_bytes(heic)
+    rows = undecoded([{"bytes": None, "path": str(path)} for path in sorted(tmp_path.iterdir())])
+    message = "the first: HEIC, which needs pillow-heif: pip install pillow-heif; repair these or move them away, or"
+    for look in (try_sample, try_held_out):
+        with pytest.raises(InputError, match=message):
+            look(rows, show=False)
+    with pytest.raises(InputError, match="none of the 12 .*; the first, .*/00.jpg: HEIC, which needs pillow-heif"):
+        try_held_out(rows, max_fraction=1.0, show=False)
 
 
 @given(st.integers(6, 60), st.integers(0, 40), st.floats(0, 0.1))
@@ -140,7 +156,7 @@ def test_a_replacement_brings_its_label_and_does_not_depend_on_the_batch():
 
 def test_a_dataset_of_bad_images_is_refused():
     dataset = ViewDataset(with_bad_rows(20, dict.fromkeys(range(20), b"")), PLAIN)
-    with pytest.raises(InputError, match=f"{MAX_REPLACEMENTS} images .* could not be read"):
+    with pytest.raises(InputError, match=f"{MAX_REPLACEMENTS} images .* could not be read; the first, row 0 .*empty"):
         dataset.__getitems__([View(0, 0, 0)])
 
 

@@ -62,7 +62,8 @@ def test_too_many_bad_held_out_images_are_refused(limits, words):
 
 
 def test_something_must_be_left_to_measure_on():
-    with pytest.raises(InputError, match="none of the 1 held-out image"):
+    message = r"none of the 1 held-out image.*; the first, row 0 \(0.png\): the file is empty; repair"
+    with pytest.raises(InputError, match=message):
         try_held_out(with_bad_rows(1, {0: b""}), show=False)
 
 

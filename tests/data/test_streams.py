@@ -132,7 +132,8 @@ def test_bad_images_of_a_stream_count_even_without_a_file(stream):
 
 
 def test_a_stream_of_bad_images_is_refused(stream):
-    with pytest.raises(InputError):
+    message = "share 0 of the stream has no two readable images; .*.png is a bad image: the file is empty; repair the"
+    with pytest.raises(InputError, match=message):
         some(StreamingViewDataset(stream(bad=dict.fromkeys(range(24), b"")).train, SETTINGS, 2), 1)
 
 
