@@ -22,8 +22,14 @@ from ..launcher import program
 from ..output_folder import RUN_RECORD, STATE, read_run_file
 from ..recipes import said_arguments, without_arguments, without_tokens
 
-# Arguments that change nothing about what a run makes.
+# Arguments that change nothing about the model that a run makes; many others are about reports or the Hub.
 NO_MATTER = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "license")
+NO_MATTER += ("do_train", "do_eval", "do_predict")  # without training nothing is compared; a run always evaluates
+NO_MATTER += ("report_to", "run_name", "project", "disable_tqdm", "skip_memory_metrics")
+# What a run stops at; one that is finished did not. And what is kept in memory or on the disk meanwhile.
+NO_MATTER += ("on_bad_image", "max_bad_image_fraction", "max_nonfinite_steps", "allow_weak_teacher", "ddp_timeout")
+NO_MATTER += ("keep_decoded_images", "torch_empty_cache_steps", "save_total_limit", "save_on_each_node")
+NO_MATTER_BY_PREFIX = ("hub_", "push_", "log_", "trackio_")
 TASK = "image-classification"
 DATA_FOLDERS = ("dataset_name", "train_dir", "validation_dir", "unlabeled_dir")
 DATA_TABLES = ("train_csv", "validation_csv")
@@ -135,13 +141,13 @@ def note_words(output_dir: str | Path, words: dict[str, object]):
 
 
 def changed_arguments(output_dir: str | Path, arguments: list[str]) -> list[str]:
-    """What a command says otherwise than the run in a folder did, by name; what is about pushing does not count."""
+    """What a command says otherwise than the run in a folder did, by name; see `NO_MATTER` for what does not count."""
     earlier = read_run_file(Path(output_dir, RUN_RECORD)).get("recipe")
     if earlier is None:
         return []
     now = _said(arguments)
-    names = [name for name in {**earlier, **now} if not name.startswith(("hub_", "push_")) and name not in NO_MATTER]
-    return sorted(name for name in names if str(earlier.get(name)) != str(now.get(name)))
+    differing = [name for name in {**earlier, **now} if str(earlier.get(name)) != str(now.get(name))]
+    return sorted(name for name in differing if name not in NO_MATTER and not name.startswith(NO_MATTER_BY_PREFIX))
 
 
 def command(arguments: list[str], args: DistillationTrainingArguments) -> str:

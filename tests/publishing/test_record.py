@@ -1,6 +1,7 @@
 """What is kept of how a model was made: enough to do it again, nothing that is nobody's business."""
 
 import json
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +10,14 @@ from helpers.images import undecoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modeling_deit_distill.arguments import DistillationTrainingArguments, ModelArguments
 from modeling_deit_distill.output_folder import RUN_RECORD
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.publishing.record import (
+    NO_MATTER,
+    NO_MATTER_BY_PREFIX,
     base_model,
+    changed_arguments,
     command,
     hub_id,
     note_repository,
@@ -52,6 +57,22 @@ def test_the_record_tells_how_to_do_it_again(tmp_path, photos):
     assert record["hardware"].startswith("CPU")
     assert (record["base_model"], record["teacher"], record["native"]) == (None, None, False)
     assert record["dataset"] == {"name": "photos", "id": None, "split": "4 images, a tenth of photos"}
+
+
+def test_a_command_is_another_by_what_changes_the_model_alone(tmp_path, photos):
+    words = ["--train_dir", photos, "--distillation_type", "none"]
+    written(tmp_path, *words)
+    words += ["--use_cpu", "true"]
+    later = ["--do_predict", "true", "--do_eval", "true", "--run_name", "again", "--report_to", "none"]
+    later += ["--disable_tqdm", "true", "--log_level", "info", "--hub_private_repo", "true", "--on_bad_image", "error"]
+    assert changed_arguments(tmp_path / "run", words + later) == []
+    assert changed_arguments(tmp_path / "run", [*words, *later, "--weight_decay", "0.1"]) == ["weight_decay"]
+
+
+def test_the_arguments_of_no_matter_are_there():
+    names = {field.name for kind in (DistillationTrainingArguments, ModelArguments) for field in fields(kind)}
+    assert set(NO_MATTER) <= names
+    assert all(any(name.startswith(prefix) for name in names) for prefix in NO_MATTER_BY_PREFIX if prefix != "trackio_")
 
 
 def test_the_command_goes_without_resuming_and_with_as_many_threads(tmp_path, photos, monkeypatch):
