@@ -12,7 +12,8 @@ from .image_files import MISSING, Found, plain_path, why_skipped
 
 IMAGE_NAMES = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
 LABEL_NAMES = ("label", "labels", "class", "class_name", "target", "category")
-DELIMITERS = ",;\t"
+TAB = "\t"
+DELIMITERS = ",;" + TAB
 REPEATED = "repeated row{s}"
 
 
@@ -44,7 +45,8 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
     for line, row in rows:
         name, text = row[image], unicodedata.normalize("NFC", row[label])
         if not name.strip() or not text.strip():
-            raise InputError(f"{where}, line {line}: the {'label' if name.strip() else 'path'} is empty")
+            empty = "label" if name.strip() else "path"
+            raise InputError(f"{where}, line {line}: the {empty} is empty; fill it in, or remove the row")
         full = plain_path(os.path.join(folder, name))
         inside = next((full[len(root) :] for root in roots if full.startswith(root)), None)
         if inside is None:
@@ -55,7 +57,8 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
         full, kind = _look_up(os.path.join(folder, inside))
         if labels.get(full, text) != text:
             raise InputError(
-                f"{where}, line {line}: {name!r} has the label {text!r}, and {labels[full]!r} in an earlier row"
+                f"{where}, line {line}: {name!r} has the label {text!r}, and {labels[full]!r} in an earlier row; "
+                "keep one"
             )
         if kind is None and full in labels:
             kind = REPEATED
@@ -64,7 +67,10 @@ def read_table(file: str, argument: str, columns: tuple[str | None, str | None] 
         else:
             found.skipped.add(kind, inside)
     if not labels:
-        raise InputError(f"{where} names no image that can be read (skipped: {str(found.skipped) or 'nothing'})")
+        raise InputError(
+            f"{where} names no image that can be read (skipped: {str(found.skipped) or 'nothing'}); give paths that "
+            "are relative to the file's folder"
+        )
     found.paths = sorted(labels)
     found.labels = [labels[each] for each in found.paths]
     return found
@@ -79,7 +85,7 @@ def read_text(path: Path, where: str) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{where} cannot be read ({error.strerror})") from error
+        raise InputError(f"{where} cannot be read ({error.strerror}); check the path") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -106,12 +112,19 @@ def csv_rows(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
                 continue
             num_columns = num_columns or len(row)
             if len(row) != num_columns:
+                number = f"{len(row)} field" + "s" * (len(row) != 1)
+                remedy = "give every row a value for each column"
+                if len(row) > num_columns:
+                    remedy = f"put a value with {'a tab' if delimiter == TAB else repr(delimiter)} in double quotes"
                 raise InputError(
-                    f"{where}, line {reader.line_num}: it has {len(row)} fields, the header has {num_columns}"
+                    f"{where}, line {reader.line_num}: it has {number}, the header has {num_columns}; {remedy}"
                 )
             yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{where}, line {reader.line_num}: {one_line(error)}") from error
+        raise InputError(
+            f"{where}, line {reader.line_num}: {one_line(error)}; end each value that begins with a double quote with "
+            "one, and write one within a value twice"
+        ) from error
 
 
 def _the_column(argument: str, given: str | None, names: tuple[str, ...], header: list[str], where: str) -> int:
@@ -123,7 +136,7 @@ def _the_column(argument: str, given: str | None, names: tuple[str, ...], header
         return fitting[0]
     shown = ", ".join(map(repr, columns)) or "none"
     if given is not None:
-        raise InputError(f"{argument} {given!r} is not one of the columns of {where}: {shown}")
+        raise InputError(f"{argument} {given!r} is not one of the columns of {where}: {shown}; choose one of them")
     wanted = ", ".join(names)
     problem = "several columns fit" if fitting else f"no column is called one of {wanted}"
     raise InputError(f"{where} has the columns {shown}: {problem}; choose one with --{argument}")

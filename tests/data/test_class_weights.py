@@ -71,7 +71,7 @@ REFUSED = [
     ("[1, 1, 1]", r"is no JSON object; give"),
     ("hat,1\ndress,much\nt-shirt,1", r"'dress' the weight 'much'; give"),
     ("class,weight,note\nhat,1,x\n", r"has 3 columns; give"),
-    ("hat,1\ndress\n", r"line 2: it has 1 fields, the header has 2"),
+    ("hat,1\ndress\n", r"line 2: it has 1 field, the header has 2; give every row"),
     ("", r"missing: hat, dress, t-shirt; unknown: none"),
 ]
 
