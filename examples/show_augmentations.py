@@ -7,6 +7,7 @@ its views, and a view mixed with its partner's.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ import PIL.Image
 import torch
 
 from modeling_deit_distill.augmentation.augment import augment
+from modeling_deit_distill.data.bad_images import describe_row
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, labels_to_balance
+from modeling_deit_distill.errors import BadImageError, InputError
 from modeling_deit_distill.plan import Plan
 from modeling_deit_distill.script import run_script
 
-NUM_IMAGES = 6
+NUM_IMAGES, NUM_TRIED = 6, 256
 # Pixels stay in 0 ... 1; erased boxes hold the noise that the normalised image would.
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 TILE, GAP = 160, 4
@@ -32,8 +35,8 @@ def main(arguments: list[str]):
     plan = Plan.from_arguments([*arguments, *ON_CPU])
     plan.data_args.streaming = False  # a few images are looked at, again and again
     rows, settings, seed = plan.data.train, plan.views.settings, plan.args.views_seed
-    sampler = ViewSampler(len(rows), NUM_IMAGES, repeats=1, seed=seed, labels=labels_to_balance(plan.args, rows))
-    images = [view.image for view in sampler][:NUM_IMAGES]
+    sampler = ViewSampler(len(rows), 1, repeats=1, seed=seed, labels=labels_to_balance(plan.args, rows))
+    images = readable_images(rows, [view.image for view in sampler])
     columns = [[decode_image(rows[image]["image"]) for image in images]]
     unmixed = dataclasses.replace(settings, mixup_alpha=0.0, cutmix_alpha=0.0)
     columns += [views_of(rows, unmixed, seed, epoch, images) for epoch in range(3)]
@@ -43,6 +46,28 @@ def main(arguments: list[str]):
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(columns).save(path)
     print(path)
+
+
+def readable_images(rows, order: list[int]) -> list[int]:
+    """The first images of an order that can be read, again from the first where there are too few.
+
+    Raises:
+        InputError: none can be read, of the first `NUM_TRIED`.
+    """
+    images, reasons = [], []
+    for image in order[:NUM_TRIED]:
+        try:
+            decode_image(rows[image]["image"])
+            images.append(image)
+        except BadImageError as error:
+            reasons.append(f"{describe_row(rows, image)}: {error}")
+        if len(images) == NUM_IMAGES:
+            break
+    if not images:
+        raise InputError(
+            f"none of {len(reasons):,} training image(s) can be read; the first, {reasons[0]}; repair or remove them"
+        )
+    return list(itertools.islice(itertools.cycle(images), NUM_IMAGES))
 
 
 def views_of(rows, settings: AugmentationSettings, seed: int, epoch: int, images: list[int]) -> list[PIL.Image.Image]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,21 @@ def test_show_augmentations_draws_classes_as_the_run_does(photos, tmp_path):
     grid = drawn(photos, tmp_path / "out", "--balanced_views", "true")
     levels = [grid[164 * row + 60 : 164 * row + 100, 60:100].mean() for row in range(6)]
     assert [np.ptp(levels[row : row + 2]) > 60 for row in (0, 2, 4)] == [True] * 3  # a day and a night in each round
+
+
+def test_show_augmentations_draws_images_that_can_be_read(photos, tmp_path):
+    whole = drawn(photos, tmp_path / "out")
+    held_out = ["--validation_dir", str(shutil.copytree(photos, tmp_path / "held_out"))]
+    for path in [*photos.glob("*/*.jpg")][:-1]:
+        path.write_bytes(b"\xff\xd8\xff broken")
+    one = drawn(photos, tmp_path / "out", *held_out)
+    assert one.shape == whole.shape and (one[:160, :160] == one[164:324, :160]).all()
+    for path in photos.glob("*/*.jpg"):
+        path.write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(
+        InputError, match=r"none of 12 training .* can be read; the first, .*.jpg: .*; repair or remove"
+    ):
+        drawn(photos, tmp_path / "out", *held_out)
 
 
 def test_every_program_ends_with_one_line_after_an_input_error(tmp_path, monkeypatch, capsys):
