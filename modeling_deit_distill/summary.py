@@ -25,6 +25,8 @@ from .precision import precision_in_words
 from .report import counted
 from .student import what_is_kept
 from .teachers.labelling import planned_views
+from .teachers.trained_on import known_held_out
+from .training.checkpoints import as_the_main_process
 from .training.early_stopping import early_stopping_in_words
 from .training.layers import layers_in_words
 from .training.objective import weights_of_classes
@@ -49,6 +51,7 @@ def summary(plan) -> dict[str, str]:
         **held_out_in_words(data, plan.bad_held_out),
         **unlabelled_in_words(plan),
         "teacher": teacher_in_words(plan),
+        **teachers_images_in_words(plan),
         "student": f"DeiT, hidden {config.hidden_size}, {config.num_hidden_layers} layers, "
         f"{config.num_attention_heads} heads, {tokens}, patch {config.patch_size} of {config.image_size} pixels",
         **(
@@ -130,8 +133,7 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
     if len(rows) < FEW_IN_ALL:
         points = f"±{100 * _half_width(len(rows)):.0f} percentage points"
         said["accuracy"] = f"known to about {points} with {counted(len(rows), 'held-out image')}"
-        is_cut = not data.validation_source.startswith("split ")
-        said["accuracy"] += "; a larger --validation_fraction holds out more" if is_cut else ""
+        said["accuracy"] += "; a larger --validation_fraction holds out more" if data.is_cut else ""
     return said
 
 
@@ -172,6 +174,13 @@ def teacher_in_words(plan) -> str:
     new = "a new" if plan.trains_teacher else "a"
     name = names[0] if names else f"{new} {plan.teacher_configs[0].model_type}"
     return f"{name}, {teachers_training_in_words(plan)}"
+
+
+def teachers_images_in_words(plan) -> dict[str, str]:
+    """That teachers of earlier runs were, or may have been, trained on images that are held out now."""
+    warnings = as_the_main_process(plan.args, lambda: [known_held_out(name, plan.data) for name in plan.teacher_names])
+    known = list(filter(None, warnings))
+    return {"teacher's images": "; ".join(known)} if known else {}
 
 
 def teachers_training_in_words(plan) -> str:

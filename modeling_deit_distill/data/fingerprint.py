@@ -60,6 +60,15 @@ def sampled_rows(number: int) -> np.ndarray:
     return np.linspace(0, number - 1, min(SAMPLED_ROWS, number)).astype(int)
 
 
+def hash_of_listed(listed: dict[str, str]) -> str:
+    """The hash of all images as [`Fingerprint.of_all`] gives it, from the `checksums` that a listing keeps."""
+    return _hash_of(listed["labels"], bytes.fromhex(listed["images"]))
+
+
+def _hash_of(labels: str, images: bytes) -> str:
+    return hashlib.sha256(labels.encode() + images).hexdigest()[:DIGITS]
+
+
 def is_earlier(fingerprint: object) -> bool:
     """Whether it is a fingerprint of an earlier version, of some of the images."""
     return isinstance(fingerprint, str) and len(fingerprint) == EARLIER_DIGITS
@@ -85,7 +94,7 @@ class Fingerprint:
             before = np.frombuffer(bytes.fromhex(listed["images"]), ">u4")
             if ((images == before) | (images == GONE)).all():
                 images = before
-        return hashlib.sha256(labels.encode() + images.astype(">u4").tobytes()).hexdigest()[:DIGITS]
+        return _hash_of(labels, images.astype(">u4").tobytes())
 
     def of_some(self, listed: list[str] | None = None) -> str:
         """The hash of earlier versions, of 256 training images; with the `earlier` of a listing as in [`of_all`]."""

@@ -18,6 +18,7 @@ from .fingerprint import file_checksums
 
 logger = logging.get_logger(__name__)
 NUM_NAMED = 5
+NUM_TRAINED = "num_trained"  # in a listing: how many of its checksums are of training images; they come first
 UNLABELLED = "unlabeled_dir"  # in a listing: the images without labels, beside the splits
 
 

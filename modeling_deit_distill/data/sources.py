@@ -43,7 +43,7 @@ from .labels import (
     label_columns,
     with_label_column,
 )
-from .listing import UNLABELLED, aligned, listed
+from .listing import NUM_TRAINED, UNLABELLED, aligned, listed
 from .tables import read_table
 
 logger = logging.get_logger(__name__)
@@ -54,6 +54,7 @@ KNOWN_BY_FEW = (
     "a teacher_store or a teacher of an earlier version knows its data by 256 of the images; whether others were "
     "changed since cannot be found"
 )
+OF_A_SPLIT = "split "  # what the words begin with that say which split is held out, if it is one of its own
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -75,6 +76,11 @@ class ImageData:
 
     _known: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
     _known_unlabelled: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the held-out images are a part of the training split; they change where this does."""
+        return not self.validation_source.startswith(OF_A_SPLIT)
 
     @property
     def shown(self) -> Dataset:
@@ -113,6 +119,7 @@ class ImageData:
         if self.listing:
             self.listing.setdefault("checksums", self._fingerprint().checksums)
             self.listing.setdefault("fingerprint", self._fingerprint().earlier)
+            self.listing.setdefault(NUM_TRAINED, len(self.train))
 
     def _fingerprint(self) -> Fingerprint:
         of = (self.train, self.validation, self.class_names)
@@ -178,7 +185,7 @@ def load_image_data(
         validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation_source, groups = f"split {split!r}", None
+        validation_source, groups = f"{OF_A_SPLIT}{split!r}", None
         check_labels(splits[split], validation_source, "validation_split")
         train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)

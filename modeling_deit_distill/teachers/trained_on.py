@@ -1,0 +1,50 @@
+"""Held-out images that a teacher of ours may have been trained on: by them it would be judged too well.
+
+The held-out part of a set is drawn anew when images are added. A teacher of an earlier run then knows some of them.
+"""
+
+from pathlib import Path
+
+from ..data.columns import image_paths
+from ..data.fingerprint import hash_of_listed
+from ..data.listing import NUM_TRAINED, have_checksums
+from ..data.sources import ImageData
+from ..output_folder import IMAGES, read_run_file
+from .training import TRAINING_RECORD
+
+REMEDY = (
+    "take the images as they were then, give held-out images of their own (--validation_dir), or train a new teacher"
+)
+
+
+def known_held_out(name: str, data: ImageData) -> str | None:
+    """A warning where a teacher was, or may have been, trained on images that are held out now; None where it was not.
+
+    Args:
+        name: of the teacher; one that no run of ours trained says nothing of its images.
+        data: of the run. Only a held-out part that is cut from the training images changes with these.
+
+    Raises:
+        InputError: a record that cannot be read.
+    """
+    kept = read_run_file(Path(name, TRAINING_RECORD)).get("dataset")
+    if kept is None or not data.is_cut or kept == data.fingerprint(kept):
+        return None
+    total, number = f"{len(data.validation):,} held-out images", _number_known(Path(name).parent, kept, data)
+    if number == 0:
+        return None
+    if number is None:
+        return f"{name} was trained on another set, perhaps on some of the {total}, and may seem too good; {REMEDY}"
+    return f"{name} was trained on {number:,} of the {total}, so its accuracy is too high; {REMEDY}"
+
+
+def _number_known(folder: Path, kept: str, data: ImageData) -> int | None:
+    """How many held-out images are in the training part of the run in a folder; None if its listing is not of `kept`.
+
+    A later run into the same folder replaces the listing.
+    """
+    listing = read_run_file(folder / IMAGES)
+    paths = image_paths(data.validation, only_files=True)
+    if NUM_TRAINED not in listing or hash_of_listed(listing["checksums"]) != kept or paths.null_count:
+        return None
+    return sum(have_checksums(paths.to_pylist(), listing["checksums"], listing[NUM_TRAINED]))
