@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections import Counter
 
+import PIL.ExifTags
+import PIL.Image
 import pytest
 from helpers.paths import PYTHONPATH, ROOT
 
@@ -23,6 +26,56 @@ def test_what_it_links_to_and_runs_exists():
     files = re.findall(r"examples/[\w/]+\.(?:yaml|py)", text)
     assert len(links) >= 3 and len(files) >= 3
     assert all((NOTEBOOK.parent / link).exists() for link in links) and all((ROOT / file).exists() for file in files)
+
+
+def variables_of(*words, **changes):
+    """What the code cells that contain one of the words leave, with other settings; commands to the shell left out."""
+    found = {}
+    for code in CODE:
+        if any(word in code for word in words):
+            for name, value in changes.items():
+                code = re.sub(f"^{name} = None$", f"{name} = {value!r}", code, flags=re.MULTILINE)
+            exec("\n".join(line for line in code.splitlines() if not line.startswith("!")), found)
+    return found
+
+
+SETTINGS, LOOK = ("OUTPUT =", "RECIPE ="), ("read_class_folders", "def show")
+
+
+def test_photos_and_digits_are_two_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    digits, photos = variables_of(*SETTINGS), variables_of(*SETTINGS, PHOTOS="my photos")
+    assert digits["OUTPUT"] != photos["OUTPUT"] and digits["RECIPE"] != photos["RECIPE"]
+
+
+@pytest.fixture
+def phone(tmp_path, monkeypatch):
+    """What comes from a phone: broken, turned, HEIC, files of the system, an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    for name in ("bag", "hat", "shoe"):
+        (tmp_path / "my photos" / name).mkdir(parents=True)
+    for name in ("bag/0.jpg", "hat/0.jpg"):
+        (tmp_path / "my photos" / name).write_bytes(b"\xff\xd8\xff broken")
+    turned = PIL.Image.Exif()
+    turned[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.new("RGB", (40, 20)).save(tmp_path / "my photos" / "hat" / "1.jpg", exif=turned)
+    for name in (".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / "my photos" / "hat" / name).write_bytes(b"no image")
+    return tmp_path / "my photos"
+
+
+def test_photos_of_a_phone_are_counted_and_shown(phone):
+    found = variables_of(*SETTINGS, *LOOK, PHOTOS=str(phone))
+    assert dict(Counter(found["images"].labels)) == {"bag": 1, "hat": 2}  # a broken one is found when it is decoded
+    assert {name: picture.size for name, picture in found["pictures"].items()} == {"hat": (20, 40)}
+    assert found["NEW_IMAGES"] == found["IMAGES"] == f"'{phone}'"
+    assert variables_of(*SETTINGS, *LOOK, PHOTOS=str(phone), NEW_PHOTOS="new")["NEW_IMAGES"] == "new"
+
+
+def test_heic_is_shown(phone):
+    pytest.importorskip("pillow_heif").from_pillow(PIL.Image.new("RGB", (64, 48))).save(phone / "shoe" / "0.heic")
+    assert variables_of(*SETTINGS, *LOOK, PHOTOS=str(phone))["pictures"]["shoe"].size == (64, 48)
 
 
 @pytest.mark.slow
