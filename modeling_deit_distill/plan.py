@@ -40,6 +40,7 @@ from .summary import data_in_words, summary
 from .teachers import agreement
 from .teachers.description import describe_teachers
 from .teachers.ensemble import Ensemble, load_teachers
+from .teachers.identity import teacher_going_on
 from .teachers.labelling import is_full, planned_views
 from .teachers.store import TeacherStore, check_store_folder, create_store, in_words, is_store
 from .teachers.teacher import Teacher
@@ -328,7 +329,8 @@ class Plan:
                 f"{self.checkpoint}, or start again with --overwrite_output_dir true and without "
                 "--resume_from_checkpoint"
             )
-        return self.live_teacher()
+        teacher_going_on(self.checkpoint, teacher := self.live_teacher())
+        return teacher
 
     def live_teacher(self) -> Teacher | Ensemble:
         """The teacher on its device, trained first where the user asked for it, and tried; `store` is its store now.

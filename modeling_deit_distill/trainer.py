@@ -97,7 +97,7 @@ class DistillationTrainer(Trainer):
             Interrupted: a signal came; a checkpoint was made.
         """
         self.given.check_trial(trial)
-        settings = (self.args, self.train_dataset, self.model, self.is_fsdp_enabled)
+        settings = (self.args, self.train_dataset, self.model, self.is_fsdp_enabled, self.answers.teacher)
         checkpoint = self.checkpoints.open(resume_from_checkpoint, *settings)
         self.finite.start()
         self.average.start(self.checkpoints.resumed)

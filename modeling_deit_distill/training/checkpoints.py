@@ -15,6 +15,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, TrainerCallback
 
@@ -42,6 +43,7 @@ from ..output_folder import (
     unfinished_checkpoints,
 )
 from ..report import say
+from ..teachers.identity import TEACHER, teacher_going_on
 from .early_stopping import has_stopped
 from .objective import weights_of_classes
 
@@ -133,16 +135,20 @@ class Checkpoints(TrainerCallback):
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
         self._has_stopped = False  # early
         self._agreed: dict[str, object] = {}
+        self._teacher: Callable[[], object] = lambda: None  # what tells it from others
         self._hardware: dict[str, str] = {}
         self._earlier: set[Path] = set()  # of a training that this one does not go on from
 
-    def open(self, wanted: str | bool | None, args, dataset: Dataset, model, is_sharded: bool) -> str | None:
+    def open(
+        self, wanted: str | bool | None, args, dataset: Dataset, model, is_sharded: bool, teacher: nn.Module | None
+    ) -> str | None:
         """The checkpoint to resume from, checked; called by all processes before training.
 
         Args:
             wanted: a checkpoint's folder, or True for the last complete one; None to start from the beginning.
             args, dataset, model: of the run.
             is_sharded: whether the run trains with FSDP.
+            teacher: the live one, if there is one.
 
         Raises:
             InputError: no such checkpoint, or one of another run.
@@ -157,12 +163,13 @@ class Checkpoints(TrainerCallback):
         self._has_stopped = False
         self._agreed = agreement(args, dataset, model.config)
         if not wanted:
-            self._hardware = hardware_going_on(None, args)
+            self._hardware, self._teacher = hardware_going_on(None, args), teacher_going_on(None, teacher)
             self._note_earlier(args)
             return None
         checkpoint = _resolve(wanted, args.output_dir)
         check_fits(checkpoint, self._agreed, model.config)
         check_sharding(checkpoint, is_sharded)
+        self._teacher = teacher_going_on(checkpoint, teacher)
         state = json.loads((checkpoint / STATE).read_text())
         self.resumed, self._resumed_step = checkpoint, state["global_step"]
         self._planned_steps = state.get("max_steps")
@@ -247,7 +254,7 @@ class Checkpoints(TrainerCallback):
         write_json(checkpoint / STATE, noted)
         if not (checkpoint / "config.json").exists():  # FSDP's shards come without
             model.config.save_pretrained(checkpoint)
-        commit_checkpoint(checkpoint, self._agreed, _best(state), self._hardware)
+        commit_checkpoint(checkpoint, {**self._agreed, TEACHER: self._teacher()}, _best(state), self._hardware)
         self._earlier.discard(checkpoint)
         remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint}, self._earlier)
 

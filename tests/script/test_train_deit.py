@@ -13,6 +13,7 @@ import torch
 from helpers.paths import ROOT
 from helpers.runs import COLOURS, RECIPE, STUDENT, arguments, files, one_run, without_teacher, words_of
 from helpers.strangers import WITHOUT_THE_PACKAGE
+from helpers.teachers import save_resnet
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -329,6 +330,20 @@ def test_figures_of_a_resumed_run_are_of_all_of_it(unfinished, run, photos, tmp_
     rates = {name: resumed[f"train_{name}_per_second"] for name in ("steps", "samples")}
     assert rates["steps"] == pytest.approx(3 / resumed["train_runtime"], abs=1e-3)
     assert rates["samples"] == pytest.approx(3 * 8 / resumed["train_runtime"], abs=1e-3)
+
+
+def test_another_teacher_is_refused_and_changes_no_file(unfinished, run, photos, tmp_path):
+    folder = shutil.copytree(unfinished[0], tmp_path / "out")
+    save_resnet(tmp_path / "other", [*COLOURS])
+    before, resume = files(folder), {"resume_from_checkpoint": "true", "allow_weak_teacher": "true", "max_steps": 4}
+    words = (
+        r"checkpoint-3 was made with the teacher teacher \(teacher_weights .*\), this run has other \(teacher_weights"
+    )
+    with pytest.raises(InputError, match=f"{words}.* give the same to go on, or --overwrite_output_dir true"):
+        one_run(photos, folder, tmp_path / "other", **resume)
+    assert files(folder) == before
+    shutil.copytree(run[0] / "teacher", tmp_path / "moved")
+    one_run(photos, folder, tmp_path / "moved", **resume)
 
 
 def test_the_hubs_last_checkpoint_is_gone_on_from(unfinished, run, photos, tmp_path):

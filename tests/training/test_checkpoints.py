@@ -331,6 +331,14 @@ def test_a_checkpoint_of_other_data_or_of_another_model_is_refused(trained, tmp_
         run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
 
 
+def test_a_checkpoint_of_another_teacher_is_refused(trained, tmp_path):
+    run = views_trainer(tmp_path, rows(26), **SAVING)
+    torch.nn.init.zeros_(run.answers.teacher.net[-1].bias)
+    words = "checkpoint-2 was made with the teacher CountingTeacher .* this run has CountingTeacher"
+    with pytest.raises(InputError, match=words):
+        run.train(resume_from_checkpoint=str(trained[0] / "checkpoint-2"))
+
+
 def test_the_same_batch_in_other_parts_goes_on(trained, tmp_path):
     run = views_trainer(
         tmp_path, rows(26), **{**SAVING, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
