@@ -61,7 +61,7 @@ def main(arguments: list[str]):
     # All of them are looked at before the first is run, which may take an hour.
     models = [OnnxModel(name) if onnx_file(name) is not None else PipelineModel(name) for name in options.models]
     for name in options.models:
-        if warning := other_images(name, len(data.validation), data.validation_source):
+        if warning := other_images(name, data):
             print(f"warning: {printable(warning)}", file=sys.stderr)
     classes = [classes_of(model.name, model.class_names, data.class_names) for model in models]
     results, first = [], None

@@ -7,10 +7,11 @@ from transformers import Trainer
 from .analysis import measure_decisions
 from .arguments import DistillationTrainingArguments, ModelArguments
 from .data.datasets import collate
+from .data.listing import num_trained
 from .data.sources import ImageData
 from .errors import InputError
 from .modeling_deit_distill import DeiTDistillForImageClassification
-from .output_folder import RUN_RECORD, read_run_file
+from .output_folder import IMAGES, RUN_RECORD, read_run_file
 from .precision import precision_in_words
 from .report import ACCURACY_NAMES, aligned, figures_of_classes, say, summary_table
 from .student import what_is_kept
@@ -49,7 +50,7 @@ def judge(plan, model: DeiTDistillForImageClassification) -> dict[str, float]:
         `eval_accuracy` and all others as in `all_results.json`; empty for a dry run.
     """
     args, data, name = plan.args, plan.data, plan.model_args.model_name_or_path
-    warning = other_images(name, len(data.validation), data.validation_source)
+    warning = other_images(name, data)
     say(args, "What will be judged; nothing is trained", summary_table(_in_words(plan)))
     if warning:
         say(args, f"warning: {warning}")
@@ -74,24 +75,25 @@ def judge(plan, model: DeiTDistillForImageClassification) -> dict[str, float]:
     return results
 
 
-def other_images(name: str, num_images: int, source: str) -> str | None:
-    """A warning where the model's own run held out other images, as it may have been trained on some of these.
+def other_images(name: str, data: ImageData) -> str | None:
+    """A warning where the model's own run was, or may have been, trained on images that it is judged on.
 
     Args:
         name: of the model.
-        num_images: how many it is judged on.
-        source: where these are from, in words.
+        data: whose held-out images it is judged on.
 
     Raises:
         InputError: a record that cannot be read.
     """
     facts = read_run_file(Path(name, RUN_RECORD)).get("facts")
     held_out = facts.get("held out") if isinstance(facts, dict) else None
-    if not held_out or str(held_out).split()[0] == f"{num_images:,}":
+    number, images = num_trained(data.validation, read_run_file(Path(name, IMAGES))), len(data.validation)
+    if not held_out or number == 0 or (number is None and str(held_out).split()[0] == f"{images:,}"):
         return None
+    trained = "It may have been trained on some" if number is None else f"It was trained on {number:,}"
     return (
-        f"the run in {name} held out {held_out}; these are {num_images:,} images, {source}. It may have been trained "
-        "on some of them: give the data's arguments as then"
+        f"the run in {name} held out {held_out}; these are {images:,} images, {data.validation_source}. {trained} of "
+        "them: give the data's arguments as then, and the same images"
     )
 
 

@@ -29,7 +29,7 @@ from .data.unlabelled import NO_FOLDER, UNREADABLE, FoundImages, RowImages, find
 from .errors import InputError, one_line, printable_lines, worker_failure
 from .files import written_whole
 from .hardware import MAX_WORKERS, num_cores
-from .judging import judge
+from .judging import judge, other_images
 from .modeling_deit_distill import DeiTDistillForImageClassification
 from .output_folder import ANSWERS, CHECKPOINT_PREFIX, IMAGES, TEACHER, read_run_file
 from .report import aligned, counted, figures_of_classes, say, summary_table
@@ -294,6 +294,8 @@ def predict_held_out(plan, model: DeiTDistillForImageClassification | None = Non
     if args.process_index != 0:
         return
     if model is None:
+        if warning := other_images(args.output_dir, plan.data):
+            say(args, f"warning: {warning}")
         classifier = load_any_classifier(args.output_dir, args.device, args.precision)
     else:
         name = plan.model_args.model_name_or_path

@@ -82,6 +82,14 @@ def are_listed_unlabelled(paths: Iterable[str], listing: Mapping[str, object]) -
     return have_checksums(paths, listing.get(UNLABELLED, {}).get("checksums"))
 
 
+def num_trained(rows: Dataset, listing: Mapping[str, object]) -> int | None:
+    """How many of a split's images a run was trained on, by their content; None where its `images.json` cannot tell."""
+    paths = image_paths(rows, only_files=True)
+    if NUM_TRAINED not in listing or "checksums" not in listing or paths.null_count:
+        return None
+    return sum(have_checksums(paths.to_pylist(), listing["checksums"], listing[NUM_TRAINED]))
+
+
 def have_checksums(paths: Iterable[str], checksums: Mapping[str, str] | None, number: int | None = None) -> list[bool]:
     """Which files have the content of one of the first `number` images, all by default, of a listing's `checksums`."""
     images = np.frombuffer(bytes.fromhex(checksums["images"]), ">u4") if checksums else []

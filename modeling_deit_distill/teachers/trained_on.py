@@ -5,9 +5,8 @@ The held-out part of a set is drawn anew when images are added. A teacher of an 
 
 from pathlib import Path
 
-from ..data.columns import image_paths
 from ..data.fingerprint import hash_of_listed
-from ..data.listing import NUM_TRAINED, have_checksums
+from ..data.listing import num_trained
 from ..data.sources import ImageData
 from ..output_folder import IMAGES, read_run_file
 from .training import TRAINING_RECORD
@@ -44,7 +43,6 @@ def _number_known(folder: Path, kept: str, data: ImageData) -> int | None:
     A later run into the same folder replaces the listing.
     """
     listing = read_run_file(folder / IMAGES)
-    paths = image_paths(data.validation, only_files=True)
-    if NUM_TRAINED not in listing or hash_of_listed(listing["checksums"]) != kept or paths.null_count:
+    if "checksums" not in listing or hash_of_listed(listing["checksums"]) != kept:
         return None
-    return sum(have_checksums(paths.to_pylist(), listing["checksums"], listing[NUM_TRAINED]))
+    return num_trained(data.validation, listing)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 
@@ -111,6 +112,16 @@ def test_main_returns_the_results_and_do_predict_writes_the_answers(run, photos,
     # After one step the teacher is the one to keep.
     assert f"Use the teacher:  python -m modeling_deit_distill.predict {folder / 'teacher'} FOLDER_OR_FILES" in printed
     assert f"Or the student:   python -m modeling_deit_distill.predict {folder} FOLDER_OR_FILES" in printed
+
+
+def test_photos_that_were_moved_since_are_named_among_those_the_run_was_trained_on(run, photos, tmp_path, capsys):
+    folder, moved = shutil.copytree(run[0], tmp_path / "out"), shutil.copytree(photos, tmp_path / "photos")
+    for number, path in enumerate(sorted((moved / "red").iterdir())):
+        path.rename(path.with_name(f"{99 - number}.png"))  # as many as before; others are held out
+    train_deit.main(arguments(train_dir=moved, validation_fraction=0.25, output_dir=folder, do_predict="true"))
+    printed = capsys.readouterr().out
+    assert "held out 12 images" in printed and "these are 12 images" in printed
+    assert re.search(r"It was trained on [1-4] of them: give the data's arguments as then, and the same", printed)
 
 
 def test_a_run_predicts_after_its_training(run, photos, tmp_path):
