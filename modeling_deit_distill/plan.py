@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
-import datasets
+from datasets import Dataset
 from transformers import PreTrainedConfig, set_seed
 
 from .classifiers import classes_of
@@ -35,6 +35,7 @@ from .modeling_deit_distill import DeiTDistillConfig, DeiTDistillForImageClassif
 from .output_folder import IMAGES, OWN_STORE, TEACHER, agreed_in, check_contents, last_complete, read_run_file
 from .recipes import Arguments, parse_arguments
 from .report import say, summary_table
+from .streaming import check_streaming
 from .student import build_student, load_start, student_config, student_processor
 from .summary import data_in_words, summary
 from .teachers import agreement
@@ -52,8 +53,6 @@ from .training.layers import check_layers
 from .training.metrics import check_metric
 from .training.objective import NEEDS_TEACHER
 from .training.schedule import check_optimisation
-
-STREAM_WORKERS = 4  # by default: each keeps some gigabyte of images that it shuffles
 
 
 class Plan:
@@ -80,7 +79,7 @@ class Plan:
                 "there are no images to train on, only held-out ones; give --train_dir or --train_csv beside them, or "
                 "--do_train false to judge a finished model"
             )
-        _check_streaming(arguments)
+        check_streaming(*arguments)
         _check_unlabelled(arguments)
         self._keeps_own_store = self.distils and self.args.teacher_store is None and views_repeat(self.args)
         if self._keeps_own_store:
@@ -353,7 +352,7 @@ class Plan:
         return [TeacherTraining(config, self.data, model_args, *rest) for config, model_args in each]
 
     @property
-    def teachers_evaluation(self) -> tuple[float, datasets.Dataset]:
+    def teachers_evaluation(self) -> tuple[float, Dataset]:
         """How the teacher is judged while it trains: `crop_pct`, and the rows that are held out."""
         return self.data_args.crop_pct or DEFAULT_CROP_PCT, self.held_out.rows
 
@@ -461,39 +460,3 @@ def _check_unlabelled(arguments: Arguments):
         )
     if args.balanced_views:
         raise InputError(f"unlabeled_dir: {NO_BALANCE}")
-
-
-def _check_streaming(arguments: Arguments):
-    """Refuse what needs to know the stream's length or its images' positions."""
-    model_args, data_args, args = arguments
-    if not data_args.streaming:
-        return
-    if args.max_steps <= 0:
-        raise InputError("streaming: a stream has no length, so epochs mean nothing; give --max_steps")
-    if args.code_compatible:
-        raise InputError("streaming: code_compatible changes the learning rate by epochs, a stream has none; drop one")
-    if args.warmup_epochs > 0:
-        raise InputError("streaming: a stream has no epochs; give --warmup_steps instead of warmup_epochs")
-    if args.view_epochs:
-        raise InputError("streaming: view_epochs repeats views by position, which a stream has not; drop one")
-    if args.balanced_views:
-        raise InputError("streaming: balanced_views needs to know the class of every image before; drop one")
-    if args.keep_decoded_images:
-        raise InputError("streaming: keep_decoded_images is for images that are read again; drop one")
-    if data_args.unlabeled_dir is not None:
-        raise InputError(
-            "streaming: unlabeled_dir puts its images among the others of an epoch, a stream has none; drop one"
-        )
-    if args.teacher_store:
-        raise InputError("streaming: a teacher_store keeps answers by position, which a stream has not; drop one")
-    if model_args.train_teacher and args.distillation_type != "none":
-        raise InputError("streaming: a teacher is trained on stored images; give --teacher_name_or_path")
-    # There shuffling counts too few shards (huggingface/datasets issue 8669); the other workers would get nothing.
-    can_share = datasets.__version__ != "5.0.0"
-    if args.workers_are_automatic:
-        args.dataloader_num_workers = min(args.dataloader_num_workers, STREAM_WORKERS if can_share else 1)
-    elif args.dataloader_num_workers > 1 and not can_share:
-        raise InputError(
-            "streaming: datasets 5.0.0 gives all shards of a stream to one worker; install another (pip install -U "
-            "datasets), or give --dataloader_num_workers 1"
-        )
