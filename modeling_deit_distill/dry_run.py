@@ -24,6 +24,7 @@ from .data.loaders import planned_steps, steps_per_epoch
 from .output_folder import TEACHER, step_of
 from .report import aligned, counted, duration, say
 from .screen import hide
+from .teachers.identity import teacher_going_on
 from .teachers.labelling import planned_views
 from .teachers.training import teacher_trainer
 from .trainer import DistillationTrainer
@@ -244,7 +245,10 @@ def _try_student(
     if not asking_steps:
         return try_with("student", student, None, plan.store)
     again = copy.deepcopy(student) if asking_steps < num_steps else None
-    asking, counts = try_with("asking", student, plan.teacher_in(teacher_folder).to(args.device))
+    teacher = plan.teacher_in(teacher_folder).to(args.device)
+    if teacher_folder is None:
+        teacher_going_on(plan.checkpoint, teacher)
+    asking, counts = try_with("asking", student, teacher)
     if again is None:
         return asking, counts
     reading, counts = try_with("reading", again, MadeUpAnswers(plan.config.num_labels))

@@ -36,10 +36,10 @@ class Range:
 
 
 class OneOf(tuple):
-    """The values that a field of type `Literal[...]` takes. Of a command line, argparse checks them too."""
+    """The values that a field of type `Literal[...]` takes, among them None if it does."""
 
     def __str__(self) -> str:
-        return f"one of {', '.join(map(str, self))}"
+        return f"one of {', '.join(str(each) for each in self if each is not None)}"
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,14 @@ def _declared(hint) -> Iterator:
             if isinstance(each, Choice):
                 yield each.group
         hint = hint.__origin__
-    if get_origin(hint) is Literal:
-        yield OneOf(get_args(hint))
-        return
     parts = [part for part in get_args(hint) if part is not type(None)]
-    for part in parts:
-        if get_origin(part) is not Literal or len(parts) == 1:  # `str | Literal[False]` takes any word
-            yield from _declared(part)
+    if get_origin(hint) is Literal:
+        yield OneOf(parts)
+    elif len(parts) == 1 and get_origin(parts[0]) is Literal:
+        yield OneOf((*get_args(parts[0]), None))
+    else:  # `str | Literal[False]` takes any word
+        for part in parts:
+            yield from _declared(part) if get_origin(part) is not Literal else ()
 
 
 def check_finite(name: str, value: object):
@@ -129,10 +130,13 @@ def check_fields(arguments):
     for name, declared in declarations(type(arguments)).items():
         value = getattr(arguments, name)
         check_finite(name, value)
+        words = [each for each in declared if isinstance(each, OneOf) and value not in each]
+        if words:
+            raise InputError(f"{name} is {value!r}; it must be {words[0]}")
         for each in () if value in (None, "") else declared:
-            outside = [one for one in _several(value) if one not in each] if isinstance(each, (Range, OneOf)) else []
+            outside = [one for one in _several(value) if one not in each] if isinstance(each, Range) else []
             if outside:
-                raise InputError(f"{name} is {outside[0]!r}; it must be {each}")
+                raise InputError(f"{name} is {outside[0]}; it must be {each}")
             if isinstance(each, Choice) and each.group.remedy:
                 chosen.setdefault(each.group, []).append(f"{name} {value!r}")
     for group, given in chosen.items():

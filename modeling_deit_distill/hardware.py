@@ -17,7 +17,7 @@ from .report import counted, say_once
 # What sets the number of torch's threads. `accelerate launch` sets the first to 1 by default.
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 MAX_WORKERS = 16
-# The number of processes of this machine as launchers say it, and the list of its tasks as Slurm's srun does.
+# Set by launchers: the number of processes of this machine. Set by srun: the ids of its tasks.
 LAUNCHED, SLURM_TASKS = "LOCAL_WORLD_SIZE", "SLURM_GTIDS"
 # How many microseconds of all cores, or max, a container may use in so many of the clock (Linux, control groups 2).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -50,7 +50,7 @@ def judge(plan, model: DeiTDistillForImageClassification) -> dict[str, float]:
         `eval_accuracy` and all others as in `all_results.json`; empty for a dry run.
     """
     args, data, name = plan.args, plan.data, plan.model_args.model_name_or_path
-    warning = other_images(name, data)
+    warning = other_images(name, data) if args.process_index == 0 else None
     say(args, "What will be judged; nothing is trained", summary_table(_in_words(plan)))
     if warning:
         say(args, f"warning: {warning}")
@@ -87,8 +87,10 @@ def other_images(name: str, data: ImageData) -> str | None:
     """
     facts = read_run_file(Path(name, RUN_RECORD)).get("facts")
     held_out = facts.get("held out") if isinstance(facts, dict) else None
+    if not held_out:
+        return None
     number, images = num_trained(data.validation, read_run_file(Path(name, IMAGES))), len(data.validation)
-    if not held_out or number == 0 or (number is None and str(held_out).split()[0] == f"{images:,}"):
+    if number == 0 or (number is None and str(held_out).split()[0] == f"{images:,}"):
         return None
     trained = "It may have been trained on some" if number is None else f"It was trained on {number:,}"
     return (

@@ -193,9 +193,10 @@ def test_a_library_refuses_other_words_as_the_command_line_does():
     found = {name for _, name, _ in declared(OneOf)}
     assert found == {"model_size", "fusion", "teacher_precision", "distillation_type", "on_bad_image"}
     for kind, name, words in declared(OneOf):
-        with pytest.raises(InputError) as caught:
-            kind(**{**NEEDED[kind], name: "nonsense"})
-        assert str(caught.value) == f"{name} is 'nonsense'; it must be one of {', '.join(words)}"
+        for value in ("nonsense", "", [words[0]], *(() if None in words else (None,))):
+            with pytest.raises(InputError) as caught:
+                kind(**{**NEEDED[kind], name: value})
+            assert str(caught.value) == f"{name} is {value!r}; it must be one of {', '.join(filter(None, words))}"
 
 
 def test_every_range_takes_its_ends():

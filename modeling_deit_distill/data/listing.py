@@ -83,18 +83,30 @@ def are_listed_unlabelled(paths: Iterable[str], listing: Mapping[str, object]) -
 
 
 def num_trained(rows: Dataset, listing: Mapping[str, object]) -> int | None:
-    """How many of a split's images a run was trained on, by their content; None where its `images.json` cannot tell."""
+    """How many of a split's images a run was trained on, by their content; None where its `images.json` cannot tell.
+
+    An image that the run held out is not counted, though a copy of it was trained on.
+    """
     paths = image_paths(rows, only_files=True)
     if NUM_TRAINED not in listing or "checksums" not in listing or paths.null_count:
         return None
-    return sum(have_checksums(paths.to_pylist(), listing["checksums"], listing[NUM_TRAINED]))
+    checksums = _checksums(listing["checksums"])
+    trained, held_out = set(checksums[: listing[NUM_TRAINED]]), set(checksums[listing[NUM_TRAINED] :])
+    found = (file_checksums(path) for path in paths.to_pylist())
+    number = sum(not each.isdisjoint(trained) and each.isdisjoint(held_out) for each in found)
+    # Checksums have 32 bits, and each file is looked up by two: of very many files, some are found by chance.
+    by_chance = 2 * len(paths) * len(trained) / 2**32
+    return number if number > 3 * by_chance else 0
 
 
 def have_checksums(paths: Iterable[str], checksums: Mapping[str, str] | None, number: int | None = None) -> list[bool]:
     """Which files have the content of one of the first `number` images, all by default, of a listing's `checksums`."""
-    images = np.frombuffer(bytes.fromhex(checksums["images"]), ">u4") if checksums else []
-    known = set(np.asarray(images)[:number].tolist())
+    known = set(_checksums(checksums)[:number]) if checksums else set()
     return [bool(known) and not known.isdisjoint(file_checksums(path)) for path in paths]
+
+
+def _checksums(checksums: Mapping[str, str]) -> list[int]:
+    return np.frombuffer(bytes.fromhex(checksums["images"]), ">u4").tolist()
 
 
 def _classes(rows: Dataset) -> list[str] | None:

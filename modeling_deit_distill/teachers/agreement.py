@@ -128,7 +128,7 @@ def _of_named_teacher(training: TeacherTraining, kept: Mapping) -> dict[str, obj
 
 def of_teacher(teacher: Teacher | Ensemble) -> dict[str, object]:
     """The fields about a loaded teacher, or about several."""
-    return of_several([_of_member(member) for member in teacher.members])
+    return of_several([of_member(member) for member in teacher.members])
 
 
 def of_several(each: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -140,7 +140,8 @@ def of_several(each: Sequence[Mapping[str, object]]) -> dict[str, object]:
     return together | ({"teacher_precision": precisions[0]} if len(set(precisions)) == 1 else {})
 
 
-def _of_member(teacher: Teacher) -> dict[str, object]:
+def of_member(teacher: Teacher) -> dict[str, object]:
+    """The fields about one loaded teacher."""
     return {
         "teacher_weights": weights_checksum(teacher.model.name_or_path),
         "teacher_mean": list(teacher.view.mean),

@@ -43,7 +43,7 @@ from ..output_folder import (
     unfinished_checkpoints,
 )
 from ..report import say
-from ..teachers.identity import TEACHER, teacher_going_on
+from ..teachers.identity import FIELD, teacher_going_on
 from .early_stopping import has_stopped
 from .objective import weights_of_classes
 
@@ -163,7 +163,8 @@ class Checkpoints(TrainerCallback):
         self._has_stopped = False
         self._agreed = agreement(args, dataset, model.config)
         if not wanted:
-            self._hardware, self._teacher = hardware_going_on(None, args), teacher_going_on(None, teacher)
+            self._hardware = hardware_going_on(None, args)
+            self._teacher = teacher_going_on(None, teacher) if args.should_save else None
             self._note_earlier(args)
             return None
         checkpoint = _resolve(wanted, args.output_dir)
@@ -254,7 +255,7 @@ class Checkpoints(TrainerCallback):
         write_json(checkpoint / STATE, noted)
         if not (checkpoint / "config.json").exists():  # FSDP's shards come without
             model.config.save_pretrained(checkpoint)
-        commit_checkpoint(checkpoint, {**self._agreed, TEACHER: self._teacher()}, _best(state), self._hardware)
+        commit_checkpoint(checkpoint, {**self._agreed, FIELD: self._teacher}, _best(state), self._hardware)
         self._earlier.discard(checkpoint)
         remove_old_checkpoints(args.output_dir, self.limit, {checkpoint, _best(state) or checkpoint}, self._earlier)
 

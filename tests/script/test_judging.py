@@ -124,6 +124,20 @@ def test_photos_that_were_moved_since_are_named_among_those_the_run_was_trained_
     assert re.search(r"It was trained on [1-4] of them: give the data's arguments as then, and the same", printed)
 
 
+def test_a_copy_that_was_trained_on_is_no_reason_to_warn(run, photos, tmp_path, capsys):
+    twice = tmp_path / "photos"
+    for name in ("red", "blue", "green"):
+        (twice / name).mkdir(parents=True)
+        for path in list((photos / name).iterdir())[:6]:
+            shutil.copy(path, twice / name / path.name)
+            shutil.copy(path, twice / name / f"copy of {path.name}")
+    settings = {"max_steps": 1, "validation_fraction": 0.25, "do_predict": "true"}
+    settings |= {"teacher_store": tmp_path / "answers"}  # so that the listing has checksums
+    one_run(twice, tmp_path / "out", run[0] / "teacher", **settings)
+    assert "num_trained" in (tmp_path / "out" / "images.json").read_text()
+    assert "It was trained on" not in capsys.readouterr().out
+
+
 def test_a_run_predicts_after_its_training(run, photos, tmp_path):
     one_run(photos, tmp_path / "out", run[0] / "teacher", max_steps=1, validation_fraction=0.25, do_predict="true")
     assert len(rows_of(tmp_path / "out" / "predictions.csv")) == 12

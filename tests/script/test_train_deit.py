@@ -339,9 +339,10 @@ def test_another_teacher_is_refused_and_changes_no_file(unfinished, run, photos,
     words = (
         r"checkpoint-3 was made with the teacher teacher \(teacher_weights .*\), this run has other \(teacher_weights"
     )
-    with pytest.raises(InputError, match=f"{words}.* give the same to go on, or --overwrite_output_dir true"):
-        one_run(photos, folder, tmp_path / "other", **resume)
-    assert files(folder) == before
+    for more in ({}, {"teacher_store": tmp_path / "answers"}, {"dry_run": "true"}):
+        with pytest.raises(InputError, match=f"{words}.* give the same to go on, or --overwrite_output_dir true"):
+            one_run(photos, folder, tmp_path / "other", **resume, **more)
+    assert files(folder) == before and not (tmp_path / "answers").exists()
     shutil.copytree(run[0] / "teacher", tmp_path / "moved")
     one_run(photos, folder, tmp_path / "moved", **resume)
 
