@@ -8,12 +8,12 @@ from modeling_deit_distill.data.views import ViewSampler
 from modeling_deit_distill.summary import balanced_views_in_words, class_weights_in_words, held_out_in_words
 
 
-def of(counts, source="10% of split 'train'", bad=(), **more):
+def of(counts, is_cut=True, bad=(), **more):
     """The lines about so many held-out images of each class."""
     names = [f"class {label}" for label in range(len(counts))]
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     held_out = rows(labels, names)
-    return held_out_in_words(ImageData(held_out, held_out, names, "photos", source, **more), list(bad))
+    return held_out_in_words(ImageData(held_out, held_out, names, "photos", "held out", is_cut=is_cut, **more), list(bad))
 
 
 def test_enough_images_need_no_words():
@@ -35,7 +35,7 @@ def test_few_images_in_all():
         "accuracy": "known to about ±19 percentage points with 24 held-out images; a larger "
         "--validation_fraction holds out more"
     }
-    assert of([12, 12], "split 'test'")["accuracy"] == "known to about ±19 percentage points with 24 held-out images"
+    assert of([12, 12], is_cut=False)["accuracy"] == "known to about ±19 percentage points with 24 held-out images"
 
 
 def test_classes_without_images():

@@ -54,7 +54,6 @@ KNOWN_BY_FEW = (
     "a teacher_store or a teacher of an earlier version knows its data by 256 of the images; whether others were "
     "changed since cannot be found"
 )
-OF_A_SPLIT = "split "  # what the words begin with that say which split is held out, if it is one of its own
 FILE_KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -72,15 +71,11 @@ class ImageData:
     # The images by name before the cut (`listing.listed`), and what their fingerprint was made of: those of the run
     # that is resumed, if there is one. Empty where the images are no files.
     listing: dict[str, object] = dataclasses.field(default_factory=dict)
+    is_cut: bool = False  # whether the held-out images are a part of the training split, and change where this does
     unlabelled: Dataset | None = None  # more images to train on, each with `NO_LABEL`; None for none
 
     _known: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
     _known_unlabelled: Fingerprint | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the held-out images are a part of the training split; they change where this does."""
-        return not self.validation_source.startswith(OF_A_SPLIT)
 
     @property
     def shown(self) -> Dataset:
@@ -185,13 +180,13 @@ def load_image_data(
         validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation_source, groups = f"{OF_A_SPLIT}{split!r}", None
+        validation_source, groups = f"split {split!r}", None
         check_labels(splits[split], validation_source, "validation_split")
         train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)
     class_names = train.features["label"].names
     listing = listing or _listing(splits, (train_split, split))
-    data = ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing)
+    data = ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing, split is None)
     return data if unlabeled_dir is None else _with_unlabelled(data, unlabeled_dir)
 
 
