@@ -13,7 +13,8 @@ def of(counts, is_cut=True, bad=(), **more):
     names = [f"class {label}" for label in range(len(counts))]
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     held_out = rows(labels, names)
-    return held_out_in_words(ImageData(held_out, held_out, names, "photos", "held out", is_cut=is_cut, **more), list(bad))
+    data = ImageData(held_out, held_out, names, "photos", "held out", is_cut=is_cut, **more)
+    return held_out_in_words(data, list(bad))
 
 
 def test_enough_images_need_no_words():
