@@ -131,7 +131,8 @@ def _is_trained_in_bf16_on_a_cpu(tensor: torch.Tensor) -> bool:
 class PatchConv(nn.Conv2d):
     """A convolution of whole patches. On a CPU in bf16 the gradient of the same product is several times as fast."""
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # (B, D, rows, columns)
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Each patch of (B, C, height, width) projected, (B, D, rows, columns)."""
         if not _is_trained_in_bf16_on_a_cpu(self.weight):
             return super().forward(pixel_values)
         height, width = self.kernel_size

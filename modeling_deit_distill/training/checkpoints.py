@@ -135,7 +135,7 @@ class Checkpoints(TrainerCallback):
         self._planned_steps: int | None = None  # of the run that made the checkpoint to resume from
         self._has_stopped = False  # early
         self._agreed: dict[str, object] = {}
-        self._teacher: Callable[[], object] = lambda: None  # what tells it from others
+        self._teacher: list[dict[str, object]] | None = None  # see `teacher_identity`
         self._hardware: dict[str, str] = {}
         self._earlier: set[Path] = set()  # of a training that this one does not go on from
 
