@@ -152,6 +152,7 @@ class NoSharedMemory(ViewDataset):
         return super().__getitems__(views)
 
 
+@pytest.mark.slow  # torch waits five seconds for such a worker
 def test_a_batch_that_cannot_be_handed_over_is_an_error(dataset):
     # In the thread that sends batches it would be lost, and the training would wait for ever.
     full = NoSharedMemory(dataset.rows, SETTINGS)

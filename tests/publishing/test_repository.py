@@ -117,7 +117,7 @@ BUSY = {"status": 429, "Retry-After": "3600"}
     ("method", "path", "fault", "strategy"),
     [
         pytest.param("*", "/api/models/|/lfs/", BUSY, "every_save", id="busy"),
-        pytest.param("*", "/api/models/|/lfs/", {"status": HANG}, "end", id="stopped"),
+        pytest.param("*", "/api/models/|/lfs/", {"status": HANG}, "end", id="stopped", marks=pytest.mark.slow),
         pytest.param("PUT", "", {"status": CUT}, "end", id="every upload is cut"),
         *[
             pytest.param("*", "", fault, strategy, marks=pytest.mark.slow)

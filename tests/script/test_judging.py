@@ -58,6 +58,7 @@ def test_another_folder_is_judged_by_name_with_all_classes_of_the_model(run, pho
     assert judged["eval_accuracy"] == pytest.approx(right) and right > 0.5
 
 
+@pytest.mark.slow
 def test_what_conversion_reads_is_judged_too(run, photos, tmp_path):
     (tmp_path / "native").mkdir()
     save_native(load_checkpoint(str(run[0])), tmp_path / "native")
