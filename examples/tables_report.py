@@ -255,7 +255,7 @@ def write_index(folder: Path):
     """`README.md` of all profiles' results: Table 3, and what agrees with the paper and what does not."""
     parts = [
         "# Results",
-        "Does distillation through a token pay? The paper's tables, trained from scratch on CIFAR-10 by "
+        "Does distillation through a token raise accuracy? The paper's tables, trained from scratch on CIFAR-10 by "
         "[`reproduce_tables.py`](../reproduce_tables.py); each profile's page has every row with its seeds, errors and "
         "commands. Written by that script.",
         how_verdicts_are_read(),

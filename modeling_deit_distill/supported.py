@@ -97,6 +97,20 @@ def check_supported(args):
     args.accelerator_config = _accelerator_settings(args.accelerator_config)
 
 
+def check_launched(device_type: str):
+    """Refuse more processes than GPUs, which would share them: torchrun's see the same ones, srun's need not.
+
+    Raises:
+        InputError: with both numbers and the remedy.
+    """
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device_type == "cpu" or launched <= (seen := torch.accelerator.device_count()):
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    more = f", or `unset CUDA_VISIBLE_DEVICES`, which is {visible!r}" if visible else ""
+    raise InputError(f"{launched} processes were launched, but they see {seen} GPU(s); launch {seen}{more}")
+
+
 def check_devices(args):
     """Refuse several GPUs in one process: Trainer would use torch's DataParallel, which was never tried here.
 

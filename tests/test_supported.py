@@ -19,6 +19,7 @@ import train_deit
 from modeling_deit_distill import DistillationTrainingArguments, InputError
 from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.supported import REFUSED as ALWAYS_REFUSED
+from modeling_deit_distill.supported import check_launched
 from modeling_deit_distill.training.metrics import check_metric
 from modeling_deit_distill.training.schedule import check_optimisation
 
@@ -338,6 +339,26 @@ def test_a_run_ends_as_it_should(photos, tmp_path, server, settings_restored, na
     assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
     checkpoints = {path.name for path in Path(folder).glob("checkpoint-*")}
     assert f"checkpoint-{STEPS}" in checkpoints
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"),
+    [
+        ("0", r"they see 1 GPU\(s\); launch 1, or `unset CUDA_VISIBLE_DEVICES`, which is '0'$"),
+        (None, r"^8 processes were launched, but they see 1 GPU\(s\); launch 1$"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused(monkeypatch, visible, words):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(InputError, match=words):
+        check_launched("cuda")
+    check_launched("cpu")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # srun's processes may see one each
+    check_launched("cuda")
 
 
 def test_several_gpus_in_one_process_are_refused(monkeypatch, tmp_path):

@@ -17,7 +17,7 @@ from ..fields import Choice, Range, check_fields, check_finite
 from ..hardware import workers_by_default
 from ..hub import check_license
 from ..precision import bf16_by_default
-from ..supported import check_devices, check_precision, check_supported
+from ..supported import check_devices, check_launched, check_precision, check_supported
 from .types import AVERAGE, LEARNING_RATE, WARM_UP, Count, Every, Fraction, Natural, NotNegative, Positive, Rate
 
 # Paper, section 6: the learning rate is given per 512 images and grows linearly with the batch.
@@ -210,7 +210,7 @@ class DistillationTrainingArguments(TrainingArguments):
     )
     do_train: bool = HfArg(
         default=True,
-        help="Train. If false, judge the model of output_dir, or model_name_or_path, on the held-out images.",
+        help="Train. If false, evaluate the model of output_dir, or model_name_or_path, on the held-out images.",
     )
     do_eval: bool = HfArg(default=True, help="Must stay true: a run always evaluates.")
     do_predict: bool = HfArg(
@@ -287,6 +287,7 @@ class DistillationTrainingArguments(TrainingArguments):
             self.dataloader_num_workers = 0 if self.keep_decoded_images else workers_by_default(self._device_type)
         is_copying_as_usual = self.accelerator_config is None
         check_supported(self)
+        check_launched(self._device_type)
         try:
             super().__post_init__()
         # What transformers checks has no error type of its own: a value it does not know is a ValueError, JSON of the
