@@ -1,8 +1,7 @@
 # Copyright 2026 The modeling_deit_distill authors. Apache License 2.0.
 """Configuration of the DeiT student.
 
-This file and ``modeling_deit_distill.py`` travel with every checkpoint as remote code: they may import each other
-relatively, and only torch and transformers besides.
+This file travels with every checkpoint as remote code: of other packages it imports transformers alone.
 """
 
 from transformers import PreTrainedConfig

@@ -1,8 +1,7 @@
 # Copyright 2026 The modeling_deit_distill authors. Apache License 2.0.
 """The DeiT student (Touvron et al. 2020, arXiv 2012.12877): a vision transformer with a class and a distillation token.
 
-This file and ``configuration_deit_distill.py`` travel with every checkpoint as remote code: they may import each other
-relatively, and only torch and transformers besides.
+This file travels with every checkpoint as remote code: of other packages it imports torch and transformers alone.
 
 Shapes in comments: B batch, N tokens (prefix + patches), P patches, D hidden size, H heads, C classes.
 """

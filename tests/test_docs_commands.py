@@ -46,6 +46,7 @@ OPTIONS_OF_OTHERS = {
         "local-dir",
         "no-cache",
         "multi_gpu",
+        "nodes",
         "nproc-per-node",
         "num_processes",
         "quiet",

@@ -57,7 +57,7 @@ def test_the_guide_says_which_column_is_to_spare():
     width = views.draw_uniforms(0, 0, [0]).shape[1]
     unused = set(range(width)) - set(np.concatenate([*columns().values()]).tolist())
     text = text_of(GUIDE)
-    assert {int(number) for number in re.findall(r"Column (\d+) is to spare", text)} == unused
+    assert {int(number) for number in re.findall(r"Column (\d+) is unused", text)} == unused
     assert f"A view has {width} uniform numbers" in text
 
 

@@ -39,13 +39,13 @@ def own_imports(source: str) -> set[str]:
     return own | ({"__init__"} if PACKAGE.name in names else set())
 
 
-def test_rooms_import_downward_only():
+def test_layers_import_downward_only():
     """The layers stand in pyproject.toml, under `tool.importlinter`."""
     linted = subprocess.run([sys.executable, "-c", LINT], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout
 
 
-def test_the_table_of_rooms_has_all_layers_in_their_order():
+def test_the_table_of_layers_has_all_in_their_order():
     listed = (ROOT / "pyproject.toml").read_text().partition("\nlayers = [")[2].partition("\n]")[0]
     layers = enumerate(re.findall(r'"(.+)"', listed), start=1)
     expected = sorted((number, name) for number, names in layers for name in names.split(" | "))
@@ -53,7 +53,7 @@ def test_the_table_of_rooms_has_all_layers_in_their_order():
     assert sorted((int(number), name) for number, cell in rows for name in re.findall(r"`(\w+)", cell)) == expected
 
 
-def test_the_table_of_rooms_names_each_module_of_a_package():
+def test_the_table_of_layers_names_each_module_of_a_package():
     rows = re.findall(r"^\| \d+ \| `(\w+)/` \|(.+)\|$", (ROOT / "docs" / "structure.md").read_text(), re.MULTILINE)
     assert {name for name, _ in rows} == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     for name, text in rows:

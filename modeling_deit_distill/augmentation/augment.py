@@ -98,12 +98,12 @@ def as_one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def flip(pixels: torch.Tensor, flipped: np.ndarray) -> torch.Tensor:
-    """Mirror the views (n, 3, S, S) that are marked."""
+    """Mirror the views (n, 3, S, S) that are marked (n,)."""
     return where_marked(flipped, lambda views: views.flip(-1), pixels)
 
 
 def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.ndarray) -> torch.Tensor:
-    """The drawn operations (n, 2), in order; two geometric ones become one resampling.
+    """The drawn operations (n, 2) with their arguments (n, 2), in order; two geometric ones become one resampling.
 
     Pixels (n, 3, S, S) are whole levels from 0 to 255; so is the result, in float32.
     """
@@ -122,7 +122,10 @@ def rand_augment(pixels: torch.Tensor, operations: np.ndarray, arguments: np.nda
 
 
 def erase(normalised: torch.Tensor, boxes: np.ndarray, seeds: np.ndarray):
-    """Fill the boxes (n, 4: top, left, height, width) with normal noise, in place (Zhong et al. 2020)."""
+    """Fill a box of each view (n, 3, S, S) with normal noise, in place (Zhong et al. 2020).
+
+    Boxes are (n, 4): top, left, height, width. Seeds (n,) are those of `views.Draws`.
+    """
     chosen = np.flatnonzero(boxes[:, 2])
     if not len(chosen):
         return

@@ -1,4 +1,7 @@
-"""Shears, translations and rotations of batches of views, each equal to Pillow's within one level.
+"""Shears, translations and rotations of batches of views.
+
+Pixels are (n, 3, S, S), whole levels from 0 to 255 in float32; arguments (n,) are on the host. One shear or translation
+equals Pillow's within one level. A rotation, or two operations as one, is a bicubic resampling by another kernel.
 
 The crop comes before: it is drawn in `data/views.py` and cut out in `data/datasets.py`.
 """
@@ -97,7 +100,7 @@ def _matrices(name: str, argument: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def transform_twice(pixels: torch.Tensor, operations: np.ndarray, arguments: torch.Tensor) -> torch.Tensor:
-    """Two geometric operations (n, 2) as one resampling."""
+    """Two geometric operations (n, 2) with their arguments (n, 2) as one resampling."""
     matrices = torch.empty(2, len(pixels), 2, 3, device="cpu")
     for slot in range(2):
         for operation in np.unique(operations[:, slot]):

@@ -1,6 +1,8 @@
 """Operations on levels. Those of RandAugment, all but the geometric ones, equal Pillow's within one level.
 
-None writes to the pixels it is given. A result has memory of its own, since [`augment`] writes to it.
+An operation takes pixels (n, 3, S, S), whole levels from 0 to 255 in float32, and its argument (n,), on the host; it
+returns pixels of the same shape and kind. None writes to the pixels it is given. A result has memory of its own, since
+[`augment`] writes to it.
 """
 
 import numpy as np
@@ -134,5 +136,5 @@ def as_column(values: np.ndarray | torch.Tensor, device) -> torch.Tensor:
 
 
 def as_levels(values: torch.Tensor) -> torch.Tensor:
-    """Whole levels from 0 to 255, in float32 and in place."""
+    """Whole levels from 0 to 255, of any shape, in float32 and in place."""
     return values.clamp_(0, 255).floor_()  # truncating, as Pillow

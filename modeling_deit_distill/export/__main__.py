@@ -61,7 +61,11 @@ def main(arguments: list[str]):
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:
-    """The command line; the module's text is its help."""
+    """The command line; the module's text is its help.
+
+    Raises:
+        InputError: a value outside its range, or a precision that a format does not have.
+    """
     first, _, rest = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
         prog="python -m modeling_deit_distill.export",

@@ -67,7 +67,8 @@ class Answers:
             pixel_values: (batch, channels, height, width), what the student sees of them.
 
         Raises:
-            LocalInputError: a view that the store has not, and no teacher to ask.
+            InputError: the teacher has other classes than the student, or a file of the store is of another one.
+            LocalInputError: a view that the store has not, and no teacher to ask; answers that are no numbers.
         """
         self._are_finite = None
         if not self.is_needed:
@@ -90,7 +91,7 @@ class Answers:
             batches, pixel_values: as of a call.
 
         Raises:
-            LocalInputError: as in a call.
+            InputError, LocalInputError: as in a call.
         """
         sizes = [len(each) for each in pixel_values]
         if self.store is None:

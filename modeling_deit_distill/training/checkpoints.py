@@ -227,6 +227,9 @@ class Checkpoints(TrainerCallback):
 
         It may be older than the best evaluation, which a run that saves more rarely than it evaluates has no
         checkpoint of. Checkpoints of earlier versions name none, but their states the evaluation's step.
+
+        Raises:
+            InputError: `load_best_model_at_end`, and the best checkpoint is not in the output folder.
         """
         if self._resumed_step is None:
             return

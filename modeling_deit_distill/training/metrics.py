@@ -127,6 +127,7 @@ class HeldOutMetrics:
 def decide(logits: tuple[torch.Tensor, ...], labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Decisions, confidence and, of images with labels, the loss of each image, (images,) each.
 
+    Logits are (images, classes) each, in the order of [`predicted_labels`]; labels are (images,).
     Trainer's own loss is one of batches, which several processes fill up with images that were counted already.
     """
     confidence = logits[0].float().softmax(dim=-1).amax(dim=-1)

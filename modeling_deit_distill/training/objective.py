@@ -153,12 +153,18 @@ def answered_ahead(batches: list[dict], views: Views, answers) -> list[dict]:
 def logged_shares(
     logits: torch.Tensor, answers: torch.Tensor | None, labelled: torch.Tensor | None
 ) -> dict[str, torch.Tensor]:
-    """What a log has beside the losses: where there is a teacher `teacher_agreement`, and the mean `labelled_share`."""
+    """What a log has beside the losses: where there is a teacher `teacher_agreement`, and the mean `labelled_share`.
+
+    Logits are (batch, classes), answers as in [`agreement_with_teacher`], the labelled share of each view (batch,).
+    """
     shares = {} if answers is None else {"teacher_agreement": agreement_with_teacher(logits, answers)}
     return shares if labelled is None else {**shares, "labelled_share": labelled.mean()}
 
 
 def agreement_with_teacher(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Share of a batch on which student and teacher decide alike, from 0 to 1, as a scalar on the device."""
+    """Share of a batch on which student and teacher decide alike, from 0 to 1, as a scalar on the device.
+
+    Logits are (batch, classes); answers are decisions (batch,) or logits (batch, classes).
+    """
     decided = answers if answers.dim() == 1 else answers.argmax(dim=-1)
     return (logits.argmax(dim=-1) == decided).float().mean()
