@@ -328,10 +328,13 @@ class Plan:
                 f"{self.checkpoint}, or start again with --overwrite_output_dir true and without "
                 "--resume_from_checkpoint"
             )
-        return self.live_teacher()
+        return self.live_teacher(self.checkpoint)
 
-    def live_teacher(self) -> Teacher | Ensemble:
+    def live_teacher(self, checkpoint: str | None = None) -> Teacher | Ensemble:
         """The teacher on its device, trained first where the user asked for it, and tried; `store` is its store now.
+
+        Args:
+            checkpoint: the student's, to go on from; labelling has no student.
 
         Raises:
             InputError: none is named, it is no better than chance, or the checkpoint or the store is of another one.
@@ -339,7 +342,7 @@ class Plan:
         self._check_teacher_is_named()
         held_out = self.held_out  # before a teacher is trained
         teacher = self._load_teacher().to(self.args.device)
-        teacher_going_on(self.checkpoint, teacher)  # before a store is made for another one
+        teacher_going_on(checkpoint, teacher)  # before a store is made for another one
         say(self.args, check_teachers(self.model_args, teacher, held_out, self.args.per_device_eval_batch_size))
         self.store = self._store_of(teacher)
         return teacher

@@ -69,12 +69,14 @@ def load_checkpoint(source: str) -> PretrainedStudent:
     place = os.path.dirname(os.path.abspath(source)) if is_file else source
     if not os.path.isdir(place):
         place = repository_of(source)
-    described, preprocessing = (read_json(place, name, source) for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME))
+    described = read_json(place, CONFIG_NAME, source)
     if not described and not is_file:
         if os.path.isdir(place) and not any(name.endswith(WEIGHT_SUFFIXES) for name in os.listdir(place)):
             raise InputError(holds_no_model(source))
         raise InputError(f"{source!r} has no {CONFIG_NAME}; give one of its weight files, if it has any")
     kind = kind_of(described, source)
+    # timm's configuration has the statistics; a cache does not tell whether its repository has other files.
+    preprocessing = {} if kind == "timm" else read_json(place, IMAGE_PROCESSOR_NAME, source)
     weights = read_weights(source, source) if is_file else read_all_weights(place, source)
     state, layout = _to_ours(weights, source)
     fields = {}

@@ -24,6 +24,11 @@ logger = logging.get_logger(__name__)
 TRAINED = ("model", "state_dict", "model_state_dict")
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+IN_ORDER = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+
+
+class NotFetched(InputError):
+    """The Hub cannot be asked for a file, and the cache does not have it."""
 
 
 def timm_repository(name: str) -> str | None:
@@ -65,8 +70,10 @@ def check_timm_name(architecture: str, source: str):
 def read_json(place: str, filename: str, source: str) -> dict:
     """The fields of a file beside the weights; {} if there is no such file."""
     path = _find(place, filename, source)
-    if path is None:
-        return {}
+    return {} if path is None else _fields_in(path, filename, source)
+
+
+def _fields_in(path: str, filename: str, source: str) -> dict:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -93,25 +100,36 @@ def _find(place: str, filename: str, source: str) -> str | None:
         is_unreachable = isinstance(error, LocalEntryNotFoundError)
         if is_unreachable and try_to_load_from_cache(place, filename) is _CACHED_NO_EXIST:
             return None
-        raise InputError(unread(source, error)) from error
+        raise (NotFetched if is_unreachable else InputError)(unread(source, error)) from error
 
 
 def read_all_weights(place: str, source: str) -> State:
-    """The weights of a folder or a repository, sharded or not; safetensors are preferred."""
-    for name, index_name in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if path := _find(place, name, source):
-            return read_weights(path, source)
-        if index := read_json(place, index_name, source):
-            if not isinstance(index.get("weight_map"), dict):
-                raise InputError(f"{index_name} of {source!r} does not say where the weights are")
-            weights = {}
-            for shard in sorted(set(index["weight_map"].values())):
-                path = _find(place, shard, source)
-                if path is None:
-                    raise InputError(f"{source!r} lacks {shard}, which its {index_name} names; fetch it again")
-                weights |= read_weights(path, source)
-            return weights
-    raise InputError(f"{source!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+    """The weights of a folder or a repository, sharded or not; safetensors are preferred.
+
+    A cache does not tell which of these a repository lacks, so where the Hub cannot be asked, any of them will do.
+    """
+    not_fetched = None
+    for name in IN_ORDER:
+        try:
+            path = _find(place, name, source)
+        except NotFetched as error:
+            not_fetched = not_fetched or error
+            continue
+        if path is not None:
+            return read_weights(path, source) if name.endswith(WEIGHT_SUFFIXES) else _shards(place, path, name, source)
+    raise not_fetched or InputError(f"{source!r} has no weights ({SAFE_WEIGHTS_NAME} or {WEIGHTS_NAME})")
+
+
+def _shards(place: str, path: str, index_name: str, source: str) -> State:
+    index, weights = _fields_in(path, index_name, source), {}
+    if not isinstance(index.get("weight_map"), dict):
+        raise InputError(f"{index_name} of {source!r} does not say where the weights are")
+    for shard in sorted(set(index["weight_map"].values())):
+        path = _find(place, shard, source)
+        if path is None:
+            raise InputError(f"{source!r} lacks {shard}, which its {index_name} names; fetch it again")
+        weights |= read_weights(path, source)
+    return weights
 
 
 def read_weights(path: str, source: str) -> State:

@@ -21,13 +21,13 @@ from helpers.checkpoints import (
     write,
 )
 from helpers.hub_server import HubServer, skip_waits, use_hub
-from huggingface_hub import HfApi
-from safetensors.torch import save_file
+from huggingface_hub import HfApi, snapshot_download
+from safetensors.torch import load_file, save_file
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTModel, ViTImageProcessor
 
 from modeling_deit_distill.conversion import reading
 from modeling_deit_distill.conversion.checkpoint import build_model, load_checkpoint
-from modeling_deit_distill.conversion.saving import save_checkpoint, save_native
+from modeling_deit_distill.conversion.saving import save_checkpoint, save_native, save_timm
 from modeling_deit_distill.conversion.weight_names import ours_to_public, public_to_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own call
@@ -313,6 +313,28 @@ def test_what_was_fetched_is_read_without_the_hub(tmp_path, monkeypatch):
         checkpoint = load_checkpoint("timm/native")  # it has no preprocessor, which is remembered too
     assert_same_weights(load_checkpoint("timm/native").state_dict, checkpoint.state_dict)
     assert "cannot be read" in refused("timm/other")
+
+
+@pytest.mark.parametrize("is_pickle", [False, True])
+def test_a_repository_fetched_by_hand_is_read_without_the_hub(tiny_config, tmp_path, monkeypatch, is_pickle):
+    # `hf download` keeps no word of the files that a repository lacks; timm's configuration needs no image processor's.
+    save_timm(student(tiny_config), tmp_path / "deit")
+    if is_pickle:
+        weights = tmp_path / "deit" / "model.safetensors"
+        torch.save(load_file(weights), tmp_path / "deit" / "pytorch_model.bin")
+        weights.unlink()
+    skip_waits(monkeypatch)
+    with HubServer(user="timm") as server:
+        use_hub(monkeypatch, server, tmp_path / "home")
+        publish(server, "timm/deit", tmp_path / "deit")
+        snapshot_download("timm/deit", token=server.token)
+    expected, found = load_checkpoint(tmp_path / "deit"), load_checkpoint("timm/deit")
+    assert_same_weights(found.state_dict, expected.state_dict)
+    assert found.processor.to_dict() == expected.processor.to_dict()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        for path in (tmp_path / "home").rglob(name):
+            path.unlink()
+    assert "cannot be read from the Hub" in refused("timm/deit")
 
 
 def test_what_lies_on_the_disk_goes_before_names(tiny_config, tmp_path, monkeypatch):

@@ -36,6 +36,15 @@ def test_a_new_teacher_is_trained_at_the_size_at_which_it_is_asked(run_of):
         assert record["image_size"] == image_size
 
 
+def test_a_teacher_that_labels_needs_no_folder_without_checkpoints(run_of, tmp_path):
+    (tmp_path / "out" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-2" / "model.safetensors").touch()  # of a student that was trained before
+    run = run_of()
+    teacher, store = run.prepare()
+    run.fill(store, teacher)
+    assert store.count(0) == 24
+
+
 # ---- which views a run needs ----
 
 
