@@ -35,7 +35,7 @@ from modeling_deit_distill.data.evaluation import EvaluationDataset, evaluation_
 from modeling_deit_distill.data.inspection import readable, try_held_out
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.errors import one_line, printable
-from modeling_deit_distill.hub import unread
+from modeling_deit_distill.hub import tell_retries_once, unread
 from modeling_deit_distill.judging import other_images
 from modeling_deit_distill.report import aligned
 from modeling_deit_distill.script import run_script
@@ -54,6 +54,7 @@ COLUMNS = {
 
 
 def main(arguments: list[str]):
+    tell_retries_once()
     options = parse_options(arguments)
     data = load_held_out(options)
     bad = try_held_out(data.validation, max_fraction=options.max_bad_image_fraction)

@@ -14,6 +14,7 @@ import torch
 from modeling_deit_distill import InputError
 from modeling_deit_distill.data.evaluation import evaluation_view
 from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.screen import keep_libraries_quiet
 from modeling_deit_distill.script import run_script
 from modeling_deit_distill.teachers.labelling import ask_about_validation, fill, planned_views, whole_sampler
 
@@ -24,6 +25,7 @@ def main(arguments: list[str]):
     if {"-h", "--help"} & {*arguments}:
         print(f"{__doc__}\nThe arguments of train_deit.py:\n")
     epochs, arguments = take_epochs(arguments)
+    keep_libraries_quiet()
     plan = Plan.from_arguments(arguments)
     if plan.args.teacher_store is None or not plan.distils or plan.data_args.streaming:
         raise InputError("give --teacher_store FOLDER, --distillation_type hard or soft, and data that is not a stream")

@@ -21,6 +21,7 @@ from modeling_deit_distill.data.decoding import decode_image
 from modeling_deit_distill.data.views import AugmentationSettings, View, ViewSampler, labels_to_balance
 from modeling_deit_distill.errors import BadImageError, InputError
 from modeling_deit_distill.plan import Plan
+from modeling_deit_distill.screen import keep_libraries_quiet
 from modeling_deit_distill.script import run_script
 
 NUM_IMAGES, NUM_TRIED = 6, 256
@@ -32,6 +33,7 @@ ON_CPU = ("--use_cpu", "true", "--fp16", "false")
 
 
 def main(arguments: list[str]):
+    keep_libraries_quiet()
     plan = Plan.from_arguments([*arguments, *ON_CPU])
     plan.data_args.streaming = False  # a few images are looked at, again and again
     rows, settings, seed = plan.data.train, plan.views.settings, plan.args.views_seed

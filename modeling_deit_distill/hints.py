@@ -10,6 +10,7 @@ from .configuration_deit_distill import DeiTDistillConfig, as_pair
 from .data.loaders import planned_steps, steps_per_epoch
 from .hardware import THREADS_VARIABLE, num_cores
 from .launcher import is_of_accelerate, program
+from .output_folder import list_checkpoints, results_of
 from .report import count_as_said
 from .training.schedule import short_of_the_peak
 
@@ -30,8 +31,25 @@ def run_hints(plan) -> dict[str, str]:
         found["few images"] = of_few_images(num_images) if is_photographs and plan.start is None else None
         found["batch"] = of_batch(args.effective_batch_size, num_images)
     found["warm-up"] = of_warmup(args, num_images)
+    found["output"] = of_output(args) if args.dry_run else None
     found["threads"] = of_threads(args)
     return {name: words for name, words in found.items() if words}
+
+
+def of_output(args) -> str | None:
+    """What `output_dir` holds already, where the command would then not train from the beginning."""
+    if args.overwrite_output_dir or args.resume_from_checkpoint:
+        return None
+    if results_of(args.output_dir) is not None:
+        kind, end, remedy = "a finished run", "trains nothing", ""
+    elif list_checkpoints(args.output_dir):
+        kind, end, remedy = "an unfinished run", "is refused", "--resume_from_checkpoint true, "
+    else:
+        return None
+    return (
+        f"{args.output_dir} holds {kind}: without --dry_run this command {end}; add {remedy}--overwrite_output_dir "
+        "true, or choose another --output_dir"
+    )
 
 
 def of_threads(args) -> str | None:

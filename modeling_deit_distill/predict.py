@@ -346,7 +346,7 @@ def what_will_run(
         others = _images(sum(truth.others.values()))
         parts.append(f"but not {others} in folders {which}" if parts else f"nothing: all folders are {which}")
     if number and (loose := np.count_nonzero(images.folders == NO_FOLDER)):
-        parts.append(f"but not {_images(loose)} in no folder")
+        parts.append(f"but not {_images(loose)} in no class folder")
     return {**words, "measured": "; ".join(parts)}
 
 

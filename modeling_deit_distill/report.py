@@ -62,7 +62,7 @@ def how_to_use(output_dir: str, teacher: str | None = None) -> str:
     """What to do with a finished model, in two lines; or with the `teacher` where that is the one to keep, in three."""
     command = "python -m modeling_deit_distill.predict {} FOLDER_OR_FILES --output predictions.csv"
     own, others = (command.format(shlex.quote(str(name))) for name in (output_dir, teacher))
-    call = 'pipeline("image-classification", model={!r}{})'
+    call = 'from transformers import pipeline; pipeline("image-classification", model={!r}{})("photo.jpg")'
     if teacher is not None:
         words = {"Use the teacher:": others, "Or the student:": own, "In Python:": call.format(teacher, "")}
     else:

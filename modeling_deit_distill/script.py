@@ -4,6 +4,8 @@ import atexit
 import contextlib
 import logging
 import os
+import select
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,9 +25,9 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
 
     An [`InputError`] is printed as one line on the error stream, and the exit code is 2. So is a worker of a DataLoader
     that lacks shared memory. Of several processes the first prints it, unless only one of them met it. A signal that
-    ends the command is one line too, and the exit code is 128 plus its number. Any other error is a fault of ours and
-    keeps its traceback. What we log has its control characters written out: names of classes, files and models come
-    from anywhere.
+    ends the command is one line too, and the exit code is 128 plus its number. Where nobody reads the output any more,
+    the command ends without a word, as after SIGPIPE. Any other error is a fault of ours and keeps its traceback. What
+    we log has its control characters written out: names of classes, files and models come from anywhere.
 
     Args:
         main: takes the command line's words; a whole number that it returns is the exit code.
@@ -41,12 +43,26 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
         if (words := worker_failure(error)) is None:
             raise
         _end_with_one_line(LocalInputError(words))
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        exit_code = 128 + signal.SIGPIPE
     except Interrupted as interrupted:
         leave_to_the_system()
         exit_code = interrupted.code
     except SystemExit as error:
         exit_code = error.code
     end_process(exit_code)
+
+
+def _is_unread() -> bool:
+    """Whether the reader of our output has left, as `head` does; then the rest of it goes nowhere."""
+    watched = select.poll()
+    watched.register(sys.stdout, 0)
+    is_unread = any(event & select.POLLERR for _, event in watched.poll(0))
+    if is_unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_unread
 
 
 def _end_with_one_line(error: InputError):

@@ -83,6 +83,7 @@ def summary(plan) -> dict[str, str]:
 def data_in_words(data: ImageData) -> dict[str, str]:
     """Which images there are, how many, and what was not read."""
     number = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
+    number += f" of {len(data.train) + len(data.validation):,}" if data.is_cut else ""
     names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
     return {
         "data": f"{data.source}: {number} images",
@@ -128,7 +129,7 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
         if fewest == 1:
             known = "the smallest class has 1 held-out image: its accuracy says nothing"
         said["class accuracies"] = (
-            f"{len(few):,} of {len(names):,} classes have fewer than {FEW_OF_A_CLASS} held-out images; {known}"
+            f"fewer than {FEW_OF_A_CLASS} held-out images in {len(few):,} of {len(names):,} classes; {known}"
         )
     if len(rows) < FEW_IN_ALL:
         points = f"±{100 * _half_width(len(rows)):.0f} percentage points"

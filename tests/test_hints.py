@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_deit_distill import DeiTDistillConfig
-from modeling_deit_distill.hints import fitting_patch_size, of_batch, of_few_images, of_patches, of_warmup, run_hints
+from modeling_deit_distill.hints import (
+    fitting_patch_size,
+    of_batch,
+    of_few_images,
+    of_output,
+    of_patches,
+    of_warmup,
+    run_hints,
+)
 
 
 def size(image_size, patch_size=16):
@@ -68,10 +76,27 @@ def test_a_warm_up_longer_than_the_run():
     assert "takes 5 steps but the run has 4" in of_warmup(arguments(max_steps=4, warmup_steps=5), None)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("all_results.json", "a finished run: without --dry_run this command trains nothing; add --overwrite"),
+        ("checkpoint-2/config.json", "an unfinished run: without --dry_run this command is refused; add --resume_from"),
+    ],
+)
+def test_what_the_output_folder_holds(tmp_path, name, words):
+    given = {"output_dir": str(tmp_path), "overwrite_output_dir": False, "resume_from_checkpoint": None}
+    assert of_output(SimpleNamespace(**given)) is None
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    assert f"{tmp_path} holds {words}" in of_output(SimpleNamespace(**given))
+    for answer in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "true"}):
+        assert of_output(SimpleNamespace(**{**given, **answer})) is None
+
+
 def test_all_of_a_run():
     images = rows([0, 1] * 3, ["a", "b"])
     plan = SimpleNamespace(
-        args=arguments(warmup_epochs=3),
+        args=SimpleNamespace(**vars(arguments(warmup_epochs=3)), dry_run=False),
         data=SimpleNamespace(train=images),
         views=images,
         data_args=SimpleNamespace(dataset_name=None),

@@ -141,7 +141,7 @@ def test_folders_that_are_no_class_are_named(student, photos, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "measured  1 image, in 1 folder(s) named like classes of the model" in printed
     assert "but not 2 images in folders named like no class of the model: day (1), night (1)" in printed
-    assert "but not 1 image in no folder" in printed and "Measured on 1 image by" in printed
+    assert "but not 1 image in no class folder" in printed and "Measured on 1 image by" in printed
     header, _ = predicted(tmp_path / "other", student, tmp_path / "mixed" / "day", tmp_path / "mixed" / "night")
     assert header == [*HEADER, "error"]
     for name in ("Red", "day"):

@@ -29,7 +29,8 @@ def test_the_teacher_that_is_to_be_kept_comes_first():
     first, second, third = how_to_use("out", "out/teacher").splitlines()
     assert first.startswith("Use the teacher:  python -m modeling_deit_distill.predict out/teacher FOLDER_OR_FILES ")
     assert second.startswith("Or the student:   python -m modeling_deit_distill.predict out FOLDER_OR_FILES ")
-    assert third == """In Python:        pipeline("image-classification", model='out/teacher')"""
+    lines = """from transformers import pipeline; pipeline("image-classification", model='out/teacher')("photo.jpg")"""
+    assert third == f"In Python:        {lines}"
 
 
 @given(st.floats(0, 10**6))

@@ -57,6 +57,18 @@ def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down():
     assert done.stdout == EXPECTED
 
 
+def test_output_that_nobody_reads_ends_the_command_without_a_word():
+    """As of `train_deit.py ... | head`; 141 is 128 plus SIGPIPE, as a shell reports it."""
+    script = "from modeling_deit_distill.script import run_script\nrun_script(lambda words: print('line\\n' * 10**6))"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 # A worker ends as Linux ends one that writes to shared memory which is full.
 WORKER_SCRIPT = """
 import os, signal

@@ -8,6 +8,7 @@ folder or a Hub repository (ours, transformers' native DeiT and ViT, timm's), or
 import argparse
 
 from ..configuration_deit_distill import as_pair
+from ..hub import tell_retries_once
 from ..script import run_script
 from .checkpoint import load_checkpoint
 from .saving import new_folder, save_checkpoint, save_native, save_timm
@@ -28,6 +29,7 @@ def main(arguments: list[str]):
     parser.add_argument("destination", help="a new folder")
     parser.add_argument("--to", choices=SAVE, default="deit_distill", help="format (deit_distill)")
     options = parser.parse_args(arguments)
+    tell_retries_once()
     with new_folder(options.destination) as folder:
         checkpoint = load_checkpoint(options.source)
         SAVE[options.to](checkpoint, folder)

@@ -141,9 +141,9 @@ def _groups(rows: Dataset, group_by: str) -> tuple[np.ndarray, str]:
             f"group_by '{group_by}' makes one group of all {len(rows):,} images, so none can be held out; give another "
             "one, or --validation_dir or --validation_split"
         )
-    words = f"{len(index):,} by '{group_by}', none in both parts"
+    words = f"{len(index):,} by '{group_by}', each in training or held out as a whole"
     if missing:
-        words += f"; {missing:,} of {len(rows):,} images have none and stand alone"
+        words += f"; {missing:,} of {len(rows):,} images do not match: each is a group"
     return np.asarray(groups), words
 
 

@@ -177,10 +177,12 @@ def load_image_data(
         return dataclasses.replace(_as_stream(train, splits, split, source), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
     if split is None:
-        validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
+        whole = "the same folder" if train_dir else "the same table" if train_csv else f"split {train_split!r}"
+        validation_source = f"{validation_fraction:.0%} of {whole}"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation_source, groups = f"split {split!r}", None
+        given = validation_dir or validation_csv
+        validation_source, groups = given or f"split {split!r}", None
         check_labels(splits[split], validation_source, "validation_split")
         train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)
@@ -382,7 +384,7 @@ def _check_classes(train: Dataset, validation: Dataset, source: str):
     trained, validated = set(class_indices(train).tolist()), set(class_indices(validation).tolist())
     if len(trained) < 2:
         names = ", ".join(class_names[index] for index in trained)
-        raise InputError(f"{source!r} has one class only ({names}); a classifier needs at least two")
+        raise InputError(f"{source!r} has one class only ({names}); a classifier needs two: add images of another")
     missing = [class_names[index] for index in sorted(validated - trained)]
     if missing:
         raise InputError(untrained_classes_in_words(missing))

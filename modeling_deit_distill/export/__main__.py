@@ -23,6 +23,7 @@ from pathlib import Path
 from ..conversion.saving import new_folder
 from ..errors import InputError, printable_lines
 from ..files import write_json
+from ..hub import tell_retries_once
 from ..script import run_script
 from .agreement import DIGITS, MIN_AGREEMENT, chosen_images
 from .browser import write_browser
@@ -42,6 +43,7 @@ def main(arguments: list[str]):
         InputError: a checkpoint that cannot be read, files that do not answer as PyTorch does, or a destination that is
             there.
     """
+    tell_retries_once()
     options = parse_options(arguments)
     for name in EXTRAS.keys() & options.formats:
         check_packages(EXTRAS[name])
@@ -114,7 +116,8 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
     runtime = place_runtime(options.runtime, folder)  # first: it may fail, and the rest takes longer
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
     examples = write_demo(source, folder, name, exported, runtime)
-    shown = f"with {examples} of the images as examples; onnxruntime-web {runtime.version} from {runtime.folder}"
+    shown = f"with {examples} of the images as examples" if examples else "without examples"
+    shown += f"; onnxruntime-web {runtime.version} from {runtime.folder}"
     place = Path(options.destination, "" if len(options.formats) == 1 else "browser")
     serve = f"python -m http.server 8000 --directory {shlex.quote(str(place))}"
     opened = f"  to open it: {serve}, then http://localhost:8000"
@@ -157,7 +160,8 @@ def in_words(exported: Exported) -> str:
     if exported.agreement is not None:
         lines.append(f"    {exported.agreement}")
     if exported.kept:
-        lines.append(f"    left in fp32, since rounding them changed too many decisions: {', '.join(exported.kept)}")
+        where = "" if exported.agreement else " on noise"
+        lines.append(f"    left in fp32, since rounding changed too many decisions{where}: {', '.join(exported.kept)}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """How long an export takes to answer on this machine's CPU, beside PyTorch."""
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ def compare_speed(model: DeiTDistillForImageClassification, processor, answer: C
         "model alone": alternate(lambda: model(pixel_values), lambda: answer(pixel_values.numpy())),
     }
     threads = torch.get_num_threads()
-    lines = [f"CPU, threads: {threads}, batch size: {batch_size}, medians of {ROUNDS} alternating rounds"]
+    lines = [f"CPU, threads: {threads}, batch size: {batch_size}, the fastest of {ROUNDS} alternating rounds"]
     for name, (pytorch, onnx) in pairs.items():
         times = f"PyTorch {1000 * pytorch:.2f} ms, onnxruntime {1000 * onnx:.2f} ms"
         lines.append(f"  {name}: {times}, {pytorch / onnx:.2f} times as fast")
@@ -35,11 +34,11 @@ def compare_speed(model: DeiTDistillForImageClassification, processor, answer: C
 
 
 def alternate(*functions) -> list[float]:
-    """The median seconds of each, taken in turns after a round that does not count."""
+    """The fewest seconds of each, taken in turns after a round that does not count."""
     seconds = [[] for _ in functions]
     for _ in range(1 + ROUNDS):
         for function, taken in zip(functions, seconds, strict=True):
             start = time.perf_counter()
             function()
             taken.append(time.perf_counter() - start)
-    return [statistics.median(taken[1:]) for taken in seconds]
+    return [min(taken[1:]) for taken in seconds]

@@ -232,7 +232,8 @@ def tokens(run: Run) -> str | None:
         return None
     return (
         f"Cosine similarity of the two token embeddings: {learned:.2f} as learned, {blocks[0]:.2f} after the first "
-        f"block and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images)."
+        f"block and {blocks[-1]:.2f} after the last (mean over {run.tokens['images']:,} held-out images). "
+        "1: the two are alike, 0: they have nothing in common."
     )
 
 

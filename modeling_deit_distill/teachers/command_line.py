@@ -25,7 +25,7 @@ from ..data.sources import ImageData, load_image_data
 from ..data.views import AugmentationSettings
 from ..errors import InputError, one_line, printable
 from ..files import read_json, sha256, without_folders
-from ..hub import hub_client, with_retries
+from ..hub import hub_client, tell_retries_once, with_retries
 from ..report import counted, summary_table
 from .agreement import of_teacher
 from .combining import HARD, combine, know_data_alike
@@ -44,6 +44,7 @@ MIN_ALIKE = 0.98
 
 def main(arguments: list[str]) -> int:
     """Run one of the commands; its exit code."""
+    tell_retries_once()
     options = parse_options(arguments)
     return options.command(options) or 0
 

@@ -31,15 +31,17 @@ def check_teachers(model_args: ModelArguments, teacher: Teacher | Ensemble, imag
         with naming_teacher(model_args, place):
             shares.append(check_teacher(member, images, batch_size, allow_weak, trained_epochs))
     number = len(images)
+    sample = f"{TRIAL_IMAGES:,} of the " if number > TRIAL_IMAGES else "the "
+    tried = f"{sample}{number:,} held-out images"
     if len(shares) == 1 and number < MIN_TRIAL:
         hits = round(shares[0] * number)
         return f"the teacher is right on {hits} of {number} held-out images: too few to compare it with chance"
     if len(shares) == 1:
-        return f"the teacher is right on {shares[0]:.1%} of a sample of the held-out images"
+        return f"the teacher is right on {shares[0]:.1%} of {tried}"
     together = check_teacher(teacher, images, batch_size, allow_weak=True)
     each = zip(shares, model_args.teacher_names, strict=True)
     listed = ", ".join(f"{share:.1%} ({name})" for share, name in each)
-    words = f"the teachers are right on {listed} of a sample of the held-out images, together on {together:.1%}"
+    words = f"the teachers are right on {listed} of {tried}, together on {together:.1%}"
     return words if number >= MIN_TRIAL else f"{words}: {number} images, too few to compare them with chance"
 
 

@@ -141,7 +141,7 @@ def test_bursts_stay_together():
     assert collections.Counter(held_out["label"][:]) == {0: 5, 1: 5}  # one burst of each
     assert len({level // 5 for level in levels(held_out)}) == 2
     assert not {level // 5 for level in levels(train)} & {level // 5 for level in levels(held_out)}
-    assert words == "8 by 'group', none in both parts"
+    assert words == "8 by 'group', each in training or held out as a whole"
 
 
 def test_a_class_whose_groups_are_larger_than_its_share_holds_out_its_smallest():
@@ -185,7 +185,10 @@ def test_groups_by_the_path(bursts, expression):
     assert collections.Counter(data.validation["label"][:])[1] == 4
     assert len(data.train) + len(data.validation) == 25
     # the folder's own name, which the expression would match, is no part of the path
-    assert data.groups == f"7 by '{expression}', none in both parts; 1 of 25 images have none and stand alone"
+    assert (
+        data.groups
+        == f"7 by '{expression}', each in training or held out as a whole; 1 of 25 images do not match: each is a group"
+    )
 
 
 def test_groups_by_a_column(saved):
@@ -195,7 +198,10 @@ def test_groups_by_a_column(saved):
     held_out = {names[level(row)] for row in data.validation}
     # x is 8 of "a" and 4 of "b", both more than its share of 3: of equals the first one
     assert held_out == {"a", None}
-    assert data.groups == "10 by 'burst', none in both parts; 8 of 24 images have none and stand alone"
+    assert (
+        data.groups
+        == "10 by 'burst', each in training or held out as a whole; 8 of 24 images do not match: each is a group"
+    )
     assert set(data.train.column_names) == {"image", "label"}
 
 

@@ -56,7 +56,7 @@ def test_a_class_may_be_called_as_a_split(photos, names):
     assert data.class_names == sorted(names)
     assert {name: len(images) for name, images in found(data).items()} == dict.fromkeys(names, 20)
     assert (len(data.train), len(data.validation)) == (36, 4)
-    assert data.validation_source == "10% of split 'train'"
+    assert data.validation_source == "10% of the same folder"
 
 
 def test_an_image_may_be_called_as_a_split(photos):

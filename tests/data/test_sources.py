@@ -93,10 +93,11 @@ def test_a_folder_per_class(folder):
 
 
 def test_a_folder_per_class_with_its_validation(folder):
-    data = load_image_data(train_dir=folder("photos", TWO), validation_dir=folder("more", {"cat": 1, "dog": 2}))
+    held_out = folder("more", {"cat": 1, "dog": 2})
+    data = load_image_data(train_dir=folder("photos", TWO), validation_dir=held_out)
     assert (len(data.train), len(data.validation)) == (6, 3)
     assert data.validation["label"][:] == [0, 1, 1]
-    assert "validation" in data.validation_source
+    assert data.validation_source == str(held_out)
 
 
 def test_a_validation_folder_may_lack_a_class(folder):

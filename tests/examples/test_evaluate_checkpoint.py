@@ -172,7 +172,7 @@ def test_every_kind_is_measured_as_if_asked_directly(
     table = capsys.readouterr().out
     assert report["data"] == {
         "source": str(photos),
-        "held_out": "split 'validation'",
+        "held_out": str(photos),
         "num_images": 24,
         "bad_held_out_images": 0,
         "num_classes": 3,

@@ -133,7 +133,7 @@ def test_parity_and_times_are_printed(exported):
     assert [name for name, _ in differences] == OUTPUTS
     assert all(float(difference) < 1e-4 for _, difference in differences)
     assert hint == "decisions on real images were not compared; give --images FOLDER to do so"
-    assert "batch size: 2, medians of 5" in head
+    assert "batch size: 2, the fastest of 5" in head
     for line in (images, bare):
         pytorch, onnx_seconds, ratio = map(float, re.findall(r"([\d.]+) (?:ms|times)", line))
         least, most = (pytorch - 0.005) / (onnx_seconds + 0.005), (pytorch + 0.005) / (onnx_seconds - 0.005)

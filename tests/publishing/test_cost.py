@@ -4,6 +4,7 @@ import torch
 from helpers.teachers import SMALL
 from transformers import ResNetConfig, ResNetForImageClassification
 
+from modeling_deit_distill.publishing import cost
 from modeling_deit_distill.publishing.cost import measure_costs
 from modeling_deit_distill.teachers.ensemble import Ensemble
 from modeling_deit_distill.teachers.teacher import InputView, Teacher
@@ -24,6 +25,18 @@ def test_student_and_teacher_answer_one_image_at_a_time_at_their_own_size(tiny_m
     assert costs["teacher_num_parameters"] == sum(weights.numel() for weights in model.parameters())
     assert shapes == {(1, 3, 40, 40)}  # its own size, whatever it was shown in training
     assert min(costs.values()) > 0
+
+
+def test_the_fastest_round_counts(monkeypatch):
+    """Another program makes a round slower, never faster; by hand: 2 and 5 ms at best."""
+    clock, taken = [0.0], {"fast": iter([9, 3, 2, 40] * 20), "slow": iter([900, 5, 7, 6] * 20)}
+
+    def pass_time(name):
+        clock[0] += next(taken[name]) / 1000
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    calls = [lambda: pass_time("fast"), lambda: pass_time("slow")]
+    assert cost._milliseconds(calls, torch.device("cpu")) == [2.0, 5.0]
 
 
 def test_several_teachers_cost_the_sum(tiny_model, tmp_path, monkeypatch):

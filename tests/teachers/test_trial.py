@@ -82,7 +82,7 @@ def test_with_too_few_images_to_compare_with_chance_that_is_said_and_no_teacher_
     words = check_teachers(several, Ensemble([Answers(answers), Answers(truth)]), images(truth.tolist()), 64)
     assert words.endswith(": 14 images, too few to compare them with chance")
     good = check_teachers(model_args, Answers(balanced(50)), images(balanced(50).tolist()), 64)
-    assert good == "the teacher is right on 100.0% of a sample of the held-out images"
+    assert good == "the teacher is right on 100.0% of the 50 held-out images"
 
 
 def test_a_weak_member_is_named_and_may_be_allowed_as_a_single_teacher_may():
@@ -95,5 +95,5 @@ def test_a_weak_member_is_named_and_may_be_allowed_as_a_single_teacher_may():
     allowed = ModelArguments(teacher_name_or_path=names, allow_weak_teacher=True)
     words = check_teachers(allowed, teacher, images(truth.tolist()), 64)
     assert words == (
-        "the teachers are right on 100.0% (good), 10.0% (weak) of a sample of the held-out images, together on 10.0%"
+        "the teachers are right on 100.0% (good), 10.0% (weak) of the 400 held-out images, together on 10.0%"
     )
