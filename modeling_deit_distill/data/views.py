@@ -237,7 +237,7 @@ class ViewSampler(Sampler[View]):
         return positions
 
     def plan(self) -> np.ndarray:
-        """The drawn images of the epoch, as rows, in order; image of position p is `plan[2 * (p // 2R) + p % 2]`."""
+        """The drawn images of the epoch in order, (images,) int32 rows; p has `plan[2 * (p // 2R) + p % 2]`."""
         num_drawn = self._num_drawn(self.length)
         if self.members is not None:
             # Of the dataset alone: at any batch size the epochs go on in the same places of each class.
@@ -355,7 +355,13 @@ def crop_box(uniforms: np.ndarray, height: int, width: int, scale: tuple[float, 
 def draw(
     settings: AugmentationSettings, seed: int, epoch: int, positions: Sequence[int], uniforms: np.ndarray
 ) -> Draws:
-    """What the device does to views, from their [`draw_uniforms`].
+    """What the device does to views.
+
+    Args:
+        settings: the distributions.
+        seed, epoch: of the draws.
+        positions: (views,) of the epoch; whole pairs where views are mixed.
+        uniforms: (views, 56), their [`draw_uniforms`].
 
     Raises:
         ValueError: views are mixed, but the positions are not whole pairs (2k, 2k + 1) in order.
@@ -414,7 +420,8 @@ def _draw_operations(uniforms: np.ndarray, magnitude: float) -> tuple[np.ndarray
     return operations, arguments.astype(np.float32)
 
 
-# An operation's argument at a strength from 0 to 1 and a sign of -1 or 1, in the variants that grow with the strength.
+# An operation's arguments at strengths from 0 to 1 and signs of -1 or 1, arrays of (views,); the variants that grow
+# with the strength.
 OPERATION_ARGUMENTS = {
     "rotate": lambda level, sign: sign * level * 30,  # degrees
     # Bits kept. At full strength the public code keeps none, which Pillow refuses and which shows nothing.

@@ -111,7 +111,12 @@ def parse_options(arguments: list[str]) -> argparse.Namespace:
 
 
 def export_browser(source: Source, folder: Path, options: argparse.Namespace) -> str:
-    """The layout and its page; what came of it in words."""
+    """The layout and its page; what came of it in words.
+
+    Raises:
+        InputError: outputs that are not PyTorch's, too many other decisions on real images, or a runtime or an image
+            processor that cannot be used.
+    """
     name = Path(options.destination).resolve().name
     runtime = place_runtime(options.runtime, folder)  # first: it may fail, and the rest takes longer
     exported = write_browser(source, folder, name, tuple(options.precisions or FILES))
@@ -125,7 +130,11 @@ def export_browser(source: Source, folder: Path, options: argparse.Namespace) ->
 
 
 def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> str:
-    """Plain files and what describes them; what came of it in words."""
+    """Plain files and what describes them; what came of it in words.
+
+    Raises:
+        InputError: outputs that are not PyTorch's, or too many other decisions on real images.
+    """
     exported = write_precisions(source, folder, tuple(options.precisions or ["fp32"]), takes_photographs=False)
     write_descriptions(source, folder)
     shape = input_shape(source.model.config)
@@ -135,7 +144,11 @@ def export_onnx(source: Source, folder: Path, options: argparse.Namespace) -> st
 
 
 def export_executorch(source: Source, folder: Path, options: argparse.Namespace) -> str:
-    """Programs and what describes them; what came of it in words."""
+    """Programs and what describes them; what came of it in words.
+
+    Raises:
+        InputError: outputs that are not PyTorch's, or too many other decisions on real images.
+    """
     exported = write_executorch(source, folder, tuple(options.precisions or PROGRAMS))
     write_descriptions(source, folder)
     title = f"executorch, XNNPACK, {(1, *input_shape(source.model.config))} for one image at a time"

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Trainer's own where it is given no arguments.
 DEFAULT_OUTPUT_DIR = "tmp_trainer"
-# Arguments that are read once, when the trainer or its training set is made: a later value would be ignored.
+# Arguments that are read or checked once, when the trainer or its training set is made.
 READ_ONCE = (
     *VIEW_ARGUMENTS,
     "base_learning_rate",
@@ -105,7 +105,7 @@ class Given:
             )
 
     def check_unchanged(self):
-        """Refuse arguments that were changed since the trainer was made and would be ignored, by a search among others.
+        """Refuse changed arguments that were read or checked when the trainer was made; a search may change them.
 
         Raises:
             InputError: the first such argument.
@@ -114,7 +114,7 @@ class Given:
             if getattr(self.args, name) != value:
                 raise InputError(
                     f"{name} was {value} when the trainer was made and is {getattr(self.args, name)} now, which would "
-                    "change nothing; make another trainer, and its training set, with it"
+                    "be ignored, or used unchecked; make another trainer, and its training set, with it"
                 )
 
 
