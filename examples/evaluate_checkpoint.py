@@ -225,7 +225,8 @@ def table(report: dict) -> str:
     for result in report["models"]:
         shares = [result.get(COLUMNS[title]) for title in shown]
         rows.append([result["model"], *("" if share is None else f"{100 * share:.2f} %" for share in shares)])
-    title = f"{about['source']}: {about['num_images']:,} images, {about['held_out']}"
+    title = f"{about['source']}: {about['num_images']:,} images"
+    title += f", {about['held_out']}" if about["held_out"] != about["source"] else ""
     return f"{title}\n{aligned(rows)}"
 
 

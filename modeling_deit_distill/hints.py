@@ -12,6 +12,7 @@ from .hardware import THREADS_VARIABLE, num_cores
 from .launcher import is_of_accelerate, program
 from .output_folder import list_checkpoints, results_of
 from .report import count_as_said
+from .training.extension import holds_shorter_run
 from .training.schedule import short_of_the_peak
 
 # Below so many photographs a student from scratch is far behind one that starts from a published DeiT.
@@ -38,11 +39,11 @@ def run_hints(plan) -> dict[str, str]:
 
 def of_output(args) -> str | None:
     """What `output_dir` holds already, where the command would then not train from the beginning."""
-    if args.overwrite_output_dir or args.resume_from_checkpoint:
+    if args.overwrite_output_dir or args.resume_from_checkpoint and holds_shorter_run(args):
         return None
     if results_of(args.output_dir) is not None:
         kind, end, remedy = "a finished run", "trains nothing", ""
-    elif list_checkpoints(args.output_dir):
+    elif list_checkpoints(args.output_dir) and not args.resume_from_checkpoint:
         kind, end, remedy = "an unfinished run", "is refused", "--resume_from_checkpoint true, "
     else:
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import Trainer
 
 from .analysis import measure_decisions
-from .arguments import DistillationTrainingArguments, ModelArguments
+from .arguments import DataArguments, DistillationTrainingArguments, ModelArguments
 from .data.datasets import collate
 from .data.listing import num_trained
 from .data.sources import ImageData
@@ -102,8 +102,8 @@ def other_images(name: str, data: ImageData) -> str | None:
 def _in_words(plan) -> dict[str, str]:
     args, data, config = plan.args, plan.data, plan.config
     return {
-        "model": f"{plan.model_args.model_name_or_path}: {what_is_kept(plan.start, config)}",
-        "held out": f"{len(data.validation):,} images, {_source(data, plan.data_args.is_held_out_alone)}",
+        "model": f"{plan.model_args.model_name_or_path}: {what_is_kept(plan.start, config).removeprefix('kept: ')}",
+        "held out": f"{len(data.validation):,} images, {_source(data, plan.data_args)}",
         "classes": f"{len(data.class_names):,} of the model's {config.num_labels:,}",
         **({"skipped": data.skipped} if data.skipped else {}),
         "precision": precision_in_words(args.precision, args.device.type, args.bf16_is_automatic),
@@ -111,5 +111,8 @@ def _in_words(plan) -> dict[str, str]:
     }
 
 
-def _source(data: ImageData, is_alone: bool) -> str:
-    return data.source if is_alone else f"{data.validation_source} of {data.source}"
+def _source(data: ImageData, data_args: DataArguments) -> str:
+    if data_args.is_held_out_alone:
+        return data.source
+    are_files = data_args.train_dir or data_args.train_csv  # and the words name them
+    return data.validation_source if are_files else f"{data.validation_source} of {data.source}"

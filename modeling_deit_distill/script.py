@@ -16,6 +16,7 @@ from .errors import InputError, LocalInputError, printable, printable_lines, wor
 from .signals import Interrupted, handling, leave, leave_to_the_system
 
 INPUT_ERROR_EXIT_CODE = 2  # argparse's own, for a command line that is wrong
+UNREAD_EXIT_CODE = 128 + signal.SIGPIPE  # as a shell reports it
 # The name of a thread whose work the end of this process does not wait for, nor for that of the threads that it uses.
 LEFT_BEHIND = "left behind"
 
@@ -46,23 +47,30 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
     except BrokenPipeError:
         if not _is_unread():
             raise
-        exit_code = 128 + signal.SIGPIPE
+        exit_code = UNREAD_EXIT_CODE
     except Interrupted as interrupted:
         leave_to_the_system()
         exit_code = interrupted.code
     except SystemExit as error:
         exit_code = error.code
-    end_process(exit_code)
+    end_process(exit_code if _is_flushed() else UNREAD_EXIT_CODE)
 
 
 def _is_unread() -> bool:
-    """Whether the reader of our output has left, as `head` does; then the rest of it goes nowhere."""
+    """Whether the reader of our output has left, as `head` does."""
     watched = select.poll()
     watched.register(sys.stdout, 0)
-    is_unread = any(event & select.POLLERR for _, event in watched.poll(0))
-    if is_unread:
+    return any(event & select.POLLERR for _, event in watched.poll(0))
+
+
+def _is_flushed() -> bool:
+    """Write what is left of our output; where its reader has left, it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return is_unread
+        return False
+    return True
 
 
 def _end_with_one_line(error: InputError):

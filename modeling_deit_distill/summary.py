@@ -83,7 +83,6 @@ def summary(plan) -> dict[str, str]:
 def data_in_words(data: ImageData) -> dict[str, str]:
     """Which images there are, how many, and what was not read."""
     number = f"{len(data.train):,}" if isinstance(data.train, Dataset) else "a stream of"
-    number += f" of {len(data.train) + len(data.validation):,}" if data.is_cut else ""
     names = ", ".join(map(shown, data.class_names[:10])) + (", ..." if len(data.class_names) > 10 else "")
     return {
         "data": f"{data.source}: {number} images",

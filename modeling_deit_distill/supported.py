@@ -18,7 +18,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_tf32_available
 
-from .errors import InputError
+from .errors import InputError, LocalInputError
 
 _FOR_TEXT = "it is made for models of text; leave it out"
 # By name: the values that are accepted, why no other is, and what to do instead.
@@ -108,7 +108,9 @@ def check_launched(device_type: str):
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     more = f", or `unset CUDA_VISIBLE_DEVICES`, which is {visible!r}" if visible else ""
-    raise InputError(f"{launched} processes were launched, but they see {seen} GPU(s); launch {seen}{more}")
+    # Of several machines each says it, by its first process: another one may have all its GPUs.
+    refusal = LocalInputError if os.environ.get("LOCAL_RANK", "0") == "0" else InputError
+    raise refusal(f"{launched} processes were launched, but they see {seen} GPU(s); launch {seen}{more}")
 
 
 def check_devices(args):

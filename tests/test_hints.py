@@ -1,5 +1,6 @@
 """Hints before a run that will go poorly; by hand."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -89,8 +90,13 @@ def test_what_the_output_folder_holds(tmp_path, name, words):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     assert f"{tmp_path} holds {words}" in of_output(SimpleNamespace(**given))
-    for answer in ({"overwrite_output_dir": True}, {"resume_from_checkpoint": "true"}):
-        assert of_output(SimpleNamespace(**{**given, **answer})) is None
+    assert of_output(SimpleNamespace(**{**given, "overwrite_output_dir": True})) is None
+    resumed = SimpleNamespace(**{**given, "resume_from_checkpoint": "true"})
+    assert (of_output(resumed) is None) == ("unfinished" in words)
+    ended = {"max_steps": 10, "global_step": 10, "epoch": 2.0, "log_history": []}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(ended))
+    longer = {"max_steps": 11, "early_stopping_patience": None}
+    assert of_output(SimpleNamespace(**vars(resumed), **longer)) is None  # it goes on from there
 
 
 def test_all_of_a_run():

@@ -1,5 +1,6 @@
 """How a process ends that was one of a group, and one that was alone."""
 
+import os
 import subprocess
 import sys
 
@@ -57,14 +58,29 @@ def test_a_process_of_a_group_ends_before_the_interpreter_is_taken_down():
     assert done.stdout == EXPECTED
 
 
-def test_output_that_nobody_reads_ends_the_command_without_a_word():
+UNREAD = """
+import os
+from modeling_deit_distill.script import run_script
+
+
+def main(words):
+    os.read(0, 1)  # until the reader has left
+    {}
+
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("rest", ["print('line')", "print('line\\n' * 10**6)", "print('line'); raise SystemExit(0)"])
+def test_output_that_nobody_reads_ends_the_command_without_a_word(rest):
     """As of `train_deit.py ... | head`; 141 is 128 plus SIGPIPE, as a shell reports it."""
-    script = "from modeling_deit_distill.script import run_script\nrun_script(lambda words: print('line\\n' * 10**6))"
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "line\n"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", UNREAD.format(rest)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams) as process:
         process.stdout.close()
+        process.stdin.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
 

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 import train_deit
 from modeling_deit_distill import DistillationTrainingArguments, InputError
+from modeling_deit_distill.errors import LocalInputError
 from modeling_deit_distill.recipes import parse_arguments
 from modeling_deit_distill.supported import REFUSED as ALWAYS_REFUSED
 from modeling_deit_distill.supported import check_launched
@@ -354,8 +355,11 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, visible, words):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    with pytest.raises(InputError, match=words):
-        check_launched("cuda")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(InputError, match=words) as caught:
+            check_launched("cuda")
+        assert isinstance(caught.value, LocalInputError) == (rank == "0")  # printed once on each machine
     check_launched("cpu")
     monkeypatch.delenv("LOCAL_WORLD_SIZE")  # srun's processes may see one each
     check_launched("cuda")

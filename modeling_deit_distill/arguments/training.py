@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, fields
 from typing import Annotated, Literal
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 from transformers.integrations import is_tensorboard_available
@@ -327,7 +328,8 @@ class DistillationTrainingArguments(TrainingArguments):
 
     @property
     def _device_type(self) -> str:
-        return "cpu" if self.use_cpu else torch.accelerator.current_accelerator().type
+        is_cpu = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+        return "cpu" if is_cpu else torch.accelerator.current_accelerator().type
 
     @property
     def precision(self) -> str:

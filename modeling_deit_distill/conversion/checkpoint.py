@@ -14,7 +14,7 @@ from ..hub import holds_no_model
 from ..modeling_deit_distill import DeiTDistillForImageClassification
 from ..weights import first_not_finite
 from .configuration import NATIVE_CONFIGS, config_of, kind_of, processor_of
-from .reading import WEIGHT_SUFFIXES, read_all_weights, read_json, read_weights, repository_of, some_of
+from .reading import WEIGHT_SUFFIXES, NotFetched, read_all_weights, read_json, read_weights, repository_of, some_of
 from .weight_names import State, native_to_ours, public_to_ours
 
 logger = logging.get_logger(__name__)
@@ -75,8 +75,12 @@ def load_checkpoint(source: str) -> PretrainedStudent:
             raise InputError(holds_no_model(source))
         raise InputError(f"{source!r} has no {CONFIG_NAME}; give one of its weight files, if it has any")
     kind = kind_of(described, source)
-    # timm's configuration has the statistics; a cache does not tell whether its repository has other files.
-    preprocessing = {} if kind == "timm" else read_json(place, IMAGE_PROCESSOR_NAME, source)
+    try:
+        preprocessing = read_json(place, IMAGE_PROCESSOR_NAME, source)
+    except NotFetched:
+        if kind != "timm":
+            raise
+        preprocessing = {}  # timm's repositories have none, which a cache does not tell; its configuration says all
     weights = read_weights(source, source) if is_file else read_all_weights(place, source)
     state, layout = _to_ours(weights, source)
     fields = {}

@@ -131,9 +131,9 @@ def _groups(rows: Dataset, group_by: str) -> tuple[np.ndarray, str]:
     """(rows,) the index of each row's group, and what the groups are, in words."""
     if GROUP in rows.column_names:
         names = rows[GROUP][:]
-        missing = names.count(None)
+        missing, lack = names.count(None), "have no value"
     else:
-        names, missing = groups_by_path(relative_paths(rows)[1], group_by)
+        (names, missing), lack = groups_by_path(relative_paths(rows)[1], group_by), "do not match"
     index: dict = {}
     groups = [index.setdefault(("row", row) if name is None else name, len(index)) for row, name in enumerate(names)]
     if len(index) == 1:
@@ -143,7 +143,7 @@ def _groups(rows: Dataset, group_by: str) -> tuple[np.ndarray, str]:
         )
     words = f"{len(index):,} by '{group_by}', each in training or held out as a whole"
     if missing:
-        words += f"; {missing:,} of {len(rows):,} images do not match: each is a group"
+        words += f"; {missing:,} of {len(rows):,} images {lack}: each is a group"
     return np.asarray(groups), words
 
 

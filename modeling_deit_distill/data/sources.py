@@ -173,16 +173,17 @@ def load_image_data(
     splits = {name: aligned(rows, (listing or {}).get(name)) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     _check_grouping(group_by, split, source)
+    where = ((validation_dir or validation_csv) if split == "validation" else None) or f"split {split!r}"
     if streaming:
-        return dataclasses.replace(_as_stream(train, splits, split, source), skipped=skipped)
+        return dataclasses.replace(_as_stream(train, splits, split, source, where), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
     if split is None:
-        whole = "the same folder" if train_dir else "the same table" if train_csv else f"split {train_split!r}"
-        validation_source = f"{validation_fraction:.0%} of {whole}"
+        validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
+        if train_dir or train_csv:
+            validation_source = f"of the {len(train):,} in {source} ({validation_fraction:.0%} asked for)"
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        given = validation_dir or validation_csv
-        validation_source, groups = given or f"split {split!r}", None
+        validation_source, groups = where, None
         check_labels(splits[split], validation_source, "validation_split")
         train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)
@@ -228,11 +229,11 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
 
 
-def _as_stream(train, splits: dict, split: str | None, source: str) -> ImageData:
+def _as_stream(train, splits: dict, split: str | None, source: str, where: str) -> ImageData:
     """Training as a stream; the validation split is written to the disk, since it is read again and again."""
     if split is None:
         raise InputError(f"streaming needs a validation split, {source!r} has: {', '.join(splits)}; --validation_split")
-    where, rows = f"split {split!r}", splits[split]
+    rows = splits[split]
     validation = Dataset.from_generator(_each_row, features=rows.features, gen_kwargs={"rows": rows})
     check_labels(validation, where, "validation_split")
     train, validation = encode_stream(train, validation, where)

@@ -173,8 +173,7 @@ def in_words(exported: Exported) -> str:
     if exported.agreement is not None:
         lines.append(f"    {exported.agreement}")
     if exported.kept:
-        where = "" if exported.agreement else " on noise"
-        lines.append(f"    left in fp32, since rounding changed too many decisions{where}: {', '.join(exported.kept)}")
+        lines.append(f"    left in fp32, since rounding changed the answers too much: {', '.join(exported.kept)}")
     return "\n".join(lines)
 
 

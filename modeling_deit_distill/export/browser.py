@@ -68,7 +68,7 @@ def write_browser(
     write_json(folder / IMAGE_PROCESSOR_NAME, NOTHING_TO_DO)
     outputs = {"logits": "the answer", **{name: OUTPUTS[name] for name in output_names(source.model)[1:]}}
     write_json(folder / RECORD, {"name": name, "outputs": outputs, "files": [asdict(each) for each in exported]})
-    write_browser_card(folder, name, is_local=True)
+    write_browser_card(folder, name)
     return exported
 
 
@@ -80,14 +80,13 @@ def described(config: DeiTDistillConfig) -> dict:
     return {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **known, "fusion": config.fusion}
 
 
-def write_browser_card(folder: Path, name: str, revision: str | None = None, is_local: bool = False):
+def write_browser_card(folder: Path, name: str, revision: str | None = None):
     """Write `README.md` from `export.json`.
 
     Args:
         folder: of the layout.
         name: the repository that it is pushed to, or its own.
         revision: the branch that it is pushed to, if not the main one.
-        is_local: whether it is pushed nowhere; a page then reads it from its own server.
     """
     record = read_json(folder / RECORD)
     data = ModelCardData(
@@ -99,7 +98,6 @@ def write_browser_card(folder: Path, name: str, revision: str | None = None, is_
         data,
         template_path=str(TEMPLATE),
         name=name,
-        is_local=is_local,
         js_name=json.dumps(name, ensure_ascii=False),
         js_options=js_options(revision, {each["precision"] for each in record["files"]}),
         files=record["files"],

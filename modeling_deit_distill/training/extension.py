@@ -23,12 +23,17 @@ def is_extended(args: DistillationTrainingArguments) -> bool:
     return as_the_main_process(args, lambda: _is_extended(args))
 
 
-def _is_extended(args: DistillationTrainingArguments) -> bool:
+def holds_shorter_run(args: DistillationTrainingArguments) -> bool:
+    """Whether `output_dir` holds a finished run that a resumed one would go on from."""
     state = read_run_file(Path(args.output_dir, STATE))
-    if not Path(args.output_dir, RESULTS).exists() or not state.get("max_steps") or not state.get("global_step"):
+    is_finished = Path(args.output_dir, RESULTS).exists() and state.get("max_steps") and state.get("global_step")
+    return bool(is_finished) and is_longer(state, args)
+
+
+def _is_extended(args: DistillationTrainingArguments) -> bool:
+    if not holds_shorter_run(args):
         return False
-    if not is_longer(state, args):
-        return False
+    state = read_run_file(Path(args.output_dir, STATE))
     checkpoint = last_complete(args.output_dir, contents=False)[0]
     if means_the_last(args.resume_from_checkpoint) and checkpoint is None:
         raise InputError(

@@ -200,7 +200,7 @@ def test_groups_by_a_column(saved):
     assert held_out == {"a", None}
     assert (
         data.groups
-        == "10 by 'burst', each in training or held out as a whole; 8 of 24 images do not match: each is a group"
+        == "10 by 'burst', each in training or held out as a whole; 8 of 24 images have no value: each is a group"
     )
     assert set(data.train.column_names) == {"image", "label"}
 

@@ -52,11 +52,12 @@ def found(data) -> dict[str, list[str]]:
     "names", [("train", "bus"), ("test_rig", "bus"), ("train", "test"), ("__background__", "validation")]
 )
 def test_a_class_may_be_called_as_a_split(photos, names):
-    data = load(photos(**dict.fromkeys(names, 20)))
+    folder = photos(**dict.fromkeys(names, 20))
+    data = load(folder)
     assert data.class_names == sorted(names)
     assert {name: len(images) for name, images in found(data).items()} == dict.fromkeys(names, 20)
     assert (len(data.train), len(data.validation)) == (36, 4)
-    assert data.validation_source == "10% of the same folder"
+    assert data.validation_source == f"of the 40 in {folder} (10% asked for)"
 
 
 def test_an_image_may_be_called_as_a_split(photos):

@@ -395,10 +395,18 @@ def test_limitations_come_from_the_run(run):
     assert "3 training image(s) could not be read" in limits
 
 
-def test_a_split_of_its_own_is_not_called_a_cut(run):
-    facts = {"data": "photos: 90 images", "held out": "10 images, split 'test'"}
+@pytest.mark.parametrize("words", ["10% of split 'train'", "of the 100 in photos (10% asked for)"])
+def test_a_cut_is_called_one(run, words):
+    facts = {"data": "photos: 90 images", "held out": f"10 images, {words}"}
     limits = section(card_of(run(run={"facts": facts})).text, "Limitations")
-    assert "measured on 10 images, split 'test'. How" in limits
+    assert f"measured on 10 images, {words}, a cut of the same data. How" in limits
+
+
+@pytest.mark.parametrize("words", ["split 'test'", "other_photos"])
+def test_a_split_of_its_own_is_not_called_a_cut(run, words):
+    facts = {"data": "photos: 90 images", "held out": f"10 images, {words}"}
+    limits = section(card_of(run(run={"facts": facts})).text, "Limitations")
+    assert f"measured on 10 images, {words.replace('_', chr(92) + '_')}. How" in limits
 
 
 def test_a_teacher_without_mistakes_is_said_to_have_none(run):

@@ -74,7 +74,7 @@ def test_results_record_and_card_count_them(whole):
     assert read(whole)["teacher_views_asked"] == 2 * 32
     facts = read(whole, "run.json")["facts"]
     assert f"{UNLABELLED:,} images without labels, 62% of an epoch" in facts["unlabelled"]
-    assert facts["data"].endswith(f": {LABELLED} of 16 images") and facts["length"] == "2 epochs, 8 steps"
+    assert facts["data"].endswith(f": {LABELLED} images") and facts["length"] == "2 epochs, 8 steps"
     card = (whole / "README.md").read_text()
     assert f"and on {UNLABELLED} images without labels" in card
     assert str(whole.parent.parent) not in card  # no folder of this machine
