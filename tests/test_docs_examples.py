@@ -29,6 +29,10 @@ def defined(name: str, module, **more) -> object:
     return found[name]
 
 
+def test_an_example_is_no_longer_than_the_linter_takes():
+    assert [line for code in EXAMPLES for line in code.splitlines() if len(line) > 120] == []
+
+
 def test_the_operation_of_rand_augment():
     blur = defined("blur", operations)
     pixels = torch.zeros(2, 3, 8, 8)
@@ -52,7 +56,7 @@ def test_the_augmentation_with_an_argument_of_its_own():
     assert (blur(torch.full((1, 3, 8, 8), 255.0), np.array([True])) == 255).all()
 
 
-def test_the_guide_says_which_column_is_to_spare():
+def test_the_guide_says_which_column_is_unused():
     """A column that is taken is in the guide no more, or the next augmentation would draw the same numbers."""
     width = views.draw_uniforms(0, 0, [0]).shape[1]
     unused = set(range(width)) - set(np.concatenate([*columns().values()]).tolist())
