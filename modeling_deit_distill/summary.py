@@ -11,8 +11,9 @@ from datasets import Dataset
 from .analysis import FEW_IN_ALL, wilson_interval
 from .arguments import DistillationTrainingArguments
 from .data.class_weights import BALANCED
-from .data.columns import label_column
+from .data.columns import image_paths, label_column
 from .data.cutting import relative_paths
+from .data.extra_images import are_among
 from .data.image_files import shown
 from .data.inspection import readable
 from .data.loaders import planned_steps, steps_per_epoch, views_repeat
@@ -32,6 +33,7 @@ from .training.layers import layers_in_words
 from .training.objective import weights_of_classes
 from .training.schedule import schedule_in_words
 
+MOST_COMPARED = 100_000  # files that are looked through at each start
 FEW_OF_A_CLASS = 10  # below it the summary says how little the held-out images of a class can tell
 
 
@@ -114,6 +116,11 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
     said = {}
     if data.groups:
         said["groups"] = data.groups
+    if number := num_copies(data):
+        said["copies"] = (
+            f"{number:,} of the {len(data.validation):,} held-out images are training images too, byte by byte, so the "
+            "accuracy is too high; remove these copies from the training images"
+        )
     if bad:
         paths = relative_paths(data.validation)[1]
         said["left out"] = f"{len(bad):,} held-out image(s) that cannot be read: " + _first(
@@ -135,6 +142,14 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
         said["accuracy"] = f"known to about {points} with {counted(len(rows), 'held-out image')}"
         said["accuracy"] += "; a larger --validation_fraction holds out more" if data.is_cut else ""
     return said
+
+
+def num_copies(data: ImageData) -> int:
+    """How many held-out images are copies of training images; of a user's own files, unless they are very many."""
+    splits = data.train, data.validation
+    if not all(isinstance(rows, Dataset) and not image_paths(rows, only_files=True).null_count for rows in splits):
+        return 0
+    return int(are_among(data.validation, [data.train]).sum()) if len(data.train) <= MOST_COMPARED else 0
 
 
 def unlabelled_in_words(plan) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """What the summary says of held-out images: what they cannot tell, and what was left out; by hand."""
 
 import numpy as np
-from helpers.images import rows
+from helpers.images import grey, rows
 
-from modeling_deit_distill.data.sources import ImageData
+from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import ViewSampler
 from modeling_deit_distill.summary import balanced_views_in_words, class_weights_in_words, held_out_in_words
 
@@ -53,6 +53,22 @@ def test_images_that_are_left_out():
 
 def test_groups():
     assert of([30, 30], groups="8 by 'burst'") == {"groups": "8 by 'burst'"}
+
+
+def test_copies_are_counted_wherever_they_lie(tmp_path):
+    def save(*levels, folder):
+        for number, level in enumerate(levels):
+            (tmp_path / folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            grey(level).save(tmp_path / folder / "ab"[number % 2] / f"{number}.png")
+        return str(tmp_path / folder)
+
+    photos, own = save(10, 20, 30, 40, 50, 60, folder="photos"), save(60, 70, 10, 20, folder="own")
+    lines = held_out_in_words(load_image_data(train_dir=photos, validation_dir=own), [])
+    assert lines["copies"].startswith("3 of the 4 held-out images are training images too, byte by byte, ")
+    assert "copies" not in held_out_in_words(load_image_data(train_dir=photos, validation_fraction=0.3), [])
+    alike = save(*[10, 10] * 4, folder="alike")
+    lines = held_out_in_words(load_image_data(train_dir=alike, validation_fraction=0.3), [])
+    assert lines["copies"].startswith("3 of the 3 held-out images")
 
 
 def test_one_image_of_a_class_tells_nothing():

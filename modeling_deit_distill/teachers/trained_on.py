@@ -12,7 +12,8 @@ from ..output_folder import IMAGES, read_run_file
 from .training import TRAINING_RECORD
 
 REMEDY = (
-    "take the images as they were then, give held-out images of their own (--validation_dir), or train a new teacher"
+    "take the images as they were then, hold out images that it was not trained on (--validation_dir), or train a new "
+    "teacher"
 )
 
 
@@ -21,16 +22,17 @@ def known_held_out(name: str, data: ImageData) -> str | None:
 
     Args:
         name: of the teacher; one that no run of ours trained says nothing of its images.
-        data: of the run. Only a held-out part that is cut from the training images changes with these.
+        data: of the run. A held-out part that is cut from the training images changes with these; of one of its own
+            only what is known for sure is said.
 
     Raises:
         InputError: a record that cannot be read.
     """
     kept = read_run_file(Path(name, TRAINING_RECORD)).get("dataset")
-    if kept is None or not data.is_cut or kept == data.fingerprint(kept):
+    if kept is None or kept == data.fingerprint(kept):
         return None
     total, number = f"{len(data.validation):,} held-out images", _number_known(Path(name).parent, kept, data)
-    if number == 0:
+    if number == 0 or number is None and not data.is_cut:
         return None
     if number is None:
         return f"{name} was trained on another set, perhaps on some of the {total}, and may seem too good; {REMEDY}"

@@ -72,10 +72,28 @@ def test_where_the_run_kept_no_listing_of_its_own_it_is_said_that_nobody_knows(t
 
 def test_other_photos_and_held_out_ones_of_their_own_need_no_words(teacher, photos, tmp_path):
     folder, _ = teacher
-    assert known_held_out(str(folder), load(photos, validation_dir=str(photos))) is None
+    own = tmp_path / "own"
+    for label, name in enumerate(("cat", "dog")):
+        (own / name).mkdir(parents=True)
+        grey(200 + label).save(own / name / "0.png")
+    assert known_held_out(str(folder), load(photos, validation_dir=str(own))) is None
     for number, path in enumerate(sorted(photos.rglob("*.png"))):
         grey(number, size=(20, 20)).save(path)
     assert known_held_out(str(folder), load(photos)) is None
+
+
+def test_photos_that_were_moved_to_a_validation_folder_are_known_too(teacher, photos, tmp_path):
+    folder, trained = teacher
+    moved = sorted(photos.rglob("*.png"))[::6]
+    for path in moved:
+        target = tmp_path / "own" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    number = len(trained & {str(path) for path in moved})
+    words = known_held_out(str(folder), load(photos, validation_dir=str(tmp_path / "own")))
+    assert words.startswith(f"{folder} was trained on {number} of the {len(moved)} held-out images, so its accuracy is")
+    (folder.parent / "images.json").unlink()  # then nobody knows, and they may well be others
+    assert known_held_out(str(folder), load(photos, validation_dir=str(tmp_path / "own"))) is None
 
 
 def test_the_summary_says_it_beside_the_teacher(teacher, photos, tmp_path):
