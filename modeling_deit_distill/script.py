@@ -53,30 +53,34 @@ def run_script(main: Callable[[list[str]], object], arguments: list[str] | None 
         exit_code = interrupted.code
     except SystemExit as error:
         exit_code = error.code
-    end_process(exit_code if _is_flushed() else UNREAD_EXIT_CODE)
+    end_process(_flushed(exit_code))
 
 
 def _is_unread() -> bool:
     """Whether the reader of our output has left, as `head` does."""
     watched = select.poll()
-    watched.register(sys.stdout, 0)
+    watched.register(sys.stdout.fileno(), 0)
     return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
-def _is_flushed() -> bool:
-    """Write what is left of our output; where its reader has left, it goes nowhere."""
+def _flushed(exit_code: int | str | None) -> int | str | None:
+    """Write what is left of our output, if there is one; the exit code, another than 0 where it cannot be written."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again
+        if isinstance(error, BrokenPipeError):
+            return exit_code or UNREAD_EXIT_CODE
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return exit_code or 1
+    return exit_code
 
 
 def _end_with_one_line(error: InputError):
     if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LocalInputError):
         print(f"error: {printable(str(error))}", file=sys.stderr)
-    _end_beside_threads(INPUT_ERROR_EXIT_CODE)
+    _end_beside_threads(_flushed(INPUT_ERROR_EXIT_CODE))
 
 
 @contextlib.contextmanager

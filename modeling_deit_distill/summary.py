@@ -51,6 +51,7 @@ def summary(plan) -> dict[str, str]:
         **data_in_words(data),
         **decoding_in_words(args),
         **held_out_in_words(data, plan.bad_held_out),
+        **as_the_main_process(args, lambda: copies_in_words(data, plan.bad_held_out)),
         **unlabelled_in_words(plan),
         "teacher": teacher_in_words(plan),
         **teachers_images_in_words(plan),
@@ -116,11 +117,6 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
     said = {}
     if data.groups:
         said["groups"] = data.groups
-    if number := num_copies(data):
-        said["copies"] = (
-            f"{number:,} of the {len(data.validation):,} held-out images are training images too, byte by byte, so the "
-            "accuracy is too high; remove these copies from the training images"
-        )
     if bad:
         paths = relative_paths(data.validation)[1]
         said["left out"] = f"{len(bad):,} held-out image(s) that cannot be read: " + _first(
@@ -144,12 +140,22 @@ def held_out_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
     return said
 
 
-def num_copies(data: ImageData) -> int:
-    """How many held-out images are copies of training images; of a user's own files, unless they are very many."""
+def copies_in_words(data: ImageData, bad: list[int]) -> dict[str, str]:
+    """Which held-out images are copies of training images, where the images are files and not very many."""
     splits = data.train, data.validation
     if not all(isinstance(rows, Dataset) and not image_paths(rows, only_files=True).null_count for rows in splits):
-        return 0
-    return int(are_among(data.validation, [data.train]).sum()) if len(data.train) <= MOST_COMPARED else 0
+        return {}
+    if sum(map(len, splits)) > MOST_COMPARED:
+        return {}
+    rows = readable(data.validation, bad)
+    paths, copies = relative_paths(rows)[1], np.flatnonzero(are_among(rows, [data.train]))
+    if not len(copies):
+        return {}
+    return {
+        "copies": f"of {counted(len(rows), 'held-out image')}, {len(copies):,} also among the training images, byte by "
+        f"byte, so the accuracy is too high: {_first(paths[row] for row in copies)}; keep one file of each, and train "
+        "again"
+    }
 
 
 def unlabelled_in_words(plan) -> dict[str, str]:

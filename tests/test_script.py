@@ -1,6 +1,7 @@
 """How a process ends that was one of a group, and one that was alone."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -72,8 +73,17 @@ run_script(main)
 """
 
 
-@pytest.mark.parametrize("rest", ["print('line')", "print('line\\n' * 10**6)", "print('line'); raise SystemExit(0)"])
-def test_output_that_nobody_reads_ends_the_command_without_a_word(rest):
+@pytest.mark.parametrize(
+    ("rest", "exit_code"),
+    [
+        ("print('line')", 141),
+        ("print('line\\n' * 10**6)", 141),
+        ("print('line'); raise SystemExit(0)", 141),
+        ("print('line'); return 3", 3),
+        ("print('line'); raise SystemExit(2)", 2),
+    ],
+)
+def test_output_that_nobody_reads_ends_the_command_without_a_word(rest, exit_code):
     """As of `train_deit.py ... | head`; 141 is 128 plus SIGPIPE, as a shell reports it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -82,7 +92,22 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word(rest):
         process.stdout.close()
         process.stdin.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 141
+    assert process.returncode == exit_code
+
+
+@pytest.mark.parametrize(
+    ("where", "exit_code", "said"),
+    [
+        (">&-", 0, ""),
+        (">/dev/full", 1, "error: the output cannot be written (No space left on device)\n"),
+    ],
+)
+def test_a_command_ends_in_order_without_a_place_for_its_output(where, exit_code, said):
+    script = "from modeling_deit_distill.script import run_script\nrun_script(lambda words: print('line'))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} {where}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (exit_code, said)
 
 
 # A worker ends as Linux ends one that writes to shared memory which is full.

@@ -5,7 +5,12 @@ from helpers.images import grey, rows
 
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 from modeling_deit_distill.data.views import ViewSampler
-from modeling_deit_distill.summary import balanced_views_in_words, class_weights_in_words, held_out_in_words
+from modeling_deit_distill.summary import (
+    balanced_views_in_words,
+    class_weights_in_words,
+    copies_in_words,
+    held_out_in_words,
+)
 
 
 def of(counts, is_cut=True, bad=(), **more):
@@ -63,12 +68,16 @@ def test_copies_are_counted_wherever_they_lie(tmp_path):
         return str(tmp_path / folder)
 
     photos, own = save(10, 20, 30, 40, 50, 60, folder="photos"), save(60, 70, 10, 20, folder="own")
-    lines = held_out_in_words(load_image_data(train_dir=photos, validation_dir=own), [])
-    assert lines["copies"].startswith("3 of the 4 held-out images are training images too, byte by byte, ")
-    assert "copies" not in held_out_in_words(load_image_data(train_dir=photos, validation_fraction=0.3), [])
-    alike = save(*[10, 10] * 4, folder="alike")
-    lines = held_out_in_words(load_image_data(train_dir=alike, validation_fraction=0.3), [])
-    assert lines["copies"].startswith("3 of the 3 held-out images")
+    words = copies_in_words(load_image_data(train_dir=photos, validation_dir=own), [])["copies"]
+    assert words.startswith("of 4 held-out images, 3 also among the training images, byte by byte, ")
+    assert ": a/0.png, a/2.png, b/3.png; keep one file of each" in words
+    assert (
+        "of 3 held-out images, 2 also"
+        in copies_in_words(load_image_data(train_dir=photos, validation_dir=own), [0])["copies"]
+    )
+    assert copies_in_words(load_image_data(train_dir=photos, validation_fraction=0.3), []) == {}
+    alike = load_image_data(train_dir=save(*[10, 10] * 4, folder="alike"), validation_fraction=0.3)
+    assert copies_in_words(alike, [])["copies"].startswith("of 3 held-out images, 3 also")
 
 
 def test_one_image_of_a_class_tells_nothing():

@@ -5,6 +5,7 @@ and its resumption becomes an image that cannot be read, as a broken one is.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -85,13 +86,15 @@ def are_listed_unlabelled(paths: Iterable[str], listing: Mapping[str, object]) -
 def num_trained(rows: Dataset, listing: Mapping[str, object]) -> int | None:
     """How many of a split's images a run was trained on, by their content; None where its `images.json` cannot tell.
 
-    An image that the run held out is not counted, though a copy of it was trained on.
+    Neither is an image counted that the run held out, though a copy of it was trained on, nor one whose checksum
+    several images of the run share: of large files it covers the ends alone.
     """
     paths = image_paths(rows, only_files=True)
     if NUM_TRAINED not in listing or "checksums" not in listing or paths.null_count:
         return None
     checksums = _checksums(listing["checksums"])
-    trained, held_out = set(checksums[: listing[NUM_TRAINED]]), set(checksums[listing[NUM_TRAINED] :])
+    trained, held_out = Counter(checksums[: listing[NUM_TRAINED]]), set(checksums[listing[NUM_TRAINED] :])
+    trained = {checksum for checksum, number in trained.items() if number == 1}
     found = (file_checksums(path) for path in paths.to_pylist())
     number = sum(not each.isdisjoint(trained) and each.isdisjoint(held_out) for each in found)
     # Checksums have 32 bits, and each file is looked up by two: of very many files, some are found by chance.

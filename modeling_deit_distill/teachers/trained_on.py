@@ -22,8 +22,8 @@ def known_held_out(name: str, data: ImageData) -> str | None:
 
     Args:
         name: of the teacher; one that no run of ours trained says nothing of its images.
-        data: of the run. A held-out part that is cut from the training images changes with these; of one of its own
-            only what is known for sure is said.
+        data: of the run. A held-out part that is cut from the training images changes with these; one of its own
+            is looked at where it is known what the teacher was trained on.
 
     Raises:
         InputError: a record that cannot be read.
@@ -36,7 +36,7 @@ def known_held_out(name: str, data: ImageData) -> str | None:
         return None
     if number is None:
         return f"{name} was trained on another set, perhaps on some of the {total}, and may seem too good; {REMEDY}"
-    return f"{name} was trained on {number:,} of the {total}, so its accuracy is too high; {REMEDY}"
+    return f"{name} seems to have been trained on {number:,} of the {total}: its accuracy is then too high; {REMEDY}"
 
 
 def _number_known(folder: Path, kept: str, data: ImageData) -> int | None:

@@ -106,6 +106,16 @@ def test_checksums_that_are_equal_by_chance_leave_nothing_out(ours, theirs):
         assert are_among(rows, [other]).tolist() == [level in theirs for level in ours or [0]]
 
 
+def test_each_image_is_read_whole_once_where_ends_are_alike(monkeypatch):
+    """Scans with a plain border have the same ends; pairs of them would be too many."""
+    border, read, encoded = bytes(5000), [], extra_images.encoded_bytes
+    content = [border + bytes([level]) * 20_000 + border for level in range(30)]
+    rows, other = undecoded(content[:10]), undecoded(content[9:])
+    monkeypatch.setattr(extra_images, "encoded_bytes", lambda image: read.append(image) or encoded(image))
+    assert are_among(rows, [other]).tolist() == [False] * 9 + [True]
+    assert len(read) == len(rows) + len(other)
+
+
 def test_what_is_no_image_is_counted_and_named(folders):
     (folders / "more" / "notes.txt").write_text("no image")
     (folders / "more" / "zero.jpg").touch()
