@@ -73,6 +73,7 @@ run_script(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rest", "exit_code"),
     [
@@ -95,6 +96,7 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word(rest, exit_cod
     assert process.returncode == exit_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "exit_code", "said"),
     [
