@@ -4,6 +4,7 @@ It looks at what a step is made of in the order in which that is computed: the s
 teacher's answers, the student's, the losses, the gradient. The first that is not finite is the cause.
 """
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -157,7 +158,7 @@ def _of_teacher(teacher: nn.Module, layer: str) -> Cause:
 def _remedy_for_weights(args, is_first: bool) -> str:
     if is_first:
         return "they were so before the first step, so start from other weights (model_name_or_path)"
-    return f"an update was too large, so go on from a checkpoint and {_remedy_for_rate(args)}"
+    return f"an update was too large, so {_remedy_for_rate(args)}"
 
 
 def _remedy_for_rate(args) -> str:
@@ -167,4 +168,10 @@ def _remedy_for_rate(args) -> str:
 
 def _kept_checkpoint(args) -> str:
     checkpoint, _ = last_complete(args.output_dir, contents=False)
-    return f"the last checkpoint, {checkpoint}, is kept" if checkpoint else "no checkpoint was saved yet"
+    if checkpoint is None:
+        return "no checkpoint was saved yet"
+    start = f"--model_name_or_path {shlex.quote(str(checkpoint))}, and another --output_dir"
+    return (
+        f"the last checkpoint, {checkpoint}, is kept; a run with another learning rate, precision or teacher does not "
+        f"go on from it, but can start from its weights ({start})"
+    )

@@ -109,7 +109,7 @@ def test_weights_that_an_update_spoiled_ask_for_a_lower_rate(args):
     model = student()
     model.cls_classifier.bias.data[0] = NAN
     cause = find_cause(args, None, evidence(student=model))
-    assert cause.kind == "weights" and cause.remedy.endswith(f"go on from a checkpoint and try {LOWER} (now 0.001)")
+    assert cause.kind == "weights" and cause.remedy.endswith(f"so try {LOWER} (now 0.001)")
     args.fp16 = True
     assert "try --bf16 true instead of fp16 and" in find_cause(args, None, evidence(student=model)).remedy
 

@@ -186,7 +186,8 @@ def test_too_many_in_a_row_end_the_run_with_advice_and_what_was_saved_is_finite(
     assert "\n" not in message
     assert message.startswith("3 steps in a row had a loss or a gradient that is not finite, the last: step 8")
     assert "the pixels are not finite: look at the samples" in message and "learning_rate" not in message
-    assert f"; the last checkpoint, {tmp_path / 'checkpoint-6'}, is kept" in message
+    assert f"; the last checkpoint, {tmp_path / 'checkpoint-6'}, is kept; a run with another learning rate" in message
+    assert f"(--model_name_or_path {tmp_path / 'checkpoint-6'}, and another --output_dir)" in message
     saved = sorted(tmp_path.glob("checkpoint-*/model.safetensors"))
     assert len(saved) == 3
     assert all(value.isfinite().all() for path in saved for value in load_file(path).values())
