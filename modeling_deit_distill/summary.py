@@ -13,7 +13,7 @@ from .arguments import DistillationTrainingArguments
 from .data.class_weights import BALANCED
 from .data.columns import image_paths, label_column
 from .data.cutting import relative_paths
-from .data.extra_images import are_among
+from .data.fingerprint import are_among
 from .data.image_files import shown
 from .data.inspection import readable
 from .data.loaders import planned_steps, steps_per_epoch, views_repeat

@@ -83,8 +83,8 @@ def _fields_in(path: str, filename: str, source: str) -> dict:
     return content
 
 
-def _find(place: str, filename: str, source: str, is_fetched: bool = True) -> str | None:
-    """The path of a file of a folder or of a Hub repository, fetched unless it may not; None if it has no such file.
+def _find(place: str, filename: str, source: str, may_fetch: bool = True) -> str | None:
+    """The path of a file of a folder or of a Hub repository, fetched if it may be; None if it has no such file.
 
     transformers' own search takes a lost connection for a missing file, and preprocessing would become a default.
     """
@@ -92,7 +92,7 @@ def _find(place: str, filename: str, source: str, is_fetched: bool = True) -> st
         path = os.path.join(place, filename)
         return path if os.path.isfile(path) else None
     try:
-        return hf_hub_download(place, filename, local_files_only=not is_fetched)
+        return hf_hub_download(place, filename, local_files_only=not may_fetch)
     except RemoteEntryNotFoundError:
         return None
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -111,7 +111,7 @@ def read_all_weights(place: str, source: str) -> State:
     not_fetched = None
     for name in IN_ORDER:
         try:
-            path = _find(place, name, source, is_fetched=not_fetched is None)  # to ask once is to wait once
+            path = _find(place, name, source, may_fetch=not_fetched is None)  # to ask once is to wait once
         except NotFetched as error:
             not_fetched = not_fetched or error
             continue

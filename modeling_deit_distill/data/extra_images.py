@@ -1,16 +1,13 @@
 """Images without labels to train on beside those with labels: all of a folder, but for those that have one already."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError
 from .cutting import relative_paths
-from .datasets import encoded_row
-from .decoding import encoded_bytes
-from .fingerprint import GONE, image_checksums
+from .fingerprint import are_among
 from .folders import read_unlabelled_folder, unlabelled_root
 from .image_files import Skipped, rows_without_labels
 from .listing import UNLABELLED, aligned, have_checksums, listed
@@ -61,27 +58,6 @@ def _had_label(paths: list[str], names: list[str], listing: Mapping[str, dict]) 
     new = [place for place, name in enumerate(names) if name not in known]
     had[new] = have_checksums((paths[place] for place in new), listing.get("checksums"))
     return had
-
-
-def are_among(rows: Dataset, others: Iterable[Dataset]) -> np.ndarray:
-    """Which images are the same, byte by byte, as one of other rows, (rows,) bool."""
-    checksums, is_among = image_checksums(rows, samples=False), np.zeros(len(rows), bool)
-    for other in others:
-        theirs = image_checksums(other, samples=False)
-        # 32 bits of a file's ends may be equal though the files are not, so those of both sides are read whole, once.
-        common = np.setdiff1d(np.intersect1d(checksums, theirs), [GONE])
-        contents = {_content(other, place) for place in np.flatnonzero(np.isin(theirs, common)).tolist()} - {None}
-        for row in np.flatnonzero(np.isin(checksums, common) & ~is_among).tolist():
-            is_among[row] = _content(rows, row) in contents
-    return is_among
-
-
-def _content(rows: Dataset, row: int) -> bytes | None:
-    """A hash of all bytes of an image; None where it is gone by now."""
-    try:
-        return hashlib.blake2b(encoded_bytes(encoded_row(rows, row)[0])).digest()
-    except OSError:
-        return None
 
 
 def _in_words(skipped: Skipped) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from .columns import image_paths, label_column
+from .datasets import encoded_row
 from .decoding import encoded_bytes
 
 WHOLE_SIZE, END_SIZE = 16_384, 4096
@@ -48,6 +49,27 @@ def image_checksums(rows: Dataset, samples: bool = True) -> np.ndarray:
         for part, each in zip(parts, found, strict=True):
             checksums[places[part]] = each
     return checksums
+
+
+def are_among(rows: Dataset, others: Iterable[Dataset]) -> np.ndarray:
+    """Which images are the same, byte by byte, as one of other rows, (rows,) bool."""
+    checksums, is_among = image_checksums(rows, samples=False), np.zeros(len(rows), bool)
+    for other in others:
+        theirs = image_checksums(other, samples=False)
+        # 32 bits of a file's ends may be equal though the files are not, so those of both sides are read whole, once.
+        common = np.setdiff1d(np.intersect1d(checksums, theirs), [GONE])
+        contents = {_content(other, place) for place in np.flatnonzero(np.isin(theirs, common)).tolist()} - {None}
+        for row in np.flatnonzero(np.isin(checksums, common) & ~is_among).tolist():
+            is_among[row] = _content(rows, row) in contents
+    return is_among
+
+
+def _content(rows: Dataset, row: int) -> bytes | None:
+    """A hash of all bytes of an image; None where it is gone by now."""
+    try:
+        return hashlib.blake2b(encoded_bytes(encoded_row(rows, row)[0])).digest()
+    except OSError:
+        return None
 
 
 def file_checksums(path: str) -> set[int]:

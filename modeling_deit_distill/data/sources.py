@@ -159,7 +159,7 @@ def load_image_data(
         InputError: a source that does not exist, columns or splits that are missing or ambiguous, fewer than two
             classes, or validation labels that training does not know.
     """
-    source, skipped = train_dir or train_csv or dataset_name, ""
+    source, own, skipped = train_dir or train_csv or dataset_name, validation_dir or validation_csv, ""
     needed, columns = (train_split, validation_split), (image_column, label_column)
     if train_dir or train_csv:
         files = (train_dir, validation_dir, "dir") if train_dir else (train_csv, validation_csv, "csv")
@@ -173,24 +173,33 @@ def load_image_data(
     splits = {name: aligned(rows, (listing or {}).get(name)) for name, rows in splits.items()}
     train, split = splits[train_split], _find_validation(splits, train_split, validation_split, streaming)
     _check_grouping(group_by, split, source)
-    where = ((validation_dir or validation_csv) if split == "validation" else None) or f"split {split!r}"
     if streaming:
-        return dataclasses.replace(_as_stream(train, splits, split, source, where), skipped=skipped)
+        return dataclasses.replace(_as_stream(train, splits, split, source, own), skipped=skipped)
     check_labels(train, f"split {train_split!r}", "train_split")
     if split is None:
-        validation_source = f"{validation_fraction:.0%} of split {train_split!r}"
-        if train_dir or train_csv:
-            validation_source = f"of the {len(train):,} in {source} ({validation_fraction:.0%} asked for)"
+        where = _cut_in_words(train, train_split, train_dir or train_csv, validation_fraction)
         train, validation, groups = cut(encode_labels(train, train)[0], validation_fraction, group_by)
     else:
-        validation_source, groups = where, None
-        check_labels(splits[split], validation_source, "validation_split")
+        where, groups = _split_in_words(split, own), None
+        check_labels(splits[split], where, "validation_split")
         train, validation = encode_labels(train, splits[split])
     _check_classes(train, validation, source)
     class_names = train.features["label"].names
     listing = listing or _listing(splits, (train_split, split))
-    data = ImageData(train, validation, class_names, source, validation_source, groups, skipped, listing, split is None)
+    data = ImageData(train, validation, class_names, source, where, groups, skipped, listing, split is None)
     return data if unlabeled_dir is None else _with_unlabelled(data, unlabeled_dir)
+
+
+def _cut_in_words(train: Dataset, train_split: str, files: str | None, fraction: float) -> str:
+    """What the held-out part is cut off: the user's own files, or a split of a dataset."""
+    if files:
+        return f"of the {len(train):,} in {files} ({fraction:.0%} asked for)"
+    return f"{fraction:.0%} of split {train_split!r}"
+
+
+def _split_in_words(split: str, own: str | None) -> str:
+    """The user's own held-out files, or the split of a dataset that is held out."""
+    return own if own and split == "validation" else f"split {split!r}"
 
 
 def _check_grouping(group_by: str | None, split: str | None, source: str):
@@ -229,11 +238,11 @@ def load_digits() -> Dataset:
     return Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
 
 
-def _as_stream(train, splits: dict, split: str | None, source: str, where: str) -> ImageData:
+def _as_stream(train, splits: dict, split: str | None, source: str, own: str | None) -> ImageData:
     """Training as a stream; the validation split is written to the disk, since it is read again and again."""
     if split is None:
         raise InputError(f"streaming needs a validation split, {source!r} has: {', '.join(splits)}; --validation_split")
-    rows = splits[split]
+    rows, where = splits[split], _split_in_words(split, own)
     validation = Dataset.from_generator(_each_row, features=rows.features, gen_kwargs={"rows": rows})
     check_labels(validation, where, "validation_split")
     train, validation = encode_stream(train, validation, where)

@@ -399,8 +399,7 @@ def reach(run: Run) -> str:
     if done and run.measured("unlabelled_images"):
         done[0] += f" and on {run.measured('unlabelled_images'):,.0f} images without labels"
     if held_out:
-        is_cut = re.search(r"\d%\s+(of|asked)\s", held_out)
-        done.append(f"measured on {_text(held_out)}" + (", a cut of the same data" if is_cut else ""))
+        done.append(f"measured on {_text(held_out)}")
     start = f"It was {', and '.join(done)}. " if done else ""
     return start + "How it does on images from elsewhere, taken by others or in another way, was not measured."
 

@@ -2,18 +2,13 @@
 
 import shutil
 
-import numpy as np
 import pytest
-from helpers.images import encode, grey, undecoded
-from hypothesis import given
-from hypothesis import strategies as st
+from helpers.images import grey
 
 from modeling_deit_distill import InputError
-from modeling_deit_distill.data import extra_images
 from modeling_deit_distill.data.columns import NO_LABEL, label_column
 from modeling_deit_distill.data.datasets import ViewDataset
 from modeling_deit_distill.data.decoding import can_read_heic, decode_pixels
-from modeling_deit_distill.data.extra_images import are_among
 from modeling_deit_distill.data.listing import UNLABELLED, are_listed, are_listed_unlabelled
 from modeling_deit_distill.data.sources import load_image_data
 from modeling_deit_distill.data.views import AugmentationSettings, View
@@ -95,25 +90,6 @@ def test_a_folder_of_all_photographs_goes_with_a_table_of_a_few(folders):
         train_csv=str(folders / "labels.csv"), validation_fraction=0.5, unlabeled_dir=str(folders / "more")
     )
     assert names(data.unlabelled) == ["100.png", "101.png", "102.png"]
-
-
-@given(st.lists(st.integers(0, 5), max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
-def test_checksums_that_are_equal_by_chance_leave_nothing_out(ours, theirs):
-    content = [encode(grey(level)) for level in range(6)]
-    rows, other = (undecoded([content[level] for level in levels]) for levels in (ours or [0], theirs))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(extra_images, "image_checksums", lambda rows, samples: np.ones(len(rows), np.uint32))
-        assert are_among(rows, [other]).tolist() == [level in theirs for level in ours or [0]]
-
-
-def test_each_image_is_read_whole_once_where_ends_are_alike(monkeypatch):
-    """Scans with a plain border have the same ends; pairs of them would be too many."""
-    border, read, encoded = bytes(5000), [], extra_images.encoded_bytes
-    content = [border + bytes([level]) * 20_000 + border for level in range(30)]
-    rows, other = undecoded(content[:10]), undecoded(content[9:])
-    monkeypatch.setattr(extra_images, "encoded_bytes", lambda image: read.append(image) or encoded(image))
-    assert are_among(rows, [other]).tolist() == [False] * 9 + [True]
-    assert len(read) == len(rows) + len(other)
 
 
 def test_what_is_no_image_is_counted_and_named(folders):

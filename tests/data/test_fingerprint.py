@@ -8,12 +8,20 @@ import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, concatenate_datasets
+from helpers.images import encode, grey, undecoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_deit_distill import report
-from modeling_deit_distill.data import sources
-from modeling_deit_distill.data.fingerprint import END_SIZE, GONE, WHOLE_SIZE, image_checksums, sampled_rows
+from modeling_deit_distill.data import fingerprint, sources
+from modeling_deit_distill.data.fingerprint import (
+    END_SIZE,
+    GONE,
+    WHOLE_SIZE,
+    are_among,
+    image_checksums,
+    sampled_rows,
+)
 from modeling_deit_distill.data.sources import ImageData, load_image_data
 
 FEATURES = Features({"image": Image(decode=False), "label": ClassLabel(names=["a", "b"])})
@@ -175,3 +183,22 @@ def test_a_listing_of_an_earlier_version_keeps_its_fingerprint(tmp_path, monkeyp
     assert again.fingerprint("0" * 16) == short
     again = load_image_data(train_dir=str(tmp_path / "photos"), listing=data.listing)
     assert (again.fingerprint("0" * 16), again.fingerprint()) == (short, long)
+
+
+@given(st.lists(st.integers(0, 5), max_size=8), st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_checksums_that_are_equal_by_chance_leave_nothing_out(ours, theirs):
+    content = [encode(grey(level)) for level in range(6)]
+    rows, other = (undecoded([content[level] for level in levels]) for levels in (ours or [0], theirs))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(fingerprint, "image_checksums", lambda rows, samples: np.ones(len(rows), np.uint32))
+        assert are_among(rows, [other]).tolist() == [level in theirs for level in ours or [0]]
+
+
+def test_each_image_is_read_whole_once_where_ends_are_alike(monkeypatch):
+    """Scans with a plain border have the same ends; pairs of them would be too many."""
+    border, read, encoded = bytes(5000), [], fingerprint.encoded_bytes
+    content = [border + bytes([level]) * 20_000 + border for level in range(30)]
+    rows, other = undecoded(content[:10]), undecoded(content[9:])
+    monkeypatch.setattr(fingerprint, "encoded_bytes", lambda image: read.append(image) or encoded(image))
+    assert are_among(rows, [other]).tolist() == [False] * 9 + [True]
+    assert len(read) == len(rows) + len(other)
